@@ -1,0 +1,220 @@
+//! The face of an ordering protocol: events in, effects out.
+//!
+//! An [`Engine`] orders batches of commands for one replica of one group. It never acts: it is told what happened
+//! ([`Event`]) and answers with what must now be done ([`Effect`]). The caller owns the clock, the disk and the
+//! network, so the same engine runs in production, under a simulator and inside a model checker.
+//!
+//! # The ordering rule: persist before send
+//!
+//! [`Effect::Send`] may name a [`PersistToken`]. The message promises something that the record with that token
+//! makes true, so it **must not leave before that record is durable**. Records become durable in the order in which
+//! they were emitted; [`Event::Persisted`] with a token says that this record and all before it are durable. The
+//! caller keeps this rule in one place (`group::driver` in the `tetrachord` crate).
+//!
+//! # Driving an engine
+//!
+//! 1. Build it from what the disk held ([`crate::paxos::Replica::recover`]).
+//! 2. Feed it events with [`Engine::step`], proposals with [`Engine::propose`].
+//! 3. After each, carry out [`Engine::take_effects`] in order.
+
+use crate::paxos::record::LogBase;
+use crate::types::{Epoch, PersistToken, ReadId, ReplicaId, Slot, Ticks, Timestamp};
+use bytes::Bytes;
+use thiserror::Error;
+
+/// Something that happened, told to the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Time passed. Ticks never go back; the wall clock may jump.
+    Tick {
+        /// Monotonic time.
+        now: Ticks,
+        /// Wall-clock time, used only to stamp entries.
+        wall: Timestamp,
+    },
+    /// A message arrived. The transport vouches for the sender; the bytes are not trusted.
+    Receive {
+        /// The replica that sent it.
+        from: ReplicaId,
+        /// The encoded message.
+        message: Bytes,
+    },
+    /// The record with this token, and every earlier one, is durable.
+    Persisted {
+        /// The latest durable token.
+        token: PersistToken,
+    },
+    /// A linearizable read wants to know from which slot on it may be served.
+    Read {
+        /// Given back in [`Effect::ReadReady`] or [`Effect::ReadRefused`].
+        id: ReadId,
+    },
+    /// The state machine durably holds the state at `base` (a snapshot from another replica was installed).
+    SnapshotInstalled {
+        /// Where the log goes on.
+        base: LogBase,
+    },
+    /// A snapshot transfer asked for by [`Effect::SendSnapshot`] has ended, well or not.
+    SnapshotEnded {
+        /// The receiver.
+        to: ReplicaId,
+    },
+    /// The state up to `slot` is durable outside the log: entries up to there may be dropped. The engine keeps
+    /// the last `retain_bytes` of them for replicas that lag, and persists its whole state in one record.
+    Compact {
+        /// Durable outside the log up to here.
+        slot: Slot,
+        /// Entry bytes to keep for others.
+        retain_bytes: usize,
+    },
+    /// Hand the leadership to another replica (before a planned stop).
+    TransferLeadership {
+        /// The replica that should lead.
+        to: ReplicaId,
+    },
+}
+
+/// What a proposal asks to order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proposal {
+    /// Commands, opaque to the engine.
+    Batch(Bytes),
+    /// The end of this epoch; the bytes describe the next one and are opaque to the engine.
+    StopSign(Bytes),
+}
+
+/// Why a proposal was not taken. It was surely not ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ProposeError {
+    /// Another replica leads, or none that is known.
+    #[error("this replica does not lead its group")]
+    NotLeader {
+        /// Who leads, if known.
+        leader: Option<ReplicaId>,
+    },
+    /// Too many entries are undecided; try again when some are decided.
+    #[error("too many entries wait to be decided")]
+    Full,
+    /// A stop-sign has ended the epoch.
+    #[error("epoch {epoch} has ended")]
+    EpochEnded {
+        /// The epoch that has ended.
+        epoch: Epoch,
+    },
+    /// The proposal is larger than a message may be.
+    #[error("a proposal of {bytes} bytes exceeds the limit of {max}")]
+    TooLarge {
+        /// Size of the proposal.
+        bytes: usize,
+        /// Largest size allowed.
+        max: usize,
+    },
+}
+
+/// A decided entry, as the state machine sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// Its position and the chain hash of the log up to and including it.
+    pub base: LogBase,
+    /// Time fixed by the log; never goes back from one slot to the next.
+    pub time: Timestamp,
+    /// What was ordered; `None` is a no-op.
+    pub proposal: Option<Proposal>,
+}
+
+/// What the caller must do now, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Append the records to the write-ahead log and report [`Event::Persisted`] when they are durable. They are
+    /// one commit: after a crash either all of them are there or none.
+    Persist {
+        /// Encoded [`crate::paxos::Record`]s, in order.
+        records: Vec<Bytes>,
+        /// Stands for all of them; greater than every token before.
+        token: PersistToken,
+    },
+    /// Send a message. It may be lost, delayed, duplicated and reordered.
+    Send {
+        /// The receiver.
+        to: ReplicaId,
+        /// The encoded message.
+        message: Bytes,
+        /// Must be durable before the message leaves.
+        after: Option<PersistToken>,
+    },
+    /// Apply the entry to the state machine. Slots arrive without a gap.
+    Apply(Decided),
+    /// The read may be served as soon as `slot` has been applied.
+    ReadReady {
+        /// The name given in [`Event::Read`].
+        id: ReadId,
+        /// Lowest applied slot that makes the answer linearizable.
+        slot: Slot,
+    },
+    /// This replica cannot serve the read; ask the leader.
+    ReadRefused {
+        /// The name given in [`Event::Read`].
+        id: ReadId,
+    },
+    /// The other replica needs a state that this log no longer reaches back to: stream it a snapshot and report
+    /// [`Event::SnapshotEnded`].
+    SendSnapshot {
+        /// The replica that lags.
+        to: ReplicaId,
+    },
+    /// Who leads, as far as this replica knows, has changed.
+    LeaderChanged {
+        /// The leader, if one is known.
+        leader: Option<ReplicaId>,
+    },
+    /// A stop-sign was decided: nothing will be ordered in this epoch any more.
+    EpochEnded {
+        /// The slot of the stop-sign.
+        slot: Slot,
+        /// Describes the next epoch.
+        next: Bytes,
+    },
+    /// This replica must stop: going on could break a promise.
+    Fatal {
+        /// What was found.
+        reason: String,
+    },
+}
+
+/// What an engine knows of itself; for status pages and for the layers above.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineStatus {
+    /// The leader, if one is known.
+    pub leader: Option<ReplicaId>,
+    /// Whether this replica leads and may serve.
+    pub is_leader: bool,
+    /// The current leadership attempt, in words.
+    pub ballot: String,
+    /// The latest slot known to be decided.
+    pub decided: Slot,
+    /// The last slot of the log.
+    pub last: Slot,
+    /// The slot below which the log was dropped.
+    pub base: Slot,
+    /// Entries that are proposed but not decided.
+    pub undecided: usize,
+    /// Bytes of the entries held in memory.
+    pub log_bytes: usize,
+}
+
+/// An ordering protocol behind events and effects.
+pub trait Engine {
+    /// Tells the engine what happened.
+    fn step(&mut self, event: Event);
+
+    /// Offers a proposal for the next slot. A returned slot is a position, not yet a decision: the proposal is
+    /// ordered when it comes back in [`Effect::Apply`], and if the leadership is lost it may be ordered later,
+    /// elsewhere or never.
+    fn propose(&mut self, proposal: Proposal) -> Result<Slot, ProposeError>;
+
+    /// Hands out what must be done since the last call, in order.
+    fn take_effects(&mut self) -> Vec<Effect>;
+
+    /// What the engine knows of itself.
+    fn status(&self) -> EngineStatus;
+}

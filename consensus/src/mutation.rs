@@ -1,0 +1,75 @@
+//! Deliberate defects, so that the tests can show that they would notice.
+//!
+//! Each variant switches one rule off. They exist only in builds with the feature `mutants`, which only tests turn
+//! on; elsewhere [`Mutation`] has the one value [`Mutation::None`] and every question below is a constant `false`.
+
+/// One rule switched off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Mutation {
+    /// Every rule holds.
+    #[default]
+    None,
+    /// Entries count as durable when they are received, not when the barrier is done.
+    #[cfg(feature = "mutants")]
+    AckBeforeBarrier,
+    /// Reads are served without asking a quorum whether this replica still leads.
+    #[cfg(feature = "mutants")]
+    ReadWithoutIndex,
+    /// Acknowledgements of an older ballot count for the current one.
+    #[cfg(feature = "mutants")]
+    CountOlderBallot,
+    /// A promise does not report what was accepted before it.
+    #[cfg(feature = "mutants")]
+    PromiseWithoutAccepted,
+    /// A new leader goes on with its own log instead of the best one of its quorum.
+    #[cfg(feature = "mutants")]
+    KeepOwnLog,
+    /// A quorum is counted by messages, so that a duplicate counts twice.
+    #[cfg(feature = "mutants")]
+    CountMessages,
+    /// A second AcceptSync of the same ballot truncates what was acknowledged since the first.
+    #[cfg(feature = "mutants")]
+    SyncTwice,
+    /// A decided slot is believed although the log was accepted in another ballot.
+    #[cfg(feature = "mutants")]
+    DecideAnyBallot,
+    /// A promise is sent before it is durable, and forgotten by a crash.
+    #[cfg(feature = "mutants")]
+    PromiseBeforeBarrier,
+    /// A new leader appends behind an adopted stop-sign.
+    #[cfg(feature = "mutants")]
+    AppendAfterStopSign,
+}
+
+impl Mutation {
+    /// Every defect, for tests that try them all.
+    #[cfg(feature = "mutants")]
+    pub const ALL: [Self; 10] = [
+        Self::AckBeforeBarrier,
+        Self::ReadWithoutIndex,
+        Self::CountOlderBallot,
+        Self::PromiseWithoutAccepted,
+        Self::KeepOwnLog,
+        Self::CountMessages,
+        Self::SyncTwice,
+        Self::DecideAnyBallot,
+        Self::PromiseBeforeBarrier,
+        Self::AppendAfterStopSign,
+    ];
+}
+
+/// Whether the options switch the named rule off. A constant `false` without the feature `mutants`.
+macro_rules! mutated {
+    ($options:expr, $variant:ident) => {{
+        #[cfg(feature = "mutants")]
+        let on = $options.mutation == $crate::mutation::Mutation::$variant;
+        #[cfg(not(feature = "mutants"))]
+        let on = {
+            let _ = &$options;
+            false
+        };
+        on
+    }};
+}
+pub(crate) use mutated;

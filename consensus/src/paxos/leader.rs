@@ -1,0 +1,199 @@
+//! What a leader knows: of itself, and of each other replica.
+
+use crate::paxos::ballot::Ballot;
+use crate::paxos::message::LogView;
+use crate::paxos::reads::Reads;
+use crate::types::{ReplicaId, Slot, Ticks, Timestamp};
+use std::collections::{BTreeMap, VecDeque};
+
+/// How a leader brings one replica up to date.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// It has not promised yet, as far as the leader knows.
+    Prepare,
+    /// It has promised; the adopted log is being sent, up to `sent` so far.
+    Sync {
+        /// Where both logs should agree.
+        sync: Slot,
+        /// Where the sync ends: the adopted log, or further if the log no longer reaches back to its end.
+        end: Slot,
+        /// Last slot sent.
+        sent: Slot,
+        /// When something was last sent.
+        at: Ticks,
+    },
+    /// It accepted the adopted log; entries from `next` on are to be sent.
+    Replicate {
+        /// The next slot to send.
+        next: Slot,
+    },
+    /// A snapshot is on its way.
+    Snapshot,
+}
+
+/// One other replica, as the leader sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Peer {
+    /// What is to be done for it.
+    pub stage: Stage,
+    /// Durable there as accepted in the leader's ballot.
+    pub durable: Slot,
+    /// When it last answered in the leader's ballot.
+    pub contact: Option<Ticks>,
+    /// The end of its log when the heartbeat of this round was sent to it: `(round, next)`.
+    pub probe: (u64, Slot),
+    in_flight: VecDeque<(Slot, usize)>,
+    in_flight_bytes: usize,
+}
+
+impl Peer {
+    fn new() -> Self {
+        Self {
+            stage: Stage::Prepare,
+            durable: Slot::ZERO,
+            contact: None,
+            probe: (0, Slot::ZERO),
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+        }
+    }
+
+    /// Goes on with entries from `next` on; whatever was in flight is given up.
+    pub fn replicate_from(&mut self, next: Slot) {
+        assert!(next > Slot::ZERO, "the first entry has slot 1");
+        self.stage = Stage::Replicate { next };
+        self.in_flight.clear();
+        self.in_flight_bytes = 0;
+    }
+
+    /// Entries up to `last` were sent.
+    pub fn sent(&mut self, last: Slot, bytes: usize) {
+        self.in_flight.push_back((last, bytes));
+        self.in_flight_bytes += bytes;
+    }
+
+    /// Entries up to `durable` are durable there.
+    pub fn acknowledged(&mut self, durable: Slot) {
+        self.durable = self.durable.max(durable);
+        while let Some(&(last, bytes)) = self.in_flight.front().filter(|(last, _)| *last <= durable) {
+            self.in_flight.pop_front();
+            self.in_flight_bytes -= bytes;
+            assert!(last <= durable, "only what is durable leaves the window");
+        }
+    }
+
+    /// Bytes sent and not acknowledged.
+    #[must_use]
+    pub fn in_flight_bytes(&self) -> usize {
+        self.in_flight_bytes
+    }
+}
+
+/// The state of a leader.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Leader {
+    /// Its ballot; equal to what its own acceptor promised and accepted.
+    pub ballot: Ballot,
+    /// The ballot in which the adopted log had been accepted.
+    pub adopted_from: Ballot,
+    /// Where the adopted log ends.
+    pub adopted: Slot,
+    /// Decided means: this leader knows everything decided before it. Its own first entry, or the adopted stop-sign.
+    pub barrier: Slot,
+    /// All other replicas.
+    pub peers: BTreeMap<ReplicaId, Peer>,
+    /// Reads that wait.
+    pub reads: Reads,
+    /// Number of the latest heartbeat.
+    pub round: u64,
+    /// When the latest regular heartbeat was sent.
+    pub heartbeat_at: Ticks,
+    /// Entries may not be stamped later than this at `since`, and as much later as time passes.
+    pub time_limit: Option<Timestamp>,
+    /// When this replica began to lead.
+    pub since: Ticks,
+    /// Leadership is being handed to this replica, until then.
+    pub transfer: Option<(ReplicaId, Ticks)>,
+}
+
+impl Leader {
+    /// A leader that has just adopted a log.
+    #[must_use]
+    pub fn new(
+        ballot: Ballot,
+        adopted_from: Ballot,
+        adopted: Slot,
+        others: Vec<ReplicaId>,
+        now: Ticks,
+    ) -> Self {
+        assert!(
+            ballot > adopted_from,
+            "the adopted log is older than the ballot that adopts it"
+        );
+        Self {
+            ballot,
+            adopted_from,
+            adopted,
+            barrier: adopted,
+            peers: others.into_iter().map(|replica| (replica, Peer::new())).collect(),
+            reads: Reads::default(),
+            round: 0,
+            heartbeat_at: now,
+            time_limit: None,
+            since: now,
+            transfer: None,
+        }
+    }
+
+    /// The stamp for the next entry: the wall clock, within what the log allows.
+    #[must_use]
+    pub fn stamp(&self, wall: Timestamp, last: Timestamp, now: Ticks) -> Timestamp {
+        let limit = self.time_limit.map_or(u64::MAX, |limit| {
+            limit.0.saturating_add(now.since(self.since).saturating_mul(1000))
+        });
+        Timestamp(wall.0.min(limit).max(last.0))
+    }
+
+    /// How many replicas, this one included, answered within the last `ticks`.
+    #[must_use]
+    pub fn heard_within(&self, ticks: u64, now: Ticks) -> usize {
+        let heard = |peer: &&Peer| peer.contact.is_some_and(|contact| now.since(contact) <= ticks);
+        let count = 1 + self.peers.values().filter(heard).count();
+        assert!(count <= self.peers.len() + 1, "every replica counts once");
+        count
+    }
+
+    /// The highest slot that `quorum` replicas hold durably as accepted in this ballot.
+    #[must_use]
+    pub fn quorum_durable(&self, own: Slot, quorum: usize) -> Slot {
+        let mut durable: Vec<Slot> = self
+            .peers
+            .values()
+            .map(|peer| peer.durable)
+            .chain([own])
+            .collect();
+        assert!(
+            quorum >= 1 && quorum <= durable.len(),
+            "a quorum is part of the group"
+        );
+        durable.sort_unstable_by(|a, b| b.cmp(a));
+        durable[quorum - 1]
+    }
+
+    /// Where AcceptSync to a replica with this log should begin: the longest prefix that both surely share. `end` is
+    /// where the sync will end; the replica may know more to be decided than that, from a snapshot.
+    pub(super) fn sync_point(&self, view: &LogView, end: Slot) -> Slot {
+        assert!(end >= self.adopted, "a sync covers the whole adopted log");
+        let shared = if view.accepted == self.adopted_from {
+            view.last.min(self.adopted)
+        } else {
+            Slot::ZERO
+        };
+        let point = shared.max(view.decided.min(end));
+        assert!(
+            view.accepted < self.ballot && point <= end,
+            "only a log of an older ballot needs a sync"
+        );
+        point
+    }
+}

@@ -1,0 +1,108 @@
+//! Every bound of the system in one place, with the reason for each, and their relations proved at compile time.
+
+/// Bytes of a key that a cluster may allow at most. A key is part of several stored keys, and a page of sled must
+/// hold 16 records.
+pub const KEY_BYTES_CAP: usize = 4 << 10;
+
+/// Bytes of a value that a cluster may allow at most. An entry must carry at least one command in one message.
+pub const VALUE_BYTES_CAP: usize = 1 << 20;
+
+/// Bytes of one stored record, key included. Larger values are cut: sled keeps pages above 131,052 bytes in files of
+/// their own that it never syncs, and a page holds up to 16 records.
+pub const RECORD_BYTES_MAX: usize = 7_000;
+
+/// Bytes of one piece of the write-ahead log.
+pub const WAL_PIECE_BYTES: usize = 6_000;
+
+/// Bytes of one frame between nodes.
+pub const PEER_FRAME_BYTES_MAX: usize = 5 << 20;
+
+/// Bytes of one frame from a client: one command with the largest key and value.
+pub const CLIENT_FRAME_BYTES_MAX: usize = VALUE_BYTES_CAP * 2 + KEY_BYTES_CAP + (4 << 10);
+
+/// Commands in one batch.
+pub const BATCH_COMMANDS_MAX: usize = 1024;
+
+/// Bytes of one batch; a batch always takes at least one command.
+pub const BATCH_BYTES_MAX: usize = 512 << 10;
+
+/// Batches that a leader proposes before it waits for one to be applied; what arrives meanwhile gathers into the next.
+pub const BATCHES_IN_FLIGHT_MAX: usize = 8;
+
+/// Commands that wait in a group for their turn. More are told that the group is busy.
+pub const QUEUED_COMMANDS_MAX: usize = 16 << 10;
+
+/// Bytes of commands that wait in a group for their turn.
+pub const QUEUED_BYTES_MAX: usize = 32 << 20;
+
+/// Requests that one connection may have open.
+pub const OPEN_PER_CONNECTION_MAX: usize = 4096;
+
+/// Requests that a node may have open.
+pub const OPEN_REQUESTS_MAX: usize = 64 << 10;
+
+/// Requests of one session that may be unacknowledged at a time.
+pub const SESSION_WINDOW: u64 = 1024;
+
+/// Sessions that one group remembers.
+pub const SESSIONS_MAX: usize = 100_000;
+
+/// A session that was silent for this long, in log time, is forgotten. Microseconds.
+pub const SESSION_RETENTION_MICROS: u64 = 3600 * 1_000_000;
+
+/// Written state that is kept in memory before it is written to the tree, in bytes per group.
+pub const OVERLAY_BYTES_MAX: usize = 4 << 20;
+
+/// The same while a snapshot streams and nothing may be written to the tree; above it the transfer is given up.
+pub const OVERLAY_BYTES_STREAMING_MAX: usize = 64 << 20;
+
+/// Written state reaches the tree at least this often, in milliseconds.
+pub const CHECKPOINT_MILLIS: u64 = 200;
+
+/// Bytes of rows in one piece of a snapshot.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 256 << 10;
+
+/// Pieces of a snapshot that are sent ahead of the receiver's acknowledgements.
+pub const SNAPSHOT_WINDOW: u64 = 4;
+
+/// A snapshot transfer without progress for this long is given up, in milliseconds.
+pub const SNAPSHOT_PATIENCE_MILLIS: u64 = 20_000;
+
+/// Every so many slots replicas compare a digest of what they applied.
+pub const DIGEST_INTERVAL_SLOTS: u64 = 256;
+
+/// Groups that one cluster may have.
+pub const GROUPS_MAX: usize = 1024;
+
+/// Nodes that one cluster may have.
+pub const NODES_MAX: usize = 256;
+
+const _: () = assert!(KEY_BYTES_CAP + 64 < RECORD_BYTES_MAX, "a stored record has room for its key");
+const _: () = assert!(16 * RECORD_BYTES_MAX < 131_052, "a page of sled holds 16 records without a file of its own");
+const _: () = assert!(WAL_PIECE_BYTES + 128 < RECORD_BYTES_MAX, "a piece of the log fits into a record");
+const _: () = assert!(
+    CLIENT_FRAME_BYTES_MAX + BATCH_BYTES_MAX < tetrachord_consensus::codec::PROPOSAL_BYTES_MAX + (1 << 20),
+    "the largest command fits into a proposal"
+);
+const _: () = assert!(
+    tetrachord_consensus::codec::ENCODED_BYTES_MAX + 1024 < PEER_FRAME_BYTES_MAX,
+    "the largest consensus message fits into a frame"
+);
+const _: () = assert!(SNAPSHOT_CHUNK_BYTES + 2 * VALUE_BYTES_CAP < PEER_FRAME_BYTES_MAX, "a snapshot piece fits");
+
+/// Limits that change what a command does. They are fixed in the genesis record: replicas that disagreed on them
+/// would diverge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Largest key, in bytes.
+    pub key_bytes_max: usize,
+    /// Largest value, in bytes.
+    pub value_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { key_bytes_max: KEY_BYTES_CAP, value_bytes_max: VALUE_BYTES_CAP }
+    }
+}

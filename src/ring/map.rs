@@ -1,0 +1,112 @@
+//! Which group owns which interval, and which nodes host it.
+
+use super::id::{Position, RingInterval};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// One group of replicas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct GroupId(pub u32);
+
+/// One node, by its number in the genesis record, counted from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NodeId(pub u32);
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "g{}", self.0)
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "n{}", self.0)
+    }
+}
+
+/// A group's place: its interval, and the nodes that host its replicas, the preferred leader first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupPlace {
+    /// The group.
+    pub id: GroupId,
+    /// What it owns.
+    pub range: RingInterval,
+    /// Hosts of its replicas; the index is the replica's number.
+    pub nodes: Vec<NodeId>,
+}
+
+/// The whole ring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingMap {
+    groups: Vec<GroupPlace>,
+}
+
+impl RingMap {
+    /// Cuts the ring evenly into `groups` intervals and places the replicas of each on `replicas` distinct nodes, the
+    /// ones that follow clockwise from its end. The preferred leaders are spread over the nodes.
+    #[must_use]
+    pub fn even(groups: usize, nodes: usize, replicas: usize) -> Self {
+        assert!(groups > 0 && replicas > 0 && replicas <= nodes, "the caller has checked the sizes");
+        let end_of = |index: usize| {
+            let wide = ((index as u128 + 1) << 64) / groups as u128 - 1;
+            Position(u64::try_from(wide).expect("the last interval ends with the ring"))
+        };
+        let place = |index: usize| GroupPlace {
+            id: GroupId(u32::try_from(index + 1).expect("few groups")),
+            range: RingInterval { start: end_of((index + groups - 1) % groups), end: end_of(index) },
+            nodes: (0..replicas)
+                .map(|step| NodeId(u32::try_from((index + step) % nodes + 1).expect("few nodes")))
+                .collect(),
+        };
+        Self { groups: (0..groups).map(place).collect() }
+    }
+
+    /// All groups, by ascending interval end.
+    #[must_use]
+    pub fn groups(&self) -> &[GroupPlace] {
+        &self.groups
+    }
+
+    /// The group that owns the position.
+    #[must_use]
+    pub fn owner(&self, position: Position) -> &GroupPlace {
+        let index = self.groups.partition_point(|group| group.range.end < position);
+        let owner = &self.groups[index % self.groups.len()];
+        assert!(owner.range.contains(position), "intervals cover the ring");
+        owner
+    }
+
+    /// The group with this number.
+    #[must_use]
+    pub fn group(&self, id: GroupId) -> Option<&GroupPlace> {
+        self.groups.iter().find(|group| group.id == id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_position_has_exactly_one_owner() {
+        for groups in [1, 2, 3, 4, 7, 64] {
+            let map = RingMap::even(groups, 5, 3);
+            for probe in [0, 1, 1 << 20, u64::MAX / 3, u64::MAX / 2, u64::MAX / 2 + 1, u64::MAX - 1, u64::MAX] {
+                let owners = map.groups().iter().filter(|group| group.range.contains(Position(probe))).count();
+                assert_eq!(owners, 1, "{groups} groups, position {probe}");
+                assert!(map.owner(Position(probe)).range.contains(Position(probe)));
+            }
+        }
+    }
+
+    #[test]
+    fn replicas_live_on_distinct_nodes_and_leaders_are_spread() {
+        let map = RingMap::even(4, 4, 3);
+        let leaders: std::collections::BTreeSet<_> = map.groups().iter().map(|group| group.nodes[0]).collect();
+        assert_eq!(leaders.len(), 4);
+        for group in map.groups() {
+            let distinct: std::collections::BTreeSet<_> = group.nodes.iter().collect();
+            assert_eq!(distinct.len(), 3);
+        }
+    }
+}
