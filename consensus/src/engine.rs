@@ -132,6 +132,8 @@ pub enum Effect {
         records: Vec<Bytes>,
         /// Stands for all of them; greater than every token before.
         token: PersistToken,
+        /// Whether a promise is among them: a store that keeps a witness of its durability updates it first.
+        promises: bool,
     },
     /// Send a message. It may be lost, delayed, duplicated and reordered.
     Send {

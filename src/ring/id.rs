@@ -17,7 +17,11 @@ impl Position {
         let mut low = [0u8; 8];
         low.copy_from_slice(&hash.as_bytes()[..8]);
         let position = (u64::from(slot_of(key)) << 50) | (u64::from_be_bytes(low) >> 14);
-        assert_eq!(position >> 50, u64::from(slot_of(key)), "the slot is the top of the position");
+        assert_eq!(
+            position >> 50,
+            u64::from(slot_of(key)),
+            "the slot is the top of the position"
+        );
         Self(position)
     }
 }
@@ -32,7 +36,9 @@ impl fmt::Display for Position {
 /// the whole key.
 #[must_use]
 pub fn tag_of(key: &[u8]) -> &[u8] {
-    let Some(open) = key.iter().position(|byte| *byte == b'{') else { return key };
+    let Some(open) = key.iter().position(|byte| *byte == b'{') else {
+        return key;
+    };
     let rest = &key[open + 1..];
     match rest.iter().position(|byte| *byte == b'}') {
         Some(close) if close > 0 => &rest[..close],
@@ -45,7 +51,11 @@ pub fn tag_of(key: &[u8]) -> &[u8] {
 pub fn slot_of(key: &[u8]) -> u16 {
     let crc = tag_of(key).iter().fold(0u16, |crc, byte| {
         (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| {
-            if crc & 0x8000 != 0 { (crc << 1) ^ 0x1021 } else { crc << 1 }
+            if crc & 0x8000 != 0 {
+                (crc << 1) ^ 0x1021
+            } else {
+                crc << 1
+            }
         })
     });
     crc % 16_384
@@ -109,15 +119,33 @@ mod tests {
 
     #[test]
     fn intervals_wrap() {
-        let interval = |start, end| RingInterval { start: Position(start), end: Position(end) };
+        let interval = |start, end| RingInterval {
+            start: Position(start),
+            end: Position(end),
+        };
         let plain = interval(10, 20);
-        assert!(!plain.contains(Position(10)) && plain.contains(Position(11)) && plain.contains(Position(20)));
+        assert!(
+            !plain.contains(Position(10)) && plain.contains(Position(11)) && plain.contains(Position(20))
+        );
         let wrapped = interval(u64::MAX - 1, 5);
-        assert!(wrapped.contains(Position(u64::MAX)) && wrapped.contains(Position(0)) && !wrapped.contains(Position(6)));
+        assert!(
+            wrapped.contains(Position(u64::MAX))
+                && wrapped.contains(Position(0))
+                && !wrapped.contains(Position(6))
+        );
         assert!(interval(7, 7).contains(Position(7)) && interval(7, 7).contains(Position(8)));
-        for (interval, inside) in [(plain, 15), (wrapped, 3), (interval(7, 7), 0), (interval(u64::MAX, 9), 0)] {
+        for (interval, inside) in [
+            (plain, 15),
+            (wrapped, 3),
+            (interval(7, 7), 0),
+            (interval(u64::MAX, 9), 0),
+        ] {
             let linear = interval.linear();
-            assert!(linear.iter().any(|(first, last)| (*first..=*last).contains(&Position(inside))));
+            assert!(
+                linear
+                    .iter()
+                    .any(|(first, last)| (*first..=*last).contains(&Position(inside)))
+            );
         }
     }
 }

@@ -357,7 +357,7 @@ impl Cluster {
 
     fn carry_out(&mut self, index: usize, effect: Effect, snapshots: &mut Vec<usize>) {
         match effect {
-            Effect::Persist { records, token } => {
+            Effect::Persist { records, token, .. } => {
                 self.note(|| format!("r{index} writes {}", describe_records(&records)));
                 self.nodes[index].pending.push_back((records, token));
             }

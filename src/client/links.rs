@@ -1,0 +1,195 @@
+//! Connections to the nodes, and who is believed to lead.
+
+use crate::config::ClusterConfig;
+use crate::limits::Limits;
+use crate::ring::{GroupId, NodeId, RingMap};
+use crate::transport::{ClientLink, LinkError};
+use crate::wire::{self, Answer, AnswerFrame, Hello, Request, RequestFrame};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+
+/// Why a call has no answer.
+#[derive(Clone, Debug, Error)]
+pub(super) enum CallError {
+    /// There is no connection; nothing was sent.
+    #[error(transparent)]
+    Link(LinkError),
+    /// The connection does not take more; nothing was sent.
+    #[error("{0} does not take requests fast enough")]
+    Clogged(NodeId),
+    /// The connection was lost before the answer came.
+    #[error("the connection to {0} was lost before it answered")]
+    Lost(NodeId),
+    /// No answer came in time.
+    #[error("{0} did not answer within {1} ms")]
+    Late(NodeId, u128),
+}
+
+impl CallError {
+    /// Whether the node may have got the request.
+    pub(super) fn may_have_been_sent(&self) -> bool {
+        matches!(self, Self::Lost(_) | Self::Late(..))
+    }
+}
+
+type Waiting = Arc<Mutex<Option<BTreeMap<u64, oneshot::Sender<Answer>>>>>;
+
+/// An open connection and who waits on it.
+#[derive(Debug)]
+pub(super) struct Open {
+    link: ClientLink,
+    waiting: Waiting,
+    last_id: AtomicU64,
+}
+
+/// All connections of a client.
+#[derive(Debug)]
+pub(super) struct Links {
+    cluster: ClusterConfig,
+    endpoint: quinn::Endpoint,
+    open: BTreeMap<NodeId, tokio::sync::Mutex<Option<Arc<Open>>>>,
+    known: RwLock<Option<(Arc<RingMap>, Limits)>>,
+    leaders: Mutex<BTreeMap<GroupId, NodeId>>,
+}
+
+impl Links {
+    pub(super) fn new(cluster: ClusterConfig) -> std::io::Result<Self> {
+        let is_ipv6 = cluster.nodes.iter().any(|node| node.address.is_ipv6());
+        let endpoint = ClientLink::endpoint(is_ipv6)?;
+        let open = cluster
+            .nodes
+            .iter()
+            .map(|node| (node.id, tokio::sync::Mutex::default()))
+            .collect();
+        Ok(Self {
+            cluster,
+            endpoint,
+            open,
+            known: RwLock::default(),
+            leaders: Mutex::default(),
+        })
+    }
+
+    pub(super) fn nodes(&self) -> Vec<NodeId> {
+        self.cluster.nodes.iter().map(|node| node.id).collect()
+    }
+
+    pub(super) fn ring(&self) -> Option<(Arc<RingMap>, Limits)> {
+        self.known.read().expect("never held while panicking").clone()
+    }
+
+    pub(super) fn leader(&self, group: GroupId) -> Option<NodeId> {
+        self.leaders
+            .lock()
+            .expect("never held while panicking")
+            .get(&group)
+            .copied()
+    }
+
+    pub(super) fn set_leader(&self, group: GroupId, leader: Option<NodeId>) {
+        let mut leaders = self.leaders.lock().expect("never held while panicking");
+        match leader {
+            Some(leader) => leaders.insert(group, leader),
+            None => leaders.remove(&group),
+        };
+    }
+
+    /// The connection to a node, opened if need be.
+    pub(super) async fn connect(&self, node: NodeId, patience: Duration) -> Result<Arc<Open>, LinkError> {
+        let known = self.cluster.nodes.iter().find(|known| known.id == node);
+        let (Some(slot), Some(known)) = (self.open.get(&node), known) else {
+            let address = self.cluster.nodes[0].address;
+            let reason = format!("{node} is not in the cluster file");
+            return Err(LinkError::Unreachable { address, reason });
+        };
+        let mut slot = slot.lock().await;
+        if let Some(open) = slot.as_ref().filter(|open| !open.link.is_closed()) {
+            return Ok(Arc::clone(open));
+        }
+        let ClusterConfig {
+            identity, protocol, ..
+        } = &self.cluster;
+        let connecting = ClientLink::connect(
+            &self.endpoint,
+            identity,
+            known.address,
+            known.key,
+            protocol,
+            patience,
+        );
+        let (link, greeting, frames) = connecting.await?;
+        if let Ok(hello) = wire::decode::<Hello>(&greeting) {
+            let mut known = self.known.write().expect("never held while panicking");
+            known.get_or_insert((Arc::new(hello.ring), hello.limits));
+        }
+        let waiting: Waiting = Arc::new(Mutex::new(Some(BTreeMap::new())));
+        tokio::spawn(hand_out(frames, Arc::clone(&waiting)));
+        let open = Arc::new(Open {
+            link,
+            waiting,
+            last_id: AtomicU64::new(0),
+        });
+        *slot = Some(Arc::clone(&open));
+        Ok(open)
+    }
+
+    /// Asks a node and waits for its answer.
+    pub(super) async fn call(
+        &self,
+        node: NodeId,
+        request: &Request,
+        patience: Duration,
+    ) -> Result<Answer, CallError> {
+        let open = self.connect(node, patience).await.map_err(CallError::Link)?;
+        let id = open.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let (sender, answer) = oneshot::channel();
+        match open.waiting.lock().expect("never held while panicking").as_mut() {
+            Some(waiting) => drop(waiting.insert(id, sender)),
+            None => return Err(CallError::Clogged(node)),
+        }
+        let frame = wire::encode(&RequestFrame {
+            id,
+            request: request.clone(),
+        });
+        if !open.link.send(frame) {
+            open.forget(id);
+            return Err(CallError::Clogged(node));
+        }
+        match tokio::time::timeout(patience, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(CallError::Lost(node)),
+            Err(_) => {
+                open.forget(id);
+                Err(CallError::Late(node, patience.as_millis()))
+            }
+        }
+    }
+}
+
+impl Open {
+    fn forget(&self, id: u64) {
+        if let Some(waiting) = self.waiting.lock().expect("never held while panicking").as_mut() {
+            waiting.remove(&id);
+        }
+    }
+}
+
+/// Gives each answer to who waits for it; when the connection ends, everybody is told.
+async fn hand_out(mut frames: mpsc::Receiver<Bytes>, waiting: Waiting) {
+    while let Some(body) = frames.recv().await {
+        let Ok(AnswerFrame { id, answer }) = wire::decode::<AnswerFrame>(&body) else {
+            break;
+        };
+        let mut waiting = waiting.lock().expect("never held while panicking");
+        if let Some(sender) = waiting.as_mut().and_then(|waiting| waiting.remove(&id)) {
+            // Nobody waits any more: fine.
+            let _ = sender.send(answer);
+        }
+    }
+    waiting.lock().expect("never held while panicking").take();
+}

@@ -1,0 +1,682 @@
+//! Files that people write, turned into values that need no further check.
+//!
+//! * The **genesis record** is the same on every node: who belongs to the cluster, how the ring is cut, what the limits
+//!   are. Its digest is part of the protocol's name, so nodes that disagree about it never talk.
+//! * A **node file** says which node this is and where its key and data are.
+//! * The **cluster file** is for clients: where the nodes are, which keys they have, and the client's own.
+//!
+//! Unknown fields are errors: a misspelt setting must not be silently without effect.
+
+use crate::limits::{GROUPS_MAX, KEY_BYTES_CAP, Limits, NODES_MAX, VALUE_BYTES_CAP};
+use crate::ring::{NodeId, RingMap};
+use crate::transport::{Identity, PublicKey};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use tetrachord_consensus::{QuorumError, Quorums};
+use thiserror::Error;
+
+/// What is wrong with a file.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// It cannot be read or written.
+    #[error("cannot {what} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// It is not the TOML that is expected.
+    #[error("{}: {reason}", path.display())]
+    Form {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A value cannot be.
+    #[error("{}: {reason}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, what is allowed.
+        reason: String,
+    },
+}
+
+/// Which faults the cluster survives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Replicas may crash: Multi-Paxos, n = 2f + 1.
+    #[default]
+    Crash,
+}
+
+/// A node in the genesis record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GenesisNode {
+    /// Its number, counted from 1.
+    pub id: NodeId,
+    /// Where the other nodes and clients reach it.
+    pub address: SocketAddr,
+    /// Its key.
+    pub key: PublicKey,
+}
+
+/// A client in the genesis record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GenesisClient {
+    /// For people.
+    pub name: String,
+    /// Its key.
+    pub key: PublicKey,
+}
+
+/// How long things take. The same for all nodes, so that their timeouts fit one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Timing {
+    /// A leader says that it is alive this often.
+    pub heartbeat_millis: u64,
+    /// A replica that hears no leader for this long tries to lead.
+    pub election_millis: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat_millis: 50,
+            election_millis: 400,
+        }
+    }
+}
+
+/// Quorums other than majorities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlexibleQuorums {
+    /// Promises that a leader needs.
+    pub phase1: usize,
+    /// Durable copies that decide.
+    pub phase2: usize,
+    /// Crashed replicas that must be survived.
+    pub survive: usize,
+}
+
+/// What every node of a cluster agrees on from the start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Genesis {
+    /// Version of this form.
+    pub version: u32,
+    /// The cluster's name: 128 random bits in hexadecimal.
+    pub cluster: String,
+    /// Which faults are survived.
+    pub mode: Mode,
+    /// Groups that the ring is cut into.
+    pub groups: usize,
+    /// Replicas of each group.
+    pub replicas: usize,
+    /// Quorums other than majorities.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quorums: Option<FlexibleQuorums>,
+    /// Sizes of keys and values.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Timers.
+    #[serde(default)]
+    pub timing: Timing,
+    /// The nodes.
+    pub nodes: Vec<GenesisNode>,
+    /// Clients that may connect.
+    pub clients: Vec<GenesisClient>,
+}
+
+const GENESIS_VERSION: u32 = 1;
+
+impl Genesis {
+    /// Reads and checks a genesis record.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let genesis: Self = load_toml(path)?;
+        genesis.check().map_err(|reason| ConfigError::Value {
+            path: path.to_path_buf(),
+            reason,
+        })?;
+        Ok(genesis)
+    }
+
+    /// Says what is wrong, what is allowed and what to do.
+    pub fn check(&self) -> Result<(), String> {
+        if self.version != GENESIS_VERSION {
+            return Err(format!(
+                "genesis version {} is not supported, this build reads {GENESIS_VERSION}",
+                self.version
+            ));
+        }
+        let n = self.nodes.len();
+        if n == 0 || n > NODES_MAX {
+            return Err(format!("{n} nodes: a cluster has 1 to {NODES_MAX}"));
+        }
+        if self.groups == 0 || self.groups > GROUPS_MAX {
+            return Err(format!(
+                "groups = {}: a cluster has 1 to {GROUPS_MAX}",
+                self.groups
+            ));
+        }
+        check_replicas(self.replicas, n)?;
+        if let Some(quorums) = self.quorums {
+            let FlexibleQuorums {
+                phase1,
+                phase2,
+                survive,
+            } = quorums;
+            Quorums::flexible(self.replicas, phase1, phase2, survive)
+                .map_err(|error: QuorumError| error.to_string())?;
+        }
+        let ids: Vec<u32> = self.nodes.iter().map(|node| node.id.0).collect();
+        if ids != (1..=u32::try_from(n).expect("few nodes")).collect::<Vec<_>>() {
+            return Err(format!("node ids are {ids:?}; they must be 1 to {n} in order"));
+        }
+        let keys = self
+            .nodes
+            .iter()
+            .map(|node| node.key)
+            .chain(self.clients.iter().map(|client| client.key));
+        let mut seen = BTreeSet::new();
+        if let Some(key) = keys.into_iter().find(|key| !seen.insert(*key)) {
+            return Err(format!(
+                "the key {key} is named twice; every node and client needs a key of its own"
+            ));
+        }
+        self.check_sizes()
+    }
+
+    fn check_sizes(&self) -> Result<(), String> {
+        let Limits {
+            key_bytes_max,
+            value_bytes_max,
+        } = self.limits;
+        if key_bytes_max == 0 || key_bytes_max > KEY_BYTES_CAP {
+            return Err(format!(
+                "limits.key_bytes_max = {key_bytes_max}: 1 to {KEY_BYTES_CAP} are allowed"
+            ));
+        }
+        if value_bytes_max == 0 || value_bytes_max > VALUE_BYTES_CAP {
+            return Err(format!(
+                "limits.value_bytes_max = {value_bytes_max}: 1 to {VALUE_BYTES_CAP} are allowed"
+            ));
+        }
+        let Timing {
+            heartbeat_millis,
+            election_millis,
+        } = self.timing;
+        if heartbeat_millis < 10 || election_millis < 4 * heartbeat_millis {
+            return Err(format!(
+                "timing: heartbeat_millis = {heartbeat_millis}, election_millis = {election_millis}: a heartbeat takes \
+                 at least 10, an election at least four heartbeats"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Who owns what.
+    #[must_use]
+    pub fn ring(&self) -> RingMap {
+        RingMap::even(self.groups, self.nodes.len(), self.replicas)
+    }
+
+    /// The cluster's name with a digest of everything above: two nodes talk only if they agree on all of it.
+    #[must_use]
+    pub fn protocol_name(&self) -> String {
+        let bytes =
+            postcard::to_stdvec(self).expect("writing to memory cannot fail and every length is known");
+        let digest = blake3::hash(&bytes);
+        format!("{}-{}", self.cluster, &digest.to_hex()[..16])
+    }
+
+    /// The node with this number.
+    #[must_use]
+    pub fn node(&self, id: NodeId) -> Option<&GenesisNode> {
+        self.nodes.iter().find(|node| node.id == id)
+    }
+}
+
+/// How many replicas a group may have, with so many nodes.
+pub fn check_replicas(replicas: usize, nodes: usize) -> Result<(), String> {
+    if replicas > nodes {
+        return Err(format!(
+            "{replicas} replicas need as many nodes, there are {nodes}: a node hosts one of a group"
+        ));
+    }
+    if replicas == 0 || replicas.is_multiple_of(2) || replicas > 9 {
+        let (below, above) = (
+            replicas.saturating_sub(1).clamp(1, 9) | 1,
+            (replicas + 1).min(9) | 1,
+        );
+        let below = if below > replicas { below - 2 } else { below };
+        return Err(format!(
+            "a group of {replicas} replicas: crash mode needs n = 2f + 1 to survive f crashes, at most 9. {replicas} \
+             would survive no more than {below} do; use {} or {above}",
+            below.max(1)
+        ));
+    }
+    Ok(())
+}
+
+/// Settings of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StorageConfig {
+    /// Memory that sled may use for its pages.
+    pub cache_bytes: u64,
+    /// The write-ahead log is rewritten when it reaches this size.
+    pub log_max_bytes: u64,
+    /// Entries that are kept for lagging replicas when it is rewritten; a replica that lags further gets a snapshot.
+    pub log_retain_bytes: u64,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self {
+            cache_bytes: 32 << 20,
+            log_max_bytes: 32 << 20,
+            log_retain_bytes: 8 << 20,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeFile {
+    node: NodeId,
+    genesis: PathBuf,
+    key_file: PathBuf,
+    data_dir: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    listen: Option<SocketAddr>,
+    #[serde(default)]
+    storage: StorageConfig,
+}
+
+/// Everything that one node needs to run.
+#[derive(Debug)]
+pub struct NodeConfig {
+    /// Which node.
+    pub node: NodeId,
+    /// Its cluster.
+    pub genesis: Genesis,
+    /// Its key.
+    pub identity: Identity,
+    /// Where it keeps its data.
+    pub data_dir: PathBuf,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Its store.
+    pub storage: StorageConfig,
+}
+
+impl NodeConfig {
+    /// Reads a node file and everything it names. Paths are relative to the file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let file: NodeFile = load_toml(path)?;
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let genesis = Genesis::load(&dir.join(&file.genesis))?;
+        let identity = load_identity(&dir.join(&file.key_file))?;
+        let wrong = |reason: String| ConfigError::Value {
+            path: path.to_path_buf(),
+            reason,
+        };
+        let Some(node) = genesis.node(file.node) else {
+            return Err(wrong(format!(
+                "{} is not in the genesis record, which has {} nodes",
+                file.node,
+                genesis.nodes.len()
+            )));
+        };
+        if node.key != identity.public() {
+            return Err(wrong(format!(
+                "the key in {} is not the one that the genesis record names for {}",
+                file.key_file.display(),
+                file.node
+            )));
+        }
+        if file.storage.log_retain_bytes > file.storage.log_max_bytes / 2 {
+            return Err(wrong(
+                "storage.log_retain_bytes must be at most half of storage.log_max_bytes".to_string(),
+            ));
+        }
+        let listen = file.listen.unwrap_or(node.address);
+        let data_dir = dir.join(&file.data_dir);
+        Ok(Self {
+            node: file.node,
+            genesis,
+            identity,
+            data_dir,
+            listen,
+            storage: file.storage,
+        })
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClusterFile {
+    protocol: String,
+    client_key_file: PathBuf,
+    nodes: Vec<GenesisNode>,
+}
+
+/// Everything that a client needs to reach a cluster.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// Part of the protocol's name.
+    pub protocol: String,
+    /// The client's key.
+    pub identity: Identity,
+    /// The nodes.
+    pub nodes: Vec<GenesisNode>,
+}
+
+impl ClusterConfig {
+    /// Reads a cluster file and the client key that it names. Paths are relative to the file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let file: ClusterFile = load_toml(path)?;
+        if file.nodes.is_empty() {
+            let reason = "it names no node".to_string();
+            return Err(ConfigError::Value {
+                path: path.to_path_buf(),
+                reason,
+            });
+        }
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let identity = load_identity(&dir.join(&file.client_key_file))?;
+        Ok(Self {
+            protocol: file.protocol,
+            identity,
+            nodes: file.nodes,
+        })
+    }
+}
+
+/// What [`init`] is asked to make.
+#[derive(Clone, Debug)]
+pub struct InitPlan {
+    /// Where.
+    pub dir: PathBuf,
+    /// Addresses of the nodes, in order.
+    pub addresses: Vec<SocketAddr>,
+    /// Groups.
+    pub groups: usize,
+    /// Replicas of each.
+    pub replicas: usize,
+    /// Quorums other than majorities.
+    pub quorums: Option<FlexibleQuorums>,
+    /// Faults survived.
+    pub mode: Mode,
+    /// Settings of every node's store.
+    pub storage: StorageConfig,
+    /// Timers.
+    pub timing: Timing,
+}
+
+/// Makes keys, the genesis record, a file for each node and one for clients. Nothing that exists is overwritten.
+/// Returns the cluster file's path and the node files' paths.
+pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
+    let dir = &plan.dir;
+    let genesis_path = dir.join("genesis.toml");
+    if genesis_path.exists() {
+        let reason = "a cluster was already made here; choose another directory or remove it".to_string();
+        return Err(ConfigError::Value {
+            path: genesis_path,
+            reason,
+        });
+    }
+    let randomness = |error: getrandom::Error| ConfigError::Form {
+        path: dir.clone(),
+        reason: error.to_string(),
+    };
+    let identities: Vec<Identity> = plan
+        .addresses
+        .iter()
+        .map(|_| Identity::generate())
+        .collect::<Result<_, _>>()
+        .map_err(randomness)?;
+    let client = Identity::generate().map_err(randomness)?;
+    let nodes: Vec<GenesisNode> = (1u32..)
+        .zip(plan.addresses.iter().zip(&identities))
+        .map(|(id, (address, identity))| GenesisNode {
+            id: NodeId(id),
+            address: *address,
+            key: identity.public(),
+        })
+        .collect();
+    let mut cluster = [0u8; 16];
+    getrandom::fill(&mut cluster).map_err(randomness)?;
+    let genesis = Genesis {
+        version: GENESIS_VERSION,
+        cluster: cluster.iter().map(|byte| format!("{byte:02x}")).collect(),
+        mode: plan.mode,
+        groups: plan.groups,
+        replicas: plan.replicas,
+        quorums: plan.quorums,
+        limits: Limits::default(),
+        timing: plan.timing,
+        nodes: nodes.clone(),
+        clients: vec![GenesisClient {
+            name: "client".to_string(),
+            key: client.public(),
+        }],
+    };
+    genesis.check().map_err(|reason| ConfigError::Value {
+        path: genesis_path.clone(),
+        reason,
+    })?;
+    create_dir(dir)?;
+    write_secret(&dir.join("client.key"), &client.secret_hex())?;
+    let mut node_files = Vec::new();
+    for (node, identity) in nodes.iter().zip(&identities) {
+        node_files.push(init_node(dir, node, identity, plan.storage)?);
+    }
+    let cluster = ClusterFile {
+        protocol: genesis.protocol_name(),
+        client_key_file: "client.key".into(),
+        nodes,
+    };
+    let cluster_path = dir.join("cluster.toml");
+    write_toml(&cluster_path, &cluster)?;
+    write_toml(&genesis_path, &genesis)?;
+    Ok((cluster_path, node_files))
+}
+
+fn init_node(
+    dir: &Path,
+    node: &GenesisNode,
+    identity: &Identity,
+    storage: StorageConfig,
+) -> Result<PathBuf, ConfigError> {
+    let home = dir.join(node.id.to_string());
+    let data = home.join("data");
+    create_dir(&data)?;
+    write_secret(&home.join("node.key"), &identity.secret_hex())?;
+    let bootstrap = data.join(crate::storage::sled::BOOTSTRAP_FILE);
+    write_file(
+        &bootstrap,
+        "This node has never run. The file is used up at its first start.\n",
+    )?;
+    let path = home.join("node.toml");
+    let file = NodeFile {
+        node: node.id,
+        genesis: "../genesis.toml".into(),
+        key_file: "node.key".into(),
+        data_dir: "data".into(),
+        listen: None,
+        storage,
+    };
+    write_toml(&path, &file)?;
+    Ok(path)
+}
+
+fn load_toml<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let read = std::fs::read_to_string(path);
+    let text = read.map_err(|source| ConfigError::File {
+        what: "read",
+        path: path.to_path_buf(),
+        source,
+    })?;
+    toml::from_str(&text).map_err(|error| ConfigError::Form {
+        path: path.to_path_buf(),
+        reason: error.to_string(),
+    })
+}
+
+fn load_identity(path: &Path) -> Result<Identity, ConfigError> {
+    let read = std::fs::read_to_string(path);
+    let text = read.map_err(|source| ConfigError::File {
+        what: "read the key file",
+        path: path.to_path_buf(),
+        source,
+    })?;
+    Identity::from_secret_hex(&text).map_err(|error| ConfigError::Value {
+        path: path.to_path_buf(),
+        reason: error.to_string(),
+    })
+}
+
+fn create_dir(path: &Path) -> Result<(), ConfigError> {
+    std::fs::create_dir_all(path).map_err(|source| ConfigError::File {
+        what: "create",
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+fn write_file(path: &Path, text: &str) -> Result<(), ConfigError> {
+    std::fs::write(path, text).map_err(|source| ConfigError::File {
+        what: "write",
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+fn write_toml<T: Serialize>(path: &Path, value: &T) -> Result<(), ConfigError> {
+    let text = toml::to_string_pretty(value).map_err(|error| ConfigError::Form {
+        path: path.to_path_buf(),
+        reason: error.to_string(),
+    })?;
+    write_file(path, &text)
+}
+
+/// A key file is for its owner's eyes alone.
+fn write_secret(path: &Path, text: &str) -> Result<(), ConfigError> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let failed = |source| ConfigError::File {
+        what: "write the key file",
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    writeln!(file, "{text}").map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(dir: &Path, nodes: u16, replicas: usize) -> InitPlan {
+        InitPlan {
+            dir: dir.to_path_buf(),
+            addresses: (0..nodes)
+                .map(|index| SocketAddr::from(([127, 0, 0, 1], 7101 + index)))
+                .collect(),
+            groups: 2,
+            replicas,
+            quorums: None,
+            mode: Mode::Crash,
+            storage: StorageConfig::default(),
+            timing: Timing::default(),
+        }
+    }
+
+    #[test]
+    fn what_init_writes_can_be_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cluster, nodes) = init(&plan(dir.path(), 3, 3)).unwrap();
+        let cluster = ClusterConfig::load(&cluster).unwrap();
+        let node = NodeConfig::load(&nodes[1]).unwrap();
+        assert_eq!(node.node, NodeId(2));
+        assert_eq!(node.genesis.protocol_name(), cluster.protocol);
+        assert_eq!(node.listen, node.genesis.nodes[1].address);
+        assert!(
+            init(&plan(dir.path(), 3, 3))
+                .unwrap_err()
+                .to_string()
+                .contains("already made here")
+        );
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused_with_the_bound_and_the_nearest_ones() {
+        assert!(check_replicas(2, 4).unwrap_err().contains("use 1 or 3"));
+        assert!(check_replicas(4, 4).unwrap_err().contains("use 3 or 5"));
+        assert!(check_replicas(5, 3).unwrap_err().contains("there are 3"));
+        assert_eq!(check_replicas(3, 4), Ok(()));
+    }
+
+    #[test]
+    fn a_misspelt_setting_and_a_foreign_key_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, nodes) = init(&plan(dir.path(), 3, 3)).unwrap();
+        let text = std::fs::read_to_string(&nodes[0]).unwrap();
+        std::fs::write(&nodes[0], text.replace("cache_bytes", "cach_bytes")).unwrap();
+        let error = NodeConfig::load(&nodes[0]).unwrap_err().to_string();
+        assert!(
+            error.contains("cach_bytes") && error.contains("cache_bytes"),
+            "{error}"
+        );
+        std::fs::write(&nodes[0], text.replace("node = 1", "node = 2")).unwrap();
+        assert!(
+            NodeConfig::load(&nodes[0])
+                .unwrap_err()
+                .to_string()
+                .contains("is not the one")
+        );
+    }
+
+    #[test]
+    fn genesis_values_are_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        init(&plan(dir.path(), 3, 3)).unwrap();
+        let path = dir.path().join("genesis.toml");
+        let good = Genesis::load(&path).unwrap();
+        let wrong = |change: &dyn Fn(&mut Genesis)| {
+            let mut genesis = good.clone();
+            change(&mut genesis);
+            genesis.check().unwrap_err()
+        };
+        assert!(wrong(&|genesis| genesis.groups = 0).contains("1 to"));
+        assert!(wrong(&|genesis| genesis.nodes[1].key = genesis.nodes[0].key).contains("named twice"));
+        assert!(wrong(&|genesis| genesis.nodes[1].id = NodeId(7)).contains("in order"));
+        assert!(wrong(&|genesis| genesis.limits.value_bytes_max = 2 << 20).contains("are allowed"));
+        let quorums = FlexibleQuorums {
+            phase1: 1,
+            phase2: 2,
+            survive: 1,
+        };
+        assert!(wrong(&|genesis| genesis.quorums = Some(quorums)).contains("must be at least 4"));
+        assert!(wrong(&|genesis| genesis.timing.election_millis = 60).contains("four heartbeats"));
+        assert!(wrong(&|genesis| genesis.version = 9).contains("version 9"));
+    }
+}

@@ -1,0 +1,184 @@
+//! Where requests enter: who asked, what may enter, and where the answer goes.
+//!
+//! Every request that is let in gets a [`Ticket`]; the answer finds its way back by that ticket alone. Nothing is ever
+//! waited for here: a request that is not answered ends with its connection or by the client's own deadline.
+
+use crate::group::Ticket;
+use crate::kv::{Command, check_key};
+use crate::limits::{Limits, OPEN_PER_CONNECTION_MAX, OPEN_REQUESTS_MAX};
+use crate::ring::NodeId;
+use crate::wire::{Answer, Request, RetryReason};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A client's connection to this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
+/// Who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A client on this node.
+    Client {
+        /// Its connection.
+        connection: ConnectionId,
+        /// Its number for the request.
+        id: u64,
+    },
+    /// Another node, for one of its clients.
+    Peer {
+        /// The node.
+        node: NodeId,
+        /// Its number for the request.
+        id: u64,
+    },
+}
+
+/// Open requests of this node.
+#[derive(Debug, Default)]
+pub struct Gateway {
+    open: BTreeMap<Ticket, Origin>,
+    by_connection: BTreeMap<ConnectionId, BTreeSet<Ticket>>,
+    last_ticket: u64,
+}
+
+impl Gateway {
+    /// Lets a request in, or says why not.
+    pub fn admit(&mut self, origin: Origin) -> Result<Ticket, Answer> {
+        let busy = Answer::Retry {
+            reason: RetryReason::Busy,
+            leader: None,
+            maybe_applied: false,
+        };
+        if self.open.len() >= OPEN_REQUESTS_MAX {
+            return Err(busy);
+        }
+        let ticket = Ticket(self.last_ticket + 1);
+        if let Origin::Client { connection, .. } = origin {
+            let open = self.by_connection.entry(connection).or_default();
+            if open.len() >= OPEN_PER_CONNECTION_MAX {
+                return Err(busy);
+            }
+            open.insert(ticket);
+        }
+        self.last_ticket += 1;
+        self.open.insert(ticket, origin);
+        assert!(self.open.len() <= OPEN_REQUESTS_MAX, "open requests are bounded");
+        Ok(ticket)
+    }
+
+    /// The request is answered: who asked, unless nobody waits any more.
+    pub fn finish(&mut self, ticket: Ticket) -> Option<Origin> {
+        let origin = self.open.remove(&ticket)?;
+        if let Origin::Client { connection, .. } = origin
+            && let Some(open) = self.by_connection.get_mut(&connection)
+        {
+            open.remove(&ticket);
+            if open.is_empty() {
+                self.by_connection.remove(&connection);
+            }
+        }
+        Some(origin)
+    }
+
+    /// A connection is gone; nobody waits for its answers.
+    pub fn close(&mut self, connection: ConnectionId) -> Vec<Ticket> {
+        let tickets: Vec<Ticket> = self
+            .by_connection
+            .remove(&connection)
+            .into_iter()
+            .flatten()
+            .collect();
+        for ticket in &tickets {
+            self.open.remove(ticket);
+        }
+        tickets
+    }
+
+    /// How many requests are open.
+    #[must_use]
+    pub fn open_requests(&self) -> usize {
+        self.open.len()
+    }
+}
+
+/// Checks a request where it enters: its form and its sizes. What is wrong here is wrong everywhere.
+pub fn check(request: &Request, limits: &Limits) -> Result<Option<Command>, String> {
+    match request {
+        Request::Command { command, .. } => {
+            let command = Command::decode(command).map_err(|error| error.to_string())?;
+            command.check(limits).map_err(|error| error.to_string())?;
+            Ok(Some(command))
+        }
+        Request::Get { key, .. } => check_key(key, limits)
+            .map(|()| None)
+            .map_err(|error| error.to_string()),
+        Request::Status => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    #[test]
+    fn tickets_lead_back_to_who_asked_until_the_connection_is_gone() {
+        let mut gateway = Gateway::default();
+        let origin = |connection, id| Origin::Client {
+            connection: ConnectionId(connection),
+            id,
+        };
+        let first = gateway.admit(origin(1, 10)).unwrap();
+        let second = gateway.admit(origin(2, 10)).unwrap();
+        assert_eq!(gateway.close(ConnectionId(1)), vec![first]);
+        assert_eq!(gateway.finish(first), None);
+        assert_eq!(gateway.finish(second), Some(origin(2, 10)));
+        assert_eq!(gateway.open_requests(), 0);
+    }
+
+    #[test]
+    fn one_connection_cannot_take_all_the_room() {
+        let mut gateway = Gateway::default();
+        let origin = Origin::Client {
+            connection: ConnectionId(1),
+            id: 0,
+        };
+        for _ in 0..OPEN_PER_CONNECTION_MAX {
+            assert!(gateway.admit(origin).is_ok());
+        }
+        assert!(matches!(
+            gateway.admit(origin),
+            Err(Answer::Retry {
+                reason: RetryReason::Busy,
+                ..
+            })
+        ));
+        assert!(
+            gateway
+                .admit(Origin::Client {
+                    connection: ConnectionId(2),
+                    id: 0
+                })
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn what_is_malformed_or_too_large_is_refused_where_it_enters() {
+        let limits = Limits {
+            key_bytes_max: 4,
+            value_bytes_max: 4,
+        };
+        let nonsense = Request::Command {
+            group: crate::ring::GroupId(1),
+            command: Bytes::from_static(&[9, 9]),
+        };
+        assert!(check(&nonsense, &limits).unwrap_err().contains("not a command"));
+        let consistency = crate::wire::Consistency::Linearizable;
+        let long = Request::Get {
+            key: Bytes::from_static(b"12345"),
+            consistency,
+        };
+        assert!(check(&long, &limits).unwrap_err().contains("at most") || check(&long, &limits).is_err());
+    }
+}

@@ -1,0 +1,58 @@
+//! What replicas of one group say to one another besides the engine's own messages.
+
+use crate::kv::Applied;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// A message between two replicas of one group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum GroupMessage {
+    /// The engine's; opaque here.
+    Engine(Bytes),
+    /// "After this slot my digest is this": replicas that disagree have diverged.
+    Digest {
+        /// The slot.
+        slot: u64,
+        /// The digest there.
+        digest: [u8; 32],
+    },
+    /// A piece of a snapshot.
+    Piece(Piece),
+    /// A piece of a snapshot is durable at the receiver.
+    PieceStored {
+        /// Which transfer.
+        transfer: u64,
+        /// Which piece.
+        index: u64,
+    },
+}
+
+/// Some rows of a snapshot, in the order of their keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Piece {
+    /// Names the transfer; new for every attempt.
+    pub(super) transfer: u64,
+    /// Counts the pieces from 0.
+    pub(super) index: u64,
+    /// Raw keys and records.
+    pub(super) rows: Vec<(Bytes, Bytes)>,
+    /// In the last piece: what the snapshot is, and the hash over all its rows.
+    pub(super) end: Option<(Applied, [u8; 32])>,
+}
+
+/// A hash over rows that cannot be cut in two ways.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RowHasher(blake3::Hasher);
+
+impl RowHasher {
+    pub(super) fn add(&mut self, rows: &[(Bytes, Bytes)]) {
+        for (key, record) in rows {
+            self.0.update(&(key.len() as u64).to_be_bytes()).update(key);
+            self.0.update(&(record.len() as u64).to_be_bytes()).update(record);
+        }
+    }
+
+    pub(super) fn finish(&self) -> [u8; 32] {
+        *self.0.finalize().as_bytes()
+    }
+}

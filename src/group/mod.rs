@@ -1,0 +1,876 @@
+//! One replica of one group on this node: an engine that orders, a state machine that applies, and what ties them.
+//!
+//! A group is told what happened and answers with [`Output`]s; what must become durable it hands to the node, which
+//! gathers it from all its groups into one commit. It reads applied state from the store directly.
+//!
+//! Invariants:
+//! * an engine's message leaves only when the record it rests on is durable ([`driver`]);
+//! * a command is answered only after it was applied here, a linearizable read only after its read index was;
+//! * the log is dropped only below what the tree durably holds;
+//! * replicas whose digests differ at one slot stop.
+//!
+//! What it does not know: connections, clients, other groups, which keys other groups own.
+
+mod driver;
+mod install;
+mod message;
+mod requests;
+mod snapshot;
+
+pub use requests::Ticket;
+
+use crate::error::StorageError;
+use crate::kv::{self, Machine, Reply, RequestId, Versioned};
+use crate::limits::{
+    BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, DIGEST_INTERVAL_SLOTS, Limits, PEER_FRAME_BYTES_MAX,
+};
+use crate::ring::{GroupId, GroupPlace, NodeId};
+use crate::storage::{CommitId, StateWrite, Storage};
+use bytes::Bytes;
+use driver::Driver;
+use install::Install;
+use message::{GroupMessage, Piece};
+use requests::Requests;
+use snapshot::{Progress, Transfer};
+use std::collections::{BTreeMap, VecDeque};
+use tetrachord_consensus::paxos::{LogBase, RecoverError, Replica};
+use tetrachord_consensus::{
+    Decided, Digest, Effect, Engine, EngineStatus, Epoch, Event, GroupConfig, Options, Proposal, QuorumError,
+    Quorums, ReplicaId, Slot, Ticks, Timestamp,
+};
+use thiserror::Error;
+
+/// What the node must do for a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send a message to a replica of this group.
+    Send {
+        /// Its node.
+        to: NodeId,
+        /// Whether it is part of a bulk transfer, which must not hold up anything else.
+        is_bulk: bool,
+        /// The message.
+        body: Bytes,
+    },
+    /// Answer a request.
+    Answer {
+        /// The request.
+        ticket: Ticket,
+        /// Its outcome.
+        outcome: Outcome,
+    },
+    /// Stop the node: going on could break a promise.
+    Fatal {
+        /// What was found.
+        reason: String,
+    },
+}
+
+/// What became of a request in this group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The command was applied, or refused by the state machine.
+    Applied {
+        /// What it answered.
+        reply: Reply,
+        /// In which slot.
+        slot: u64,
+    },
+    /// The key's value.
+    Value {
+        /// Value and version, if the key exists.
+        found: Option<Versioned>,
+        /// The slot whose state was read.
+        slot: u64,
+        /// What the answer promises.
+        freshness: Freshness,
+    },
+    /// The key belongs to another group.
+    WrongGroup,
+    /// This replica does not lead; it did nothing.
+    NotLeader,
+    /// Too much waits; it did nothing.
+    Busy,
+    /// The command was proposed, then the leadership was lost. It may be applied or not.
+    LeadershipLost,
+    /// This replica has not applied enough for what was asked.
+    Behind,
+}
+
+/// What a read's answer promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// It saw everything acknowledged before the read began.
+    Linearizable,
+    /// It saw everything up to the slot that was asked for.
+    AtLeast(u64),
+}
+
+/// Why a group cannot be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The store failed or is damaged.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The write-ahead records make no sense.
+    #[error("group {group}: {source}. This node must not vote; restore it as a new node")]
+    Recover {
+        /// The group.
+        group: GroupId,
+        /// What is wrong.
+        source: RecoverError,
+    },
+    /// The group's size is impossible.
+    #[error("group {group}: {source}")]
+    Quorum {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        source: QuorumError,
+    },
+}
+
+/// How a node runs its replica of a group.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Sizes of keys and values.
+    pub limits: Limits,
+    /// Quorums other than majorities: `(phase 1, phase 2)`.
+    pub quorums: Option<(usize, usize)>,
+    /// The engine's timers.
+    pub options: Options,
+}
+
+/// What a write to the tree was for, so that its completion is understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Checkpoint { slot: u64 },
+    Gathered { from: NodeId, transfer: u64, index: u64 },
+    Installing,
+}
+
+/// One replica of one group.
+pub struct Group {
+    place: GroupPlace,
+    limits: Limits,
+    engine: Box<dyn Engine + Send>,
+    driver: Driver,
+    machine: Machine,
+    requests: Requests,
+    in_flight: usize,
+    proposed: VecDeque<Slot>,
+    leader: Option<ReplicaId>,
+    now: Ticks,
+    checkpoint_at: Ticks,
+    durable_slot: u64,
+    writes: VecDeque<(Vec<StateWrite>, Option<Purpose>)>,
+    written: VecDeque<(CommitId, Purpose)>,
+    transfer: Option<Transfer>,
+    snapshots_wanted: VecDeque<ReplicaId>,
+    transfers: u64,
+    install: Option<Install>,
+    digests: BTreeMap<u64, [u8; 32]>,
+    outputs: Vec<Output>,
+}
+
+impl std::fmt::Debug for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Group")
+            .field("place", &self.place)
+            .field("engine", &self.engine.status())
+            .finish()
+    }
+}
+
+impl Group {
+    /// Opens this node's replica of a group from what the store holds. `records` are the group's write-ahead records,
+    /// in order.
+    pub fn open(
+        storage: &dyn Storage,
+        place: GroupPlace,
+        node: NodeId,
+        settings: &Settings,
+        records: &[Bytes],
+    ) -> Result<Self, OpenError> {
+        let index = place
+            .nodes
+            .iter()
+            .position(|host| *host == node)
+            .expect("the node hosts a replica of the group");
+        let me = ReplicaId(u8::try_from(index).expect("a group has few replicas"));
+        let group = place.id;
+        let n = place.nodes.len();
+        let quorums = match settings.quorums {
+            None => Quorums::majority(n),
+            Some((phase1, phase2)) => Quorums::flexible(n, phase1, phase2, 0),
+        };
+        let config = GroupConfig {
+            epoch: Epoch(1),
+            quorums: quorums.map_err(|source| OpenError::Quorum { group, source })?,
+        };
+        let machine = Machine::load(storage, group, place.range, settings.limits)?;
+        let install = Install::resume(storage, group, place.range)?;
+        let applied = install
+            .as_ref()
+            .and_then(Install::applied)
+            .unwrap_or(machine.applied());
+        let base = base_of(applied);
+        let durable_slot = applied.slot;
+        let options = settings.options.clone();
+        let engine = Replica::recover(me, config, options, records, base)
+            .map_err(|source| OpenError::Recover { group, source })?;
+        let mut opened = Self {
+            place,
+            limits: settings.limits,
+            engine: Box::new(engine),
+            driver: Driver::default(),
+            machine,
+            requests: Requests::default(),
+            in_flight: 0,
+            proposed: VecDeque::new(),
+            leader: None,
+            now: Ticks(0),
+            checkpoint_at: Ticks(0),
+            durable_slot,
+            writes: VecDeque::new(),
+            written: VecDeque::new(),
+            transfer: None,
+            snapshots_wanted: VecDeque::new(),
+            transfers: 0,
+            install,
+            digests: BTreeMap::new(),
+            outputs: Vec::new(),
+        };
+        opened.continue_install(storage)?;
+        Ok(opened)
+    }
+
+    /// The group's place on the ring.
+    #[must_use]
+    pub fn place(&self) -> &GroupPlace {
+        &self.place
+    }
+
+    /// The node that leads, as far as this replica knows.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        self.leader.map(|replica| self.node_of(replica))
+    }
+
+    /// The engine's view of itself.
+    #[must_use]
+    pub fn engine(&self) -> EngineStatus {
+        self.engine.status()
+    }
+
+    /// The state machine.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Whether a snapshot is being put in place, so that this replica answers nothing.
+    #[must_use]
+    pub fn is_installing(&self) -> bool {
+        self.install.as_ref().is_some_and(Install::has_switched)
+    }
+
+    /// Time passed.
+    pub fn tick(&mut self, storage: &dyn Storage, now: Ticks, wall: Timestamp) -> Result<(), StorageError> {
+        assert!(now >= self.now, "ticks never go back");
+        self.now = now;
+        if self.is_installing() {
+            return Ok(());
+        }
+        self.engine.step(Event::Tick { now, wall });
+        self.carry_out(storage)?;
+        self.tick_transfer(storage)?;
+        let is_due = now.since(self.checkpoint_at) >= CHECKPOINT_MILLIS && self.machine.wants_checkpoint();
+        if is_due && self.transfer.is_none() {
+            self.checkpoint(storage)?;
+        }
+        Ok(())
+    }
+
+    /// A message from another replica of this group arrived. The transport vouches for the sender's identity.
+    pub fn receive(&mut self, storage: &dyn Storage, from: NodeId, body: &[u8]) -> Result<(), StorageError> {
+        let Some(replica) = self.replica_of(from) else {
+            return Ok(());
+        };
+        let Some(message) = decode(body) else {
+            return Ok(());
+        };
+        match message {
+            GroupMessage::Engine(message) if !self.is_installing() => {
+                self.engine.step(Event::Receive {
+                    from: replica,
+                    message,
+                });
+                self.carry_out(storage)
+            }
+            GroupMessage::Engine(_) => Ok(()),
+            GroupMessage::Digest { slot, digest } => {
+                self.compare_digest(from, slot, digest);
+                Ok(())
+            }
+            GroupMessage::Piece(piece) => self.on_piece(storage, from, piece),
+            GroupMessage::PieceStored { transfer, index } => {
+                if let Some(running) = self.transfer.as_mut().filter(|running| running.to == replica) {
+                    running.stored(transfer, index, self.now);
+                    self.tick_transfer(storage)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes a command to be ordered.
+    pub fn write(&mut self, ticket: Ticket, request: RequestId, command: Bytes) {
+        if !self.is_leading() {
+            self.answer(ticket, Outcome::NotLeader);
+        } else if !self.requests.push(ticket, request, command) {
+            self.answer(ticket, Outcome::Busy);
+        }
+    }
+
+    /// Takes a linearizable read.
+    pub fn read(&mut self, storage: &dyn Storage, ticket: Ticket, key: Bytes) -> Result<(), StorageError> {
+        if !self.is_leading() {
+            self.answer(ticket, Outcome::NotLeader);
+            return Ok(());
+        }
+        let id = self.requests.push_read(ticket, key);
+        self.engine.step(Event::Read { id });
+        self.carry_out(storage)
+    }
+
+    /// Serves a read from whatever is applied here, if that reaches `at_least` and this replica has found its leader
+    /// since it started: before that it may be behind what it served in its last life.
+    pub fn read_applied(
+        &mut self,
+        storage: &dyn Storage,
+        ticket: Ticket,
+        key: &Bytes,
+        at_least: u64,
+    ) -> Result<(), StorageError> {
+        let is_fit =
+            self.leader.is_some() && self.machine.applied().slot >= at_least && !self.is_installing();
+        if !is_fit {
+            self.answer(ticket, Outcome::Behind);
+            return Ok(());
+        }
+        self.serve(storage, ticket, key, Freshness::AtLeast(at_least))
+    }
+
+    /// Proposes what has gathered. Called when everything that arrived together has been taken in.
+    pub fn flush(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        while self.in_flight < BATCHES_IN_FLIGHT_MAX && self.requests.has_queued() && self.is_leading() {
+            if self.engine.status().undecided >= BATCHES_IN_FLIGHT_MAX {
+                break;
+            }
+            let Some(batch) = self.requests.next_batch() else {
+                break;
+            };
+            match self.engine.propose(Proposal::Batch(batch)) {
+                Ok(slot) => {
+                    self.in_flight += 1;
+                    self.proposed.push_back(slot);
+                }
+                // Nothing was ordered, but these commands count as proposed now; the client asks again.
+                Err(_) => self.abandon_requests(),
+            }
+            self.carry_out(storage)?;
+        }
+        if self.machine.is_checkpoint_urgent() && self.transfer.is_none() {
+            self.checkpoint(storage)?;
+        }
+        Ok(())
+    }
+
+    /// The records that should become durable, and whether a promise is among them.
+    pub fn take_records(&mut self) -> Option<(Vec<Bytes>, bool)> {
+        self.driver.take_records()
+    }
+
+    /// The state writes that should become durable, each an atomic batch.
+    pub fn take_writes(&mut self, commit: CommitId) -> Vec<Vec<StateWrite>> {
+        let mut batches = Vec::new();
+        for (writes, purpose) in std::mem::take(&mut self.writes) {
+            batches.push(writes);
+            self.written.extend(purpose.map(|purpose| (commit, purpose)));
+        }
+        batches
+    }
+
+    /// Whether state writes wait to be submitted.
+    #[must_use]
+    pub fn has_writes(&self) -> bool {
+        !self.writes.is_empty()
+    }
+
+    /// The records taken last were submitted under this commit.
+    pub fn submitted(&mut self, commit: CommitId) {
+        self.driver.submitted(commit);
+    }
+
+    /// The commit and all before it are durable.
+    pub fn durable(&mut self, storage: &dyn Storage, commit: CommitId) -> Result<(), StorageError> {
+        let (token, messages) = self.driver.durable(commit);
+        for (to, message) in messages {
+            self.send_engine(to, message);
+        }
+        if let Some(token) = token {
+            self.engine.step(Event::Persisted { token });
+            self.carry_out(storage)?;
+        }
+        while let Some((_, purpose)) = self.written.front().copied().filter(|(id, _)| *id <= commit) {
+            self.written.pop_front();
+            self.on_written(storage, purpose)?;
+        }
+        Ok(())
+    }
+
+    /// The state that the tree durably holds allows the log to be dropped: writes the whole engine as new records, so
+    /// that every older record of this group is void.
+    pub fn compact(&mut self, storage: &dyn Storage, retain_bytes: usize) -> Result<(), StorageError> {
+        self.engine.step(Event::Compact {
+            slot: Slot(self.durable_slot),
+            retain_bytes,
+        });
+        self.carry_out(storage)
+    }
+
+    /// Whether the tree durably holds everything applied, or cannot come closer to it now.
+    #[must_use]
+    pub fn is_checkpointed(&self) -> bool {
+        self.durable_slot == self.machine.applied().slot || self.transfer.is_some() || self.is_installing()
+    }
+
+    /// Begins a checkpoint now, if there is something to write and nothing forbids it.
+    pub fn hasten_checkpoint(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        if self.machine.wants_checkpoint() && self.transfer.is_none() && !self.is_installing() {
+            self.checkpoint(storage)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the leadership away, if this replica has it, before a planned stop.
+    pub fn hand_over(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        if self.engine.status().is_leader && self.place.nodes.len() > 1 {
+            let me = self.leader.expect("a leader knows itself");
+            let n = u8::try_from(self.place.nodes.len()).expect("a group has few replicas");
+            self.engine.step(Event::TransferLeadership {
+                to: ReplicaId((me.0 + 1) % n),
+            });
+        }
+        self.carry_out(storage)
+    }
+
+    /// What must be done, in order.
+    pub fn take_outputs(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// Sizes of keys and values in this cluster.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn is_leading(&self) -> bool {
+        !self.is_installing() && self.engine.status().is_leader
+    }
+
+    fn node_of(&self, replica: ReplicaId) -> NodeId {
+        self.place.nodes[usize::from(replica.0)]
+    }
+
+    fn replica_of(&self, node: NodeId) -> Option<ReplicaId> {
+        let index = self.place.nodes.iter().position(|host| *host == node)?;
+        Some(ReplicaId(u8::try_from(index).expect("a group has few replicas")))
+    }
+
+    fn answer(&mut self, ticket: Ticket, outcome: Outcome) {
+        self.outputs.push(Output::Answer { ticket, outcome });
+    }
+
+    fn send_engine(&mut self, to: ReplicaId, message: Bytes) {
+        let body = encode(&GroupMessage::Engine(message));
+        self.outputs.push(Output::Send {
+            to: self.node_of(to),
+            is_bulk: false,
+            body,
+        });
+    }
+
+    /// Carries out the engine's effects, in order.
+    fn carry_out(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        for effect in self.engine.take_effects() {
+            match effect {
+                Effect::Persist {
+                    records,
+                    token,
+                    promises,
+                } => self.driver.persist(records, token, promises),
+                Effect::Send { to, message, after } => {
+                    if let Some((to, message)) = self.driver.send(to, message, after) {
+                        self.send_engine(to, message);
+                    }
+                }
+                Effect::Apply(decided) => self.apply(storage, decided)?,
+                Effect::ReadReady { id, slot } => {
+                    assert!(
+                        self.machine.applied().slot >= slot.0,
+                        "effects come in order: it was applied before"
+                    );
+                    if let Some((ticket, key)) = self.requests.finish_read(id) {
+                        self.serve(storage, ticket, &key, Freshness::Linearizable)?;
+                    }
+                }
+                Effect::ReadRefused { id } => {
+                    if let Some((ticket, _)) = self.requests.finish_read(id) {
+                        self.answer(ticket, Outcome::NotLeader);
+                    }
+                }
+                Effect::SendSnapshot { to } => self.snapshots_wanted.push_back(to),
+                Effect::LeaderChanged { leader } => self.on_leader_changed(leader),
+                Effect::EpochEnded { .. } => {}
+                Effect::Fatal { reason } => self.outputs.push(Output::Fatal { reason }),
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, storage: &dyn Storage, decided: Decided) -> Result<(), StorageError> {
+        let slot = decided.base.slot;
+        if slot.0 <= self.machine.applied().slot {
+            return Ok(());
+        }
+        let batch = match decided.proposal {
+            Some(Proposal::Batch(batch)) => Some(batch),
+            Some(Proposal::StopSign(_)) | None => None,
+        };
+        let (chain, sealed) = (decided.base.chain.0, decided.base.sealed);
+        let applied = kv::Slot {
+            slot: slot.0,
+            chain,
+            sealed,
+            time: decided.time.0,
+            batch,
+        };
+        for (request, reply) in self.machine.apply(storage, applied)? {
+            for ticket in self.requests.finish(&request) {
+                self.answer(
+                    ticket,
+                    Outcome::Applied {
+                        reply: reply.clone(),
+                        slot: slot.0,
+                    },
+                );
+            }
+        }
+        while self.proposed.front().is_some_and(|proposed| *proposed <= slot) {
+            self.proposed.pop_front();
+            self.in_flight -= 1;
+        }
+        self.share_digest(slot.0);
+        Ok(())
+    }
+
+    fn serve(
+        &mut self,
+        storage: &dyn Storage,
+        ticket: Ticket,
+        key: &Bytes,
+        freshness: Freshness,
+    ) -> Result<(), StorageError> {
+        let slot = self.machine.applied().slot;
+        match self.machine.get(storage, key) {
+            Ok(found) => self.answer(
+                ticket,
+                Outcome::Value {
+                    found,
+                    slot,
+                    freshness,
+                },
+            ),
+            Err(None) => self.answer(ticket, Outcome::WrongGroup),
+            Err(Some(error)) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn on_leader_changed(&mut self, leader: Option<ReplicaId>) {
+        self.leader = leader;
+        if !self.engine.status().is_leader {
+            self.abandon_requests();
+        }
+    }
+
+    fn abandon_requests(&mut self) {
+        let (queued, proposed) = self.requests.abandon();
+        self.proposed.clear();
+        self.in_flight = 0;
+        for ticket in queued {
+            self.answer(ticket, Outcome::NotLeader);
+        }
+        for ticket in proposed {
+            self.answer(ticket, Outcome::LeadershipLost);
+        }
+    }
+
+    fn checkpoint(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let slot = self.machine.applied().slot;
+        let writes = self.machine.begin_checkpoint(storage)?;
+        self.checkpoint_at = self.now;
+        self.writes
+            .push_back((writes, Some(Purpose::Checkpoint { slot })));
+        Ok(())
+    }
+
+    fn on_written(&mut self, storage: &dyn Storage, purpose: Purpose) -> Result<(), StorageError> {
+        match purpose {
+            Purpose::Checkpoint { slot } => {
+                self.machine.end_checkpoint();
+                self.durable_slot = slot;
+                self.start_transfer(storage)
+            }
+            Purpose::Gathered {
+                from,
+                transfer,
+                index,
+            } => {
+                let body = encode(&GroupMessage::PieceStored { transfer, index });
+                self.outputs.push(Output::Send {
+                    to: from,
+                    is_bulk: true,
+                    body,
+                });
+                let is_whole = self
+                    .install
+                    .as_ref()
+                    .is_some_and(|install| install.applied().is_some());
+                if is_whole && self.written.is_empty() && self.writes.is_empty() {
+                    self.switch_to_snapshot(storage)?;
+                }
+                Ok(())
+            }
+            Purpose::Installing => self.continue_install(storage),
+        }
+    }
+
+    fn tick_transfer(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        if self.transfer.is_none() {
+            return self.start_transfer(storage);
+        }
+        let Some(transfer) = self.transfer.as_mut() else {
+            return Ok(());
+        };
+        let (progress, mut messages) = transfer.check(self.now, self.machine.unwritten_bytes());
+        let to = transfer.to;
+        if progress == Progress::UnderWay {
+            messages.extend(transfer.next_pieces(storage, self.now)?);
+        } else {
+            self.transfer = None;
+            self.engine.step(Event::SnapshotEnded { to });
+            self.carry_out(storage)?;
+        }
+        let to = self.node_of(to);
+        self.outputs.extend(messages.into_iter().map(|body| Output::Send {
+            to,
+            is_bulk: true,
+            body,
+        }));
+        Ok(())
+    }
+
+    /// Starts the next transfer that was asked for, as soon as the tree holds everything applied.
+    fn start_transfer(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        if self.transfer.is_some() || self.snapshots_wanted.is_empty() || self.is_installing() {
+            return Ok(());
+        }
+        if self.durable_slot != self.machine.applied().slot {
+            // Writes go on; take the state as it is now rather than wait for a pause.
+            if self.machine.wants_checkpoint() && self.durable_slot == 0 {
+                self.checkpoint(storage)?;
+            }
+            if self.durable_slot == 0 || !self.written.is_empty() || !self.writes.is_empty() {
+                return Ok(());
+            }
+        }
+        let to = self.snapshots_wanted.pop_front().expect("one was wanted");
+        let applied = kv::load_applied(storage, self.place.id)?;
+        assert_eq!(
+            applied.slot, self.durable_slot,
+            "the tree holds the last checkpoint"
+        );
+        self.transfers += 1;
+        let id = (applied.slot << 16) | (self.transfers & 0xffff);
+        let bounds = snapshot::state_bounds(self.place.id, self.place.range);
+        self.transfer = Some(Transfer::new(to, id, applied, bounds, self.now));
+        self.tick_transfer(storage)
+    }
+
+    fn on_piece(&mut self, storage: &dyn Storage, from: NodeId, piece: Piece) -> Result<(), StorageError> {
+        if self.is_installing() {
+            return Ok(());
+        }
+        let transfer = piece.transfer;
+        let is_known = self
+            .install
+            .as_ref()
+            .is_some_and(|install| install.is_from(from, transfer));
+        if !is_known {
+            let is_quiet = self.writes.is_empty() && self.written.is_empty();
+            if piece.index != 0 || !is_quiet {
+                return Ok(());
+            }
+            let (install, clearing) =
+                Install::begin(storage, self.place.id, self.place.range, from, transfer)?;
+            self.install = Some(install);
+            self.writes
+                .extend(clearing.into_iter().map(|writes| (writes, None)));
+        }
+        let index = piece.index;
+        let install = self.install.as_mut().expect("it was just begun");
+        if let Some(writes) = install.gather(piece) {
+            self.writes.push_back((
+                writes,
+                Some(Purpose::Gathered {
+                    from,
+                    transfer,
+                    index,
+                }),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Everything has been gathered. A snapshot that is not ahead of this replica is dropped.
+    fn switch_to_snapshot(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let slot = self
+            .install
+            .as_ref()
+            .and_then(Install::applied)
+            .map_or(0, |applied| applied.slot);
+        if slot <= self.machine.applied().slot {
+            self.install = None;
+            return Ok(());
+        }
+        self.abandon_requests();
+        self.continue_install(storage)
+    }
+
+    fn continue_install(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let Some(install) = self.install.as_mut() else {
+            return Ok(());
+        };
+        if let Some(writes) = install.next_batch(storage)? {
+            self.writes.push_back((writes, Some(Purpose::Installing)));
+            return Ok(());
+        }
+        let applied = install
+            .applied()
+            .expect("only a whole snapshot is installed")
+            .clone();
+        self.install = None;
+        self.machine = Machine::load(storage, self.place.id, self.place.range, self.limits)?;
+        assert_eq!(self.machine.applied(), &applied, "the snapshot is in place");
+        self.durable_slot = applied.slot;
+        self.digests.clear();
+        self.engine.step(Event::SnapshotInstalled {
+            base: base_of(&applied),
+        });
+        self.carry_out(storage)
+    }
+
+    /// At certain slots every replica notes its digest and the leader tells its own.
+    fn share_digest(&mut self, slot: u64) {
+        if !slot.is_multiple_of(DIGEST_INTERVAL_SLOTS) {
+            return;
+        }
+        let digest = self.machine.applied().digest;
+        if self
+            .digests
+            .insert(slot, digest)
+            .is_some_and(|other| other != digest)
+        {
+            return self.diverged(slot);
+        }
+        while self.digests.len() > 8 {
+            self.digests.pop_first();
+        }
+        if self.engine.status().is_leader {
+            let body = encode(&GroupMessage::Digest { slot, digest });
+            let leader = self.leader();
+            for node in self
+                .place
+                .nodes
+                .clone()
+                .into_iter()
+                .filter(|node| Some(*node) != leader)
+            {
+                self.outputs.push(Output::Send {
+                    to: node,
+                    is_bulk: false,
+                    body: body.clone(),
+                });
+            }
+        }
+    }
+
+    /// Holds another replica's digest against this one's, now or when the slot is reached.
+    fn compare_digest(&mut self, _from: NodeId, slot: u64, digest: [u8; 32]) {
+        if slot + 8 * DIGEST_INTERVAL_SLOTS < self.machine.applied().slot || self.digests.len() > 16 {
+            return;
+        }
+        let is_reached = slot <= self.machine.applied().slot;
+        match self.digests.get(&slot) {
+            Some(own) if *own != digest => self.diverged(slot),
+            None if !is_reached => {
+                self.digests.insert(slot, digest);
+            }
+            _ => {}
+        }
+    }
+
+    fn diverged(&mut self, slot: u64) {
+        let reason = format!(
+            "group {} diverged: after slot {slot} this replica answered differently from its leader. Its state is not \
+             to be trusted; stop it, keep its data directory for analysis, and add the node anew",
+            self.place.id
+        );
+        self.outputs.push(Output::Fatal { reason });
+    }
+
+    /// The broken variant that keeps sessions in memory only.
+    #[cfg(test)]
+    pub(crate) fn forget_sessions(&mut self) {
+        self.machine.forget_sessions();
+    }
+}
+
+fn base_of(applied: &kv::Applied) -> LogBase {
+    LogBase {
+        slot: Slot(applied.slot),
+        chain: Digest(applied.chain),
+        sealed: applied.sealed,
+    }
+}
+
+fn encode(message: &GroupMessage) -> Bytes {
+    let bytes =
+        postcard::to_stdvec(message).expect("writing to memory cannot fail and every length is known");
+    assert!(
+        bytes.len() < PEER_FRAME_BYTES_MAX,
+        "limits keep every message below a frame"
+    );
+    Bytes::from(bytes)
+}
+
+fn decode(body: &[u8]) -> Option<GroupMessage> {
+    postcard::take_from_bytes(body)
+        .ok()
+        .filter(|(_, rest): &(_, &[u8])| rest.is_empty())
+        .map(|(message, _)| message)
+}

@@ -1,0 +1,124 @@
+//! Who waits for what in one group: commands for their turn, commands for their outcome, reads for their confirmation.
+
+use crate::kv::{Batch, RequestId};
+use crate::limits::{BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, QUEUED_BYTES_MAX, QUEUED_COMMANDS_MAX};
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use tetrachord_consensus::ReadId;
+
+/// The node's name for a request that somebody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// Requests of one group.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    queue: VecDeque<(Ticket, RequestId, Bytes)>,
+    queued_bytes: usize,
+    waiting: BTreeMap<RequestId, Vec<Ticket>>,
+    reads: BTreeMap<ReadId, (Ticket, Bytes)>,
+    last_read: u64,
+}
+
+impl Requests {
+    /// Takes a command to be proposed; false if too many wait.
+    pub(super) fn push(&mut self, ticket: Ticket, request: RequestId, command: Bytes) -> bool {
+        let is_full =
+            self.queue.len() >= QUEUED_COMMANDS_MAX || self.queued_bytes + command.len() > QUEUED_BYTES_MAX;
+        if !is_full {
+            self.queued_bytes += command.len();
+            self.queue.push_back((ticket, request, command));
+        }
+        !is_full
+    }
+
+    /// The next batch, in order of arrival; its commands now wait for their outcome.
+    pub(super) fn next_batch(&mut self) -> Option<Bytes> {
+        let mut batch = Batch::default();
+        while let Some((_, _, command)) = self.queue.front() {
+            let is_full =
+                batch.len() >= BATCH_COMMANDS_MAX || batch.bytes() + command.len() > BATCH_BYTES_MAX;
+            if is_full && !batch.is_empty() {
+                break;
+            }
+            let (ticket, request, command) = self.queue.pop_front().expect("the queue has a front");
+            self.queued_bytes -= command.len();
+            batch.push(&command);
+            self.waiting.entry(request).or_default().push(ticket);
+        }
+        assert!(batch.len() <= BATCH_COMMANDS_MAX, "a batch is bounded");
+        (!batch.is_empty()).then(|| batch.freeze())
+    }
+
+    /// Whether a command waits for its turn.
+    pub(super) fn has_queued(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// The request has an outcome: everybody who waited for it.
+    pub(super) fn finish(&mut self, request: &RequestId) -> Vec<Ticket> {
+        self.waiting.remove(request).unwrap_or_default()
+    }
+
+    /// Takes a read that waits for its confirmation.
+    pub(super) fn push_read(&mut self, ticket: Ticket, key: Bytes) -> ReadId {
+        self.last_read += 1;
+        let id = ReadId(self.last_read);
+        self.reads.insert(id, (ticket, key));
+        id
+    }
+
+    /// The read was confirmed or refused.
+    pub(super) fn finish_read(&mut self, id: ReadId) -> Option<(Ticket, Bytes)> {
+        self.reads.remove(&id)
+    }
+
+    /// The leadership is lost: commands that were never proposed, and those that were.
+    pub(super) fn abandon(&mut self) -> (Vec<Ticket>, Vec<Ticket>) {
+        self.queued_bytes = 0;
+        let queued = std::mem::take(&mut self.queue)
+            .into_iter()
+            .map(|(ticket, _, _)| ticket)
+            .collect();
+        let proposed = std::mem::take(&mut self.waiting)
+            .into_values()
+            .flatten()
+            .collect();
+        (queued, proposed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::SessionId;
+
+    fn request(number: u64) -> RequestId {
+        RequestId {
+            session: SessionId(1),
+            number,
+        }
+    }
+
+    #[test]
+    fn what_waits_is_bounded_and_leaves_in_order() {
+        let mut requests = Requests::default();
+        for number in 0..(BATCH_COMMANDS_MAX as u64 + 1) {
+            assert!(requests.push(Ticket(number), request(number), Bytes::from_static(b"c")));
+        }
+        let first = Batch::split(requests.next_batch().unwrap()).unwrap();
+        assert_eq!(first.len(), BATCH_COMMANDS_MAX);
+        assert_eq!(requests.finish(&request(0)), vec![Ticket(0)]);
+        assert_eq!(requests.finish(&request(0)), vec![]);
+        let (queued, proposed) = requests.abandon();
+        assert_eq!((queued.len(), proposed.len()), (1, BATCH_COMMANDS_MAX - 1));
+        let huge = Bytes::from(vec![0; QUEUED_BYTES_MAX]);
+        assert!(requests.push(Ticket(1), request(1), huge.clone()));
+        assert!(!requests.push(Ticket(2), request(2), Bytes::from_static(b"c")));
+        assert!(
+            requests.next_batch().is_some(),
+            "even a command larger than a batch is proposed"
+        );
+        assert!(!requests.has_queued());
+    }
+}

@@ -1,0 +1,149 @@
+//! Sending a snapshot: the state at one slot, in pieces, while the group goes on.
+//!
+//! sled cannot show a tree as it was. So a checkpoint brings the tree to one slot, and until the transfer has ended no
+//! further checkpoint of this group is begun: the tree stands still, new writes gather in memory. If they grow beyond
+//! their bound, or the receiver makes no progress, the transfer is given up and may be asked for again.
+
+use super::message::{GroupMessage, Piece, RowHasher};
+use crate::error::StorageError;
+use crate::kv::Applied;
+use crate::limits::{
+    OVERLAY_BYTES_STREAMING_MAX, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_PATIENCE_MILLIS, SNAPSHOT_WINDOW,
+};
+use crate::ring::{GroupId, RingInterval};
+use crate::storage::{Storage, keys};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use tetrachord_consensus::{ReplicaId, Ticks};
+
+/// Every range of raw keys that belongs to a group's state, in order.
+pub(super) fn state_bounds(group: GroupId, range: RingInterval) -> Vec<(Bytes, Bytes)> {
+    let data = range
+        .linear()
+        .into_iter()
+        .flat_map(|(first, last)| keys::data_bounds(first, last));
+    data.chain([keys::session_bounds(group)]).collect()
+}
+
+/// A transfer to one replica.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    pub(super) to: ReplicaId,
+    id: u64,
+    ranges: VecDeque<(Bytes, Bytes)>,
+    hasher: RowHasher,
+    applied: Applied,
+    next_index: u64,
+    is_read: bool,
+    unstored: VecDeque<(u64, Bytes)>,
+    progress_at: Ticks,
+    sent_at: Ticks,
+}
+
+/// How a transfer stands.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// It goes on.
+    UnderWay,
+    /// Everything is stored at the receiver.
+    Done,
+    /// It was given up.
+    GivenUp,
+}
+
+/// Pieces that are not answered are sent again after this time.
+const RESEND_MILLIS: u64 = 1_000;
+
+impl Transfer {
+    /// A transfer of the state that the tree holds now.
+    pub(super) fn new(
+        to: ReplicaId,
+        id: u64,
+        applied: Applied,
+        bounds: Vec<(Bytes, Bytes)>,
+        now: Ticks,
+    ) -> Self {
+        Self {
+            to,
+            id,
+            ranges: bounds.into(),
+            hasher: RowHasher::default(),
+            applied,
+            next_index: 0,
+            is_read: false,
+            unstored: VecDeque::new(),
+            progress_at: now,
+            sent_at: now,
+        }
+    }
+
+    /// The next pieces that may be sent.
+    pub(super) fn next_pieces(
+        &mut self,
+        storage: &dyn Storage,
+        now: Ticks,
+    ) -> Result<Vec<Bytes>, StorageError> {
+        let mut messages = Vec::new();
+        while !self.is_read && (self.unstored.len() as u64) < SNAPSHOT_WINDOW {
+            let rows = self.read_rows(storage)?;
+            self.hasher.add(&rows);
+            let end = self.is_read.then(|| (self.applied.clone(), self.hasher.finish()));
+            let piece = Piece {
+                transfer: self.id,
+                index: self.next_index,
+                rows,
+                end,
+            };
+            let message = super::encode(&GroupMessage::Piece(piece));
+            self.unstored.push_back((self.next_index, message.clone()));
+            self.next_index += 1;
+            self.sent_at = now;
+            messages.push(message);
+        }
+        assert!(
+            self.unstored.len() as u64 <= SNAPSHOT_WINDOW,
+            "the window is bounded"
+        );
+        Ok(messages)
+    }
+
+    fn read_rows(&mut self, storage: &dyn Storage) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
+        while let Some((from, to)) = self.ranges.front_mut() {
+            let rows = storage.scan(from, to, SNAPSHOT_CHUNK_BYTES)?;
+            if let Some((last, _)) = rows.last() {
+                *from = Bytes::from([last.as_ref(), &[0]].concat());
+                return Ok(rows);
+            }
+            self.ranges.pop_front();
+        }
+        self.is_read = true;
+        Ok(Vec::new())
+    }
+
+    /// A piece is stored at the receiver.
+    pub(super) fn stored(&mut self, transfer: u64, index: u64, now: Ticks) {
+        if transfer == self.id && self.unstored.front().is_some_and(|(first, _)| *first <= index) {
+            self.unstored.retain(|(unstored, _)| *unstored > index);
+            self.progress_at = now;
+        }
+    }
+
+    /// How the transfer stands, and what must be sent again.
+    pub(super) fn check(&mut self, now: Ticks, unwritten_bytes: usize) -> (Progress, Vec<Bytes>) {
+        if self.is_read && self.unstored.is_empty() {
+            return (Progress::Done, Vec::new());
+        }
+        let is_stuck = now.since(self.progress_at) >= SNAPSHOT_PATIENCE_MILLIS;
+        if is_stuck || unwritten_bytes > OVERLAY_BYTES_STREAMING_MAX {
+            return (Progress::GivenUp, Vec::new());
+        }
+        if now.since(self.sent_at) < RESEND_MILLIS || now.since(self.progress_at) < RESEND_MILLIS {
+            return (Progress::UnderWay, Vec::new());
+        }
+        self.sent_at = now;
+        (
+            Progress::UnderWay,
+            self.unstored.iter().map(|(_, message)| message.clone()).collect(),
+        )
+    }
+}

@@ -1,0 +1,474 @@
+//! The state machine: what commands mean.
+//!
+//! Every replica of a group applies the same batches in the same slots, so everything here follows from the batch and
+//! the state alone: no clock, no randomness, no local setting. Time is the log's.
+//!
+//! Invariants:
+//! * slots are applied without a gap, each once; what is applied is a prefix of what is decided;
+//! * versions grow with every change of any key of the group;
+//! * a request `(session, number)` is applied at most once, and its outcome is given again to every retry;
+//! * what reaches the tree is the state at one slot: data, sessions and the applied position in one atomic batch;
+//! * replicas that applied the same slots have the same digest.
+//!
+//! What is not here: who asks, and whether the answer is still wanted (`group`); transactions.
+
+pub mod command;
+mod overlay;
+mod record;
+mod sessions;
+
+pub use command::{
+    Batch, Command, CommandError, Expect, Failure, Reply, RequestId, SessionId, Write, check_key,
+};
+pub use record::Versioned;
+
+use crate::error::StorageError;
+use crate::limits::{Limits, OVERLAY_BYTES_MAX};
+use crate::ring::{GroupId, Position, RingInterval};
+use crate::storage::{StateWrite, Storage, keys};
+use bytes::Bytes;
+use overlay::{Cache, Overlay, PlacedKey};
+use serde::{Deserialize, Serialize};
+use sessions::{Lookup, Sessions};
+
+/// How far a group's state has come. Stored in the same batch as the state itself, and nowhere else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// The last applied slot.
+    pub slot: u64,
+    /// The log's chain hash there.
+    pub chain: [u8; 32],
+    /// Whether the entry there ended the epoch.
+    pub sealed: bool,
+    /// Log time, in microseconds since the Unix epoch.
+    pub time: u64,
+    /// The latest version given out.
+    pub clock: u64,
+    /// Hash over everything that was answered up to here.
+    pub digest: [u8; 32],
+    /// Whether a value was ever stored in more than one record.
+    pub has_pieces: bool,
+}
+
+/// One decided slot, as the state machine needs it.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// Its number.
+    pub slot: u64,
+    /// The log's chain hash up to and including it.
+    pub chain: [u8; 32],
+    /// Whether it ends the epoch.
+    pub sealed: bool,
+    /// Its time.
+    pub time: u64,
+    /// The commands, if it has any.
+    pub batch: Option<Bytes>,
+}
+
+/// The replicated state of one group.
+#[derive(Debug)]
+pub struct Machine {
+    group: GroupId,
+    range: RingInterval,
+    limits: Limits,
+    applied: Applied,
+    sessions: Sessions,
+    fresh: Overlay,
+    frozen: Option<Overlay>,
+    cache: Cache,
+    is_dirty: bool,
+}
+
+/// Clean records that one group keeps in memory, in bytes.
+const CACHE_BYTES: usize = 8 << 20;
+
+impl Machine {
+    /// Reads a group's state back; a group that was never written starts empty.
+    pub fn load(
+        storage: &dyn Storage,
+        group: GroupId,
+        range: RingInterval,
+        limits: Limits,
+    ) -> Result<Self, StorageError> {
+        let applied = load_applied(storage, group)?;
+        let sessions = Sessions::load(storage, group)?;
+        Ok(Self {
+            group,
+            range,
+            limits,
+            applied,
+            sessions,
+            fresh: Overlay::default(),
+            frozen: None,
+            cache: Cache::new(CACHE_BYTES),
+            is_dirty: false,
+        })
+    }
+
+    /// How far the state has come.
+    #[must_use]
+    pub fn applied(&self) -> &Applied {
+        &self.applied
+    }
+
+    /// How many sessions are open.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// What the group owns.
+    #[must_use]
+    pub fn range(&self) -> RingInterval {
+        self.range
+    }
+
+    /// Applies the next slot and returns what each command answers, in order.
+    ///
+    /// An error means that a stored record could not be read; the replica must stop, its state is behind the log now.
+    pub fn apply(
+        &mut self,
+        storage: &dyn Storage,
+        slot: Slot,
+    ) -> Result<Vec<(RequestId, Reply)>, StorageError> {
+        assert_eq!(
+            slot.slot,
+            self.applied.slot + 1,
+            "slots are applied without a gap"
+        );
+        self.applied.slot = slot.slot;
+        self.applied.chain = slot.chain;
+        self.applied.sealed = slot.sealed;
+        self.applied.time = self.applied.time.max(slot.time);
+        self.is_dirty = true;
+        self.sessions.expire(self.applied.time);
+        // Bytes that are no batch mean the same to every replica: nothing.
+        let commands = slot.batch.and_then(Batch::split).unwrap_or_default();
+        let mut hasher = blake3::Hasher::new();
+        hasher
+            .update(&self.applied.digest)
+            .update(&slot.slot.to_be_bytes());
+        let mut replies = Vec::with_capacity(commands.len());
+        for (index, bytes) in commands.into_iter().enumerate() {
+            let Ok(command) = Command::decode(&bytes) else {
+                continue;
+            };
+            let reply = self.apply_command(storage, &command, &bytes, index)?;
+            hasher.update(&postcard::to_stdvec(&reply).expect("writing to memory cannot fail"));
+            replies.push((command.request(), reply));
+        }
+        self.applied.digest = *hasher.finalize().as_bytes();
+        Ok(replies)
+    }
+
+    fn apply_command(
+        &mut self,
+        storage: &dyn Storage,
+        command: &Command,
+        bytes: &[u8],
+        index: usize,
+    ) -> Result<Reply, StorageError> {
+        let time = self.applied.time;
+        let (request, ack_below, write) = match command {
+            Command::Open { nonce } => return Ok(self.sessions.open(self.session_id(*nonce, index), time)),
+            Command::Write {
+                request,
+                ack_below,
+                write,
+            } => (*request, *ack_below, write),
+        };
+        assert!(index < u32::MAX as usize, "a batch has few commands");
+        // The session first: a retry is answered even if the key has moved since.
+        let digest = digest64(write_bytes(bytes, write));
+        match self
+            .sessions
+            .lookup(request.session, request.number, ack_below, digest, time)
+        {
+            Lookup::Known(reply) => return Ok(reply),
+            Lookup::Refused(failure) => return Ok(Reply::Failed(failure)),
+            Lookup::Fresh => {}
+        }
+        let position = Position::of_key(write.key());
+        if !self.range.contains(position) {
+            return Ok(Reply::Failed(Failure::WrongGroup));
+        }
+        let reply = self.apply_write(storage, position, write)?;
+        let is_outcome = !matches!(&reply, Reply::Failed(failure) if !failure.is_outcome());
+        if is_outcome {
+            self.sessions
+                .remember(request.session, request.number, digest, reply.clone());
+        }
+        Ok(reply)
+    }
+
+    fn apply_write(
+        &mut self,
+        storage: &dyn Storage,
+        position: Position,
+        write: &Write,
+    ) -> Result<Reply, StorageError> {
+        let placed = (position, write.key().clone());
+        match write {
+            Write::Put { value, .. } => Ok(Reply::Put {
+                version: self.store(placed, value.clone()),
+            }),
+            Write::Delete { .. } => {
+                let existed = self.find(storage, &placed)?.is_some();
+                if existed {
+                    self.remove(placed);
+                }
+                Ok(Reply::Deleted { existed })
+            }
+            Write::Cas { expect, value, .. } => {
+                let found = self.find(storage, &placed)?;
+                Ok(self.compare_and_set(placed, found, expect, value.as_ref()))
+            }
+            Write::Incr { by, .. } => {
+                let found = self.find(storage, &placed)?;
+                Ok(self.increment(placed, found, *by))
+            }
+            Write::Append { value, .. } => {
+                let found = self.find(storage, &placed)?;
+                Ok(self.append(placed, found, value))
+            }
+        }
+    }
+
+    fn compare_and_set(
+        &mut self,
+        placed: PlacedKey,
+        found: Option<Versioned>,
+        expect: &Expect,
+        value: Option<&Bytes>,
+    ) -> Reply {
+        let version = found.as_ref().map_or(0, |found| found.version);
+        let matches = match expect {
+            Expect::Value(expected) => *expected == found.map(|found| found.value),
+            Expect::Version(expected) => *expected == version,
+        };
+        match value {
+            _ if !matches => Reply::Cas {
+                swapped: false,
+                version,
+            },
+            Some(value) => Reply::Cas {
+                swapped: true,
+                version: self.store(placed, value.clone()),
+            },
+            None => {
+                if version != 0 {
+                    self.remove(placed);
+                }
+                Reply::Cas {
+                    swapped: true,
+                    version: 0,
+                }
+            }
+        }
+    }
+
+    fn increment(&mut self, placed: PlacedKey, found: Option<Versioned>, by: i64) -> Reply {
+        let before = match found {
+            None => Some(0),
+            Some(found) => std::str::from_utf8(&found.value)
+                .ok()
+                .and_then(|text| text.parse::<i64>().ok()),
+        };
+        let Some(before) = before else {
+            return Reply::Failed(Failure::NotANumber);
+        };
+        let Some(value) = before.checked_add(by) else {
+            return Reply::Failed(Failure::Overflow);
+        };
+        let version = self.store(placed, Bytes::from(value.to_string()));
+        Reply::Incr { value, version }
+    }
+
+    fn append(&mut self, placed: PlacedKey, found: Option<Versioned>, tail: &Bytes) -> Reply {
+        let before = found.map_or(Bytes::new(), |found| found.value);
+        let (length, max) = (before.len() + tail.len(), self.limits.value_bytes_max);
+        if length > max {
+            return Reply::Failed(Failure::ValueTooLarge {
+                bytes: length as u64,
+                max: max as u64,
+            });
+        }
+        let version = self.store(placed, Bytes::from([before.as_ref(), tail.as_ref()].concat()));
+        Reply::Append {
+            length: length as u64,
+            version,
+        }
+    }
+
+    fn store(&mut self, placed: PlacedKey, value: Bytes) -> u64 {
+        let version = self.next_version();
+        self.fresh.put(placed, Some(Versioned { version, value }));
+        version
+    }
+
+    fn remove(&mut self, placed: PlacedKey) {
+        self.next_version();
+        self.fresh.put(placed, None);
+    }
+
+    /// Versions follow log time, but always grow.
+    fn next_version(&mut self) -> u64 {
+        let next = (self.applied.clock + 1).max(self.applied.time);
+        assert!(next > self.applied.clock, "versions grow");
+        self.applied.clock = next;
+        next
+    }
+
+    fn find(&mut self, storage: &dyn Storage, placed: &PlacedKey) -> Result<Option<Versioned>, StorageError> {
+        let written = self
+            .fresh
+            .get(placed)
+            .or_else(|| self.frozen.as_ref()?.get(placed));
+        if let Some(known) = written {
+            return Ok(known.clone());
+        }
+        if let Some(known) = self.cache.get(placed) {
+            return Ok(known);
+        }
+        let known = record::read(storage, placed.0, &placed.1)?;
+        self.cache.put(placed.clone(), known.clone());
+        Ok(known)
+    }
+
+    /// Reads a key from the applied state. `Err(None)`: the key belongs to another group.
+    pub fn get(
+        &mut self,
+        storage: &dyn Storage,
+        key: &Bytes,
+    ) -> Result<Option<Versioned>, Option<StorageError>> {
+        let position = Position::of_key(key);
+        if !self.range.contains(position) {
+            return Err(None);
+        }
+        self.find(storage, &(position, key.clone())).map_err(Some)
+    }
+
+    /// The name of a session that is opened in the slot being applied. It is never given twice, so a request of a
+    /// forgotten session can never be taken for one of a later session.
+    fn session_id(&self, nonce: u128, index: usize) -> SessionId {
+        let mut hasher = blake3::Hasher::new();
+        hasher
+            .update(&nonce.to_be_bytes())
+            .update(&self.group.0.to_be_bytes());
+        hasher
+            .update(&self.applied.slot.to_be_bytes())
+            .update(&(index as u64).to_be_bytes());
+        let mut id = [0; 16];
+        id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        SessionId(u128::from_be_bytes(id))
+    }
+
+    /// Whether something was applied that the tree does not hold, and nothing is being written just now.
+    #[must_use]
+    pub fn wants_checkpoint(&self) -> bool {
+        self.is_dirty && self.frozen.is_none()
+    }
+
+    /// Whether so much was written that a checkpoint should not wait.
+    #[must_use]
+    pub fn is_checkpoint_urgent(&self) -> bool {
+        self.wants_checkpoint() && self.fresh.bytes() >= OVERLAY_BYTES_MAX
+    }
+
+    /// Bytes written since the last checkpoint.
+    #[must_use]
+    pub fn unwritten_bytes(&self) -> usize {
+        self.fresh.bytes()
+    }
+
+    /// Freezes what was written and returns it as one atomic batch that brings the tree to the applied slot.
+    pub fn begin_checkpoint(&mut self, storage: &dyn Storage) -> Result<Vec<StateWrite>, StorageError> {
+        assert!(self.frozen.is_none(), "one checkpoint at a time");
+        let frozen = std::mem::take(&mut self.fresh);
+        let mut writes = Vec::new();
+        for ((position, key), known) in frozen.iter() {
+            let length = known.as_ref().map(|versioned| versioned.value.len());
+            if self.applied.has_pieces {
+                record::remove_stale(storage, *position, key, length, &mut writes)?;
+            } else if known.is_none() {
+                writes.push((keys::data(*position, key), None));
+            }
+            if let Some(versioned) = known {
+                let before = writes.len();
+                record::write(*position, key, versioned, &mut writes);
+                self.applied.has_pieces |= writes.len() > before + 1;
+            }
+        }
+        self.sessions.take_writes(self.group, &mut writes);
+        writes.push(applied_write(self.group, &self.applied));
+        assert!(
+            frozen.is_empty() || writes.len() > 1,
+            "what was written is in the batch"
+        );
+        self.frozen = Some(frozen);
+        self.is_dirty = false;
+        Ok(writes)
+    }
+
+    /// The batch is durable: the tree holds it now.
+    pub fn end_checkpoint(&mut self) {
+        let written = self.frozen.take().expect("a checkpoint was begun");
+        self.cache.absorb(written);
+        assert!(self.frozen.is_none(), "the tree holds what was frozen");
+    }
+
+    /// Forgets all sessions: the broken variant that keeps them in memory only.
+    #[cfg(test)]
+    pub(crate) fn forget_sessions(&mut self) {
+        self.sessions.forget_all();
+    }
+}
+
+/// Reads how far a group's stored state has come.
+pub fn load_applied(storage: &dyn Storage, group: GroupId) -> Result<Applied, StorageError> {
+    let raw = keys::applied(group);
+    match storage.get(&raw)? {
+        None => Ok(Applied::default()),
+        Some(record) => decode_applied(&raw, record),
+    }
+}
+
+/// Reads the record that [`applied_write`] made, or one under another key with the same form.
+pub fn decode_applied(raw: &[u8], record: Bytes) -> Result<Applied, StorageError> {
+    let body = record::unseal(raw, record)?;
+    postcard::from_bytes(&body)
+        .map_err(|error| StorageError::corrupt(format!("record {}", raw.escape_ascii()), error))
+}
+
+/// The write that says how far a group's state has come.
+#[must_use]
+pub fn applied_write(group: GroupId, applied: &Applied) -> StateWrite {
+    let raw = keys::applied(group);
+    let record = encode_applied(&raw, applied);
+    (raw, Some(record))
+}
+
+/// The record for a raw key that holds a position of the state.
+#[must_use]
+pub fn encode_applied(raw: &[u8], applied: &Applied) -> Bytes {
+    record::seal(
+        raw,
+        &postcard::to_stdvec(applied).expect("writing to memory cannot fail"),
+    )
+}
+
+/// The part of a command's bytes that a retry repeats unchanged: all but the acknowledgement before it.
+fn write_bytes<'a>(bytes: &'a [u8], write: &Write) -> &'a [u8] {
+    let length = postcard::experimental::serialized_size(write)
+        .unwrap_or(bytes.len())
+        .min(bytes.len());
+    &bytes[bytes.len() - length..]
+}
+
+fn digest64(bytes: &[u8]) -> u64 {
+    let hash = blake3::hash(bytes);
+    u64::from_be_bytes(hash.as_bytes()[..8].try_into().expect("8 of 32 bytes"))
+}
+
+#[cfg(test)]
+mod tests;

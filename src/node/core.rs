@@ -1,0 +1,698 @@
+//! The node as one pure machine: gateway, router and groups, over a store.
+//!
+//! Events in, effects out; no socket, no clock, no thread. The shell ([`super::run`]) drives it in production, a
+//! simulator drives the same code with a virtual network and a store that forgets.
+//!
+//! Use: any number of [`NodeCore::step`], then [`NodeCore::flush`]. Everything that arrived together is ordered in one
+//! batch per group and logged in one commit for the whole node.
+//!
+//! Invariants:
+//! * a commit holds the records of all groups that had any, in order; one barrier serves them all;
+//! * the log is replaced only by a commit that holds the whole state of every group's engine;
+//! * every request that was let in is answered, or its connection is gone.
+
+use crate::error::StorageError;
+use crate::gateway::{self, ConnectionId, Gateway, Origin};
+use crate::group::{Freshness, Group, OpenError, Outcome, Output, Settings, Ticket};
+use crate::kv::Command;
+use crate::ring::{GroupId, NodeId, RingMap};
+use crate::router;
+use crate::storage::{Commit, CommitId, Recovery, Storage};
+use crate::wire::{
+    self, Answer, AnswerFrame, Consistency, GroupStatus, NodeStatus, PeerMessage, ProcessStats, Request,
+    RequestFrame, RetryReason, Served,
+};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use tetrachord_consensus::{Ticks, Timestamp};
+
+/// Something that happened to the node.
+#[derive(Clone, Debug)]
+pub enum NodeEvent {
+    /// Time passed.
+    Tick {
+        /// Monotonic.
+        now: Ticks,
+        /// Wall clock; only ever used to stamp entries.
+        wall: Timestamp,
+    },
+    /// A message from another node, whose identity the transport vouches for.
+    Peer {
+        /// The sender.
+        from: NodeId,
+        /// The message.
+        body: Bytes,
+    },
+    /// A link to another node came up or went down.
+    PeerLink {
+        /// The node.
+        node: NodeId,
+        /// Whether it is up.
+        is_up: bool,
+    },
+    /// A request from a client.
+    Client {
+        /// Its connection.
+        connection: ConnectionId,
+        /// The request frame.
+        body: Bytes,
+    },
+    /// A client is gone.
+    ClientGone {
+        /// Its connection.
+        connection: ConnectionId,
+    },
+    /// The commit and all before it are durable.
+    Durable(CommitId),
+    /// What the process uses, for status requests.
+    Process(ProcessStats),
+    /// The node is about to be stopped: give leaderships away.
+    HandOver,
+}
+
+/// What a message is part of; decides its stream and priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// Ordering; first.
+    Consensus,
+    /// Clients' requests.
+    Request,
+    /// Snapshots; last.
+    Bulk,
+}
+
+/// What the shell must do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeEffect {
+    /// Send a message to another node. It may be lost.
+    Send {
+        /// The node.
+        to: NodeId,
+        /// What it is part of.
+        class: Class,
+        /// The frame.
+        frame: Bytes,
+    },
+    /// Send an answer to a client.
+    Answer {
+        /// Its connection.
+        connection: ConnectionId,
+        /// The frame.
+        frame: Bytes,
+    },
+    /// Close a client's connection: it does not speak the protocol.
+    Disconnect {
+        /// Its connection.
+        connection: ConnectionId,
+        /// What was wrong.
+        reason: String,
+    },
+    /// Stop the process.
+    Stop {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A forwarded request is given up after this many milliseconds without an answer.
+const FORWARD_PATIENCE_MILLIS: u64 = 3_000;
+
+/// How a node runs.
+#[derive(Clone, Debug)]
+pub struct NodeSettings {
+    /// This node.
+    pub node: NodeId,
+    /// Who owns what.
+    pub ring: RingMap,
+    /// Its groups.
+    pub group: Settings,
+    /// The write-ahead log is rewritten when it has grown to this many bytes.
+    pub log_bytes_max: u64,
+    /// Entry bytes that are kept for lagging replicas when the log is rewritten, for all groups together.
+    pub log_retain_bytes: usize,
+}
+
+/// The node. See the module's essay.
+pub struct NodeCore {
+    settings: NodeSettings,
+    storage: Box<dyn Storage + Send>,
+    groups: BTreeMap<GroupId, Group>,
+    gateway: Gateway,
+    forwards: BTreeMap<u64, (Ticket, Ticks)>,
+    last_forward: u64,
+    last_commit: CommitId,
+    linked: BTreeSet<NodeId>,
+    compaction: Compaction,
+    now: Ticks,
+    started: Option<Ticks>,
+    incarnation: u64,
+    process: ProcessStats,
+    effects: Vec<NodeEffect>,
+}
+
+/// Where the rewriting of the log stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compaction {
+    Idle,
+    /// Groups bring their trees up to date.
+    Hastened(Ticks),
+    /// The replacing commit is on its way.
+    Submitted(CommitId),
+}
+
+impl std::fmt::Debug for NodeCore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeCore")
+            .field("node", &self.settings.node)
+            .field("groups", &self.groups)
+            .finish()
+    }
+}
+
+impl NodeCore {
+    /// Opens a node from what its store holds.
+    pub fn open(
+        settings: NodeSettings,
+        storage: Box<dyn Storage + Send>,
+        recovery: Recovery,
+    ) -> Result<Self, OpenError> {
+        let mut records: BTreeMap<GroupId, Vec<Bytes>> = BTreeMap::new();
+        for (group, record) in recovery.log {
+            records.entry(group).or_default().push(record);
+        }
+        let mut groups = BTreeMap::new();
+        for place in settings
+            .ring
+            .groups()
+            .iter()
+            .filter(|place| place.nodes.contains(&settings.node))
+        {
+            let records = records.remove(&place.id).unwrap_or_default();
+            let seed = settings.group.options.seed ^ (u64::from(place.id.0) << 32) ^ recovery.incarnation;
+            let mut group_settings = settings.group.clone();
+            group_settings.options.seed = seed;
+            let group = Group::open(
+                storage.as_ref(),
+                place.clone(),
+                settings.node,
+                &group_settings,
+                &records,
+            )?;
+            groups.insert(place.id, group);
+        }
+        if let Some(group) = records.keys().next() {
+            let lost =
+                format!("the write-ahead log names {group}, which the genesis record does not place here");
+            return Err(OpenError::Storage(StorageError::StateLost(lost)));
+        }
+        Ok(Self {
+            settings,
+            storage,
+            groups,
+            gateway: Gateway::default(),
+            forwards: BTreeMap::new(),
+            last_forward: 0,
+            last_commit: CommitId(0),
+            linked: BTreeSet::new(),
+            compaction: Compaction::Idle,
+            now: Ticks(0),
+            started: None,
+            incarnation: recovery.incarnation,
+            process: ProcessStats::default(),
+            effects: Vec::new(),
+        })
+    }
+
+    /// Tells the node what happened.
+    pub fn step(&mut self, event: NodeEvent) {
+        if let Err(error) = self.try_step(event) {
+            self.effects.push(NodeEffect::Stop {
+                reason: error.to_string(),
+            });
+        }
+        self.collect();
+    }
+
+    fn try_step(&mut self, event: NodeEvent) -> Result<(), StorageError> {
+        match event {
+            NodeEvent::Tick { now, wall } => self.on_tick(now, wall)?,
+            NodeEvent::Peer { from, body } => self.on_peer(from, &body)?,
+            NodeEvent::PeerLink { node, is_up: true } => drop(self.linked.insert(node)),
+            NodeEvent::PeerLink { node, is_up: false } => drop(self.linked.remove(&node)),
+            NodeEvent::Client { connection, body } => self.on_client(connection, &body)?,
+            NodeEvent::ClientGone { connection } => drop(self.gateway.close(connection)),
+            NodeEvent::Durable(commit) => self.on_durable(commit)?,
+            NodeEvent::Process(process) => self.process = process,
+            NodeEvent::HandOver => {
+                for group in self.groups.values_mut() {
+                    group.hand_over(self.storage.as_ref())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Orders and logs what has gathered since the last call, and hands out what must be done.
+    pub fn flush(&mut self) -> Vec<NodeEffect> {
+        if let Err(error) = self.try_flush() {
+            self.effects.push(NodeEffect::Stop {
+                reason: error.to_string(),
+            });
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    fn try_flush(&mut self) -> Result<(), StorageError> {
+        for group in self.groups.values_mut() {
+            group.flush(self.storage.as_ref())?;
+        }
+        self.compact_if_ready()?;
+        self.collect();
+        self.submit(false);
+        Ok(())
+    }
+
+    /// Hands everything that should become durable to the store as one commit.
+    fn submit(&mut self, replaces_log: bool) {
+        let id = CommitId(self.last_commit.0 + 1);
+        let mut commit = Commit {
+            id,
+            replaces_log,
+            ..Commit::default()
+        };
+        for (name, group) in &mut self.groups {
+            if let Some((records, promises)) = group.take_records() {
+                commit
+                    .log
+                    .extend(records.into_iter().map(|record| (*name, record)));
+                commit.promises |= promises;
+                group.submitted(id);
+            }
+            commit.state.extend(group.take_writes(id));
+        }
+        if commit.log.is_empty() && commit.state.is_empty() {
+            return;
+        }
+        self.last_commit = id;
+        assert!(
+            !replaces_log || !commit.log.is_empty(),
+            "a log is replaced by something"
+        );
+        self.storage.submit(commit);
+    }
+
+    fn on_tick(&mut self, now: Ticks, wall: Timestamp) -> Result<(), StorageError> {
+        self.now = now;
+        self.started.get_or_insert(now);
+        for group in self.groups.values_mut() {
+            group.tick(self.storage.as_ref(), now, wall)?;
+        }
+        let is_late = |since: &Ticks| now.since(*since) >= FORWARD_PATIENCE_MILLIS;
+        let late: Vec<u64> = self
+            .forwards
+            .iter()
+            .filter(|(_, (_, since))| is_late(since))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in late {
+            if let Some((ticket, _)) = self.forwards.remove(&id) {
+                let answer = Answer::Retry {
+                    reason: RetryReason::NoLeader,
+                    leader: None,
+                    maybe_applied: true,
+                };
+                self.finish(ticket, answer);
+            }
+        }
+        Ok(())
+    }
+
+    fn on_peer(&mut self, from: NodeId, body: &[u8]) -> Result<(), StorageError> {
+        match wire::decode::<PeerMessage>(body) {
+            Ok(PeerMessage::Group { group, body }) => match self.groups.get_mut(&group) {
+                Some(group) => group.receive(self.storage.as_ref(), from, &body),
+                None => Ok(()),
+            },
+            Ok(PeerMessage::Forward { id, request }) => {
+                self.take_request(Origin::Peer { node: from, id }, request)
+            }
+            Ok(PeerMessage::Forwarded { id, answer }) => {
+                if let Some((ticket, _)) = self.forwards.remove(&id) {
+                    self.finish(ticket, answer);
+                }
+                Ok(())
+            }
+            // A peer of the same cluster and version sends nothing else; what it may mean is not for us to guess.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn on_client(&mut self, connection: ConnectionId, body: &[u8]) -> Result<(), StorageError> {
+        match wire::decode::<RequestFrame>(body) {
+            Ok(RequestFrame { id, request }) => self.take_request(Origin::Client { connection, id }, request),
+            Err(error) => {
+                self.effects.push(NodeEffect::Disconnect {
+                    connection,
+                    reason: error.to_string(),
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets a request in and gives it to the group that it is for.
+    fn take_request(&mut self, origin: Origin, request: Request) -> Result<(), StorageError> {
+        let command = match gateway::check(&request, &self.settings.group.limits) {
+            Ok(command) => command,
+            Err(error) => {
+                self.send_answer(origin, Answer::Refused { error });
+                return Ok(());
+            }
+        };
+        let ticket = match self.gateway.admit(origin) {
+            Ok(ticket) => ticket,
+            Err(answer) => {
+                self.send_answer(origin, answer);
+                return Ok(());
+            }
+        };
+        if request == Request::Status {
+            let status = self.status();
+            self.finish(ticket, Answer::Status(status));
+            return Ok(());
+        }
+        let Some(owner) = router::group_of(&self.settings.ring, &request, command.as_ref()) else {
+            self.finish(
+                ticket,
+                Answer::Refused {
+                    error: "there is no such group in this cluster".to_string(),
+                },
+            );
+            return Ok(());
+        };
+        self.route(ticket, origin, owner, request, command)
+    }
+
+    /// Serves here what can be served here; passes a client's request on to the node that leads, once.
+    fn route(
+        &mut self,
+        ticket: Ticket,
+        origin: Origin,
+        owner: GroupId,
+        request: Request,
+        command: Option<Command>,
+    ) -> Result<(), StorageError> {
+        let me = self.settings.node;
+        let leader = self.groups.get(&owner).map(Group::leader);
+        let is_local_read =
+            matches!(&request, Request::Get { consistency, .. } if *consistency != Consistency::Linearizable);
+        let is_client = matches!(origin, Origin::Client { .. });
+        match leader {
+            Some(Some(node)) if node == me || is_local_read || !is_client => {
+                self.serve(ticket, owner, request, command)
+            }
+            Some(None) if is_local_read || !is_client => self.serve(ticket, owner, request, command),
+            Some(Some(node)) => {
+                self.forward(ticket, node, request);
+                Ok(())
+            }
+            Some(None) => {
+                let answer = Answer::Retry {
+                    reason: RetryReason::NoLeader,
+                    leader: None,
+                    maybe_applied: false,
+                };
+                self.finish(ticket, answer);
+                Ok(())
+            }
+            None if is_client => {
+                self.forward_to_stranger(ticket, owner, request);
+                Ok(())
+            }
+            None => {
+                let answer = Answer::Retry {
+                    reason: RetryReason::NotLeader,
+                    leader: None,
+                    maybe_applied: false,
+                };
+                self.finish(ticket, answer);
+                Ok(())
+            }
+        }
+    }
+
+    fn serve(
+        &mut self,
+        ticket: Ticket,
+        owner: GroupId,
+        request: Request,
+        command: Option<Command>,
+    ) -> Result<(), StorageError> {
+        let storage = self.storage.as_ref();
+        let group = self
+            .groups
+            .get_mut(&owner)
+            .expect("the caller has found the group here");
+        match (request, command) {
+            (Request::Command { command: bytes, .. }, Some(command)) => {
+                group.write(ticket, command.request(), bytes);
+                Ok(())
+            }
+            (
+                Request::Get {
+                    key,
+                    consistency: Consistency::Linearizable,
+                },
+                _,
+            ) => group.read(storage, ticket, key),
+            (
+                Request::Get {
+                    key,
+                    consistency: Consistency::Session { at_least },
+                },
+                _,
+            ) => group.read_applied(storage, ticket, &key, at_least),
+            (
+                Request::Get {
+                    key,
+                    consistency: Consistency::Eventual,
+                },
+                _,
+            ) => group.read_applied(storage, ticket, &key, 0),
+            (Request::Command { .. }, None) | (Request::Status, _) => {
+                unreachable!("checked where it entered")
+            }
+        }
+    }
+
+    fn forward(&mut self, ticket: Ticket, to: NodeId, request: Request) {
+        self.last_forward += 1;
+        let id = self.last_forward;
+        self.forwards.insert(id, (ticket, self.now));
+        let frame = wire::encode(&PeerMessage::Forward { id, request });
+        self.effects.push(NodeEffect::Send {
+            to,
+            class: Class::Request,
+            frame,
+        });
+    }
+
+    /// No replica of the group is here: its replicas are asked in turn, those first to which there is a link.
+    fn forward_to_stranger(&mut self, ticket: Ticket, owner: GroupId, request: Request) {
+        let nodes = self
+            .settings
+            .ring
+            .group(owner)
+            .map(|place| place.nodes.clone())
+            .unwrap_or_default();
+        let turn = usize::try_from(self.last_forward % nodes.len().max(1) as u64).expect("a small remainder");
+        let in_turn = nodes.iter().cycle().skip(turn).take(nodes.len());
+        let chosen = in_turn
+            .clone()
+            .find(|node| self.linked.contains(node))
+            .or(nodes.first())
+            .copied();
+        match chosen {
+            Some(node) => self.forward(ticket, node, request),
+            None => self.finish(
+                ticket,
+                Answer::Refused {
+                    error: "the group has no replicas".to_string(),
+                },
+            ),
+        }
+    }
+
+    fn on_durable(&mut self, commit: CommitId) -> Result<(), StorageError> {
+        for group in self.groups.values_mut() {
+            group.durable(self.storage.as_ref(), commit)?;
+        }
+        if matches!(self.compaction, Compaction::Submitted(submitted) if submitted <= commit) {
+            self.compaction = Compaction::Idle;
+        }
+        Ok(())
+    }
+
+    /// Rewrites the log when it has grown too long: trees first, then one commit with the state of every engine.
+    fn compact_if_ready(&mut self) -> Result<(), StorageError> {
+        const PATIENCE_MILLIS: u64 = 1_000;
+        match self.compaction {
+            Compaction::Idle if self.storage.log_bytes() > self.settings.log_bytes_max => {
+                self.compaction = Compaction::Hastened(self.now);
+                for group in self.groups.values_mut() {
+                    group.hasten_checkpoint(self.storage.as_ref())?;
+                }
+            }
+            Compaction::Hastened(since) => {
+                let is_ready = self.groups.values().all(Group::is_checkpointed);
+                if is_ready || self.now.since(since) >= PATIENCE_MILLIS {
+                    let retain = self.settings.log_retain_bytes / self.groups.len().max(1);
+                    // What was logged before must be in an earlier commit: this one stands for all of it.
+                    self.submit(false);
+                    for group in self.groups.values_mut() {
+                        group.compact(self.storage.as_ref(), retain)?;
+                    }
+                    self.submit(true);
+                    self.compaction = Compaction::Submitted(self.last_commit);
+                }
+            }
+            Compaction::Idle | Compaction::Submitted(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Turns what the groups put out into the node's effects.
+    fn collect(&mut self) {
+        let names: Vec<GroupId> = self.groups.keys().copied().collect();
+        for name in names {
+            let outputs = self
+                .groups
+                .get_mut(&name)
+                .map(Group::take_outputs)
+                .unwrap_or_default();
+            for output in outputs {
+                match output {
+                    Output::Send { to, is_bulk, body } => {
+                        let frame = wire::encode(&PeerMessage::Group { group: name, body });
+                        let class = if is_bulk { Class::Bulk } else { Class::Consensus };
+                        self.effects.push(NodeEffect::Send { to, class, frame });
+                    }
+                    Output::Answer { ticket, outcome } => {
+                        let answer = self.answer_of(name, outcome);
+                        self.finish(ticket, answer);
+                    }
+                    Output::Fatal { reason } => self.effects.push(NodeEffect::Stop { reason }),
+                }
+            }
+        }
+    }
+
+    fn answer_of(&self, group: GroupId, outcome: Outcome) -> Answer {
+        let leader = self.groups.get(&group).and_then(Group::leader);
+        let retry = |reason, maybe_applied| Answer::Retry {
+            reason,
+            leader,
+            maybe_applied,
+        };
+        match outcome {
+            Outcome::Applied { reply, slot } => Answer::Reply { reply, slot },
+            Outcome::Value {
+                found,
+                slot,
+                freshness,
+            } => {
+                let consistency = match freshness {
+                    Freshness::Linearizable => Consistency::Linearizable,
+                    Freshness::AtLeast(0) => Consistency::Eventual,
+                    Freshness::AtLeast(at_least) => Consistency::Session { at_least },
+                };
+                let found = found.map(|found| (found.version, found.value));
+                Answer::Value {
+                    found,
+                    served: Served {
+                        group,
+                        slot,
+                        consistency,
+                    },
+                }
+            }
+            Outcome::WrongGroup => Answer::Refused {
+                error: format!("group {group} does not own the key"),
+            },
+            Outcome::NotLeader if leader.is_none() => retry(RetryReason::NoLeader, false),
+            Outcome::NotLeader => retry(RetryReason::NotLeader, false),
+            Outcome::Busy => retry(RetryReason::Busy, false),
+            Outcome::LeadershipLost => retry(RetryReason::LeadershipLost, true),
+            Outcome::Behind => retry(RetryReason::Behind, false),
+        }
+    }
+
+    fn finish(&mut self, ticket: Ticket, answer: Answer) {
+        if let Some(origin) = self.gateway.finish(ticket) {
+            self.send_answer(origin, answer);
+        }
+    }
+
+    fn send_answer(&mut self, origin: Origin, answer: Answer) {
+        match origin {
+            Origin::Client { connection, id } => {
+                let frame = wire::encode(&AnswerFrame { id, answer });
+                self.effects.push(NodeEffect::Answer { connection, frame });
+            }
+            Origin::Peer { node, id } => {
+                let frame = wire::encode(&PeerMessage::Forwarded { id, answer });
+                self.effects.push(NodeEffect::Send {
+                    to: node,
+                    class: Class::Request,
+                    frame,
+                });
+            }
+        }
+    }
+
+    /// What the node knows of itself.
+    #[must_use]
+    pub fn status(&self) -> NodeStatus {
+        NodeStatus {
+            node: self.settings.node,
+            incarnation: self.incarnation,
+            uptime_millis: self.started.map_or(0, |started| self.now.since(started)),
+            connected: self.linked.iter().copied().collect(),
+            open_requests: self.gateway.open_requests() as u64,
+            log_bytes: self.storage.log_bytes(),
+            process: self.process,
+            groups: self
+                .groups
+                .iter()
+                .map(|(name, group)| group_status(*name, group))
+                .collect(),
+        }
+    }
+
+    /// The node's groups, for watchers.
+    #[cfg(test)]
+    pub(crate) fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
+        self.groups.values_mut()
+    }
+}
+
+fn group_status(name: GroupId, group: &Group) -> GroupStatus {
+    let engine = group.engine();
+    let applied = group.machine().applied();
+    GroupStatus {
+        group: name,
+        leader: group.leader(),
+        is_leader: engine.is_leader,
+        ballot: engine.ballot,
+        base: engine.base.0,
+        applied: applied.slot,
+        decided: engine.decided.0,
+        last: engine.last.0,
+        sessions: group.machine().sessions() as u64,
+        digest: applied.digest[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
+        is_installing: group.is_installing(),
+    }
+}

@@ -1,0 +1,254 @@
+//! The shell of a node: clock, sockets and disk around [`NodeCore`]. It decides nothing.
+//!
+//! Two threads do all the work. The *node* thread runs the network and the core in turns, so that what arrives is
+//! handled without a hand-over between threads. The *storage* thread waits for the disk. What arrives while a turn is
+//! under way is taken as a whole in the next one.
+
+use super::core::{Class, NodeCore, NodeEffect, NodeEvent, NodeSettings};
+use crate::config::NodeConfig;
+use crate::group::Settings;
+use crate::storage::sled::{Report, SledStorage};
+use crate::transport::{Inbound, PeerAddress, Transport, TransportSettings};
+use crate::wire::{self, Hello, ProcessStats};
+use anyhow::Context;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tetrachord_consensus::{Options, Ticks, Timestamp};
+use tokio::sync::mpsc;
+
+/// The core is told the time this often.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Frames that wait between the network and the core.
+const INBOX_FRAMES: usize = 4096;
+
+/// What the process uses is measured every so many ticks.
+const PROCESS_TICKS: u64 = 50;
+
+/// After a hand-over of leaderships is asked for, the node stays this long.
+const HAND_OVER: Duration = Duration::from_millis(300);
+
+/// Runs one node until it is asked to stop (SIGTERM, SIGINT) or must stop.
+pub fn run(config: NodeConfig) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: NodeConfig) -> anyhow::Result<()> {
+    let (reports, reported) = mpsc::unbounded_channel();
+    let report = move |report| drop(reports.send(report));
+    let (storage, recovery) = SledStorage::open(&config.data_dir, config.storage.cache_bytes, report)
+        .with_context(|| format!("{} cannot use {}", config.node, config.data_dir.display()))?;
+    let incarnation = recovery.incarnation;
+    let core = NodeCore::open(node_settings(&config, incarnation), Box::new(storage), recovery)?;
+    let (inbound, inbox) = mpsc::channel(INBOX_FRAMES);
+    let listen = config.listen;
+    let transport = Transport::start(transport_settings(&config), inbound)?;
+    tracing::info!(node = %config.node, %listen, incarnation, "serving");
+    Shell {
+        core,
+        transport,
+        started: Instant::now(),
+        ticks: 0,
+    }
+    .turn(inbox, reported)
+    .await
+}
+
+fn node_settings(config: &NodeConfig, incarnation: u64) -> NodeSettings {
+    let genesis = &config.genesis;
+    let options = Options {
+        heartbeat_ticks: genesis.timing.heartbeat_millis,
+        election_ticks: genesis.timing.election_millis,
+        seed: u64::from(config.node.0) << 48 ^ incarnation,
+        ..Options::default()
+    };
+    let quorums = genesis.quorums.map(|quorums| (quorums.phase1, quorums.phase2));
+    NodeSettings {
+        node: config.node,
+        ring: genesis.ring(),
+        group: Settings {
+            limits: genesis.limits,
+            quorums,
+            options,
+        },
+        log_bytes_max: config.storage.log_max_bytes,
+        log_retain_bytes: usize::try_from(config.storage.log_retain_bytes).unwrap_or(usize::MAX),
+    }
+}
+
+fn transport_settings(config: &NodeConfig) -> TransportSettings {
+    let genesis = &config.genesis;
+    let cluster = genesis.protocol_name();
+    let hello = Hello {
+        cluster: cluster.clone(),
+        node: config.node,
+        ring: genesis.ring(),
+        limits: genesis.limits,
+    };
+    let others = genesis.nodes.iter().filter(|node| node.id != config.node);
+    TransportSettings {
+        node: config.node,
+        identity: config.identity.clone(),
+        listen: config.listen,
+        peers: others
+            .map(|node| PeerAddress {
+                node: node.id,
+                address: node.address,
+                key: node.key,
+            })
+            .collect(),
+        clients: genesis.clients.iter().map(|client| client.key).collect(),
+        cluster,
+        greeting: wire::encode(&hello),
+    }
+}
+
+struct Shell {
+    core: NodeCore,
+    transport: Transport,
+    started: Instant,
+    ticks: u64,
+}
+
+impl Shell {
+    /// Takes turns: wait for something, take everything that is there, let the core order and log it, act.
+    async fn turn(
+        mut self,
+        mut inbox: mpsc::Receiver<Inbound>,
+        mut reported: mpsc::UnboundedReceiver<Report>,
+    ) -> anyhow::Result<()> {
+        let mut ticker = tokio::time::interval(TICK);
+        ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut stop = std::pin::pin!(stop_signal());
+        let mut stop_at: Option<tokio::time::Instant> = None;
+        let mut arrived = Vec::with_capacity(INBOX_FRAMES);
+        self.tick();
+        loop {
+            tokio::select! {
+                biased;
+                report = reported.recv() => {
+                    let report = report.context("the storage thread has ended")?;
+                    self.on_report(report)?;
+                }
+                count = inbox.recv_many(&mut arrived, INBOX_FRAMES) => {
+                    anyhow::ensure!(count > 0, "the network has ended");
+                }
+                _ = ticker.tick() => self.tick(),
+                () = &mut stop, if stop_at.is_none() => {
+                    tracing::info!("asked to stop; leaderships are handed over");
+                    stop_at = Some(tokio::time::Instant::now() + HAND_OVER);
+                    self.core.step(NodeEvent::HandOver);
+                }
+            }
+            while let Ok(report) = reported.try_recv() {
+                self.on_report(report)?;
+            }
+            while let Ok(inbound) = inbox.try_recv() {
+                arrived.push(inbound);
+            }
+            for inbound in arrived.drain(..) {
+                self.core.step(event_of(inbound));
+            }
+            let effects = self.core.flush();
+            self.act(effects)?;
+            if stop_at.is_some_and(|at| at <= tokio::time::Instant::now()) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall = Timestamp(u64::try_from(wall.as_micros()).unwrap_or(u64::MAX));
+        if self.ticks.is_multiple_of(PROCESS_TICKS) {
+            self.core.step(NodeEvent::Process(process_stats()));
+        }
+        self.ticks += 1;
+        self.core.step(NodeEvent::Tick {
+            now: Ticks(millis + 1),
+            wall,
+        });
+    }
+
+    fn on_report(&mut self, report: Report) -> anyhow::Result<()> {
+        match report {
+            Report::Durable(commit) => {
+                self.core.step(NodeEvent::Durable(commit));
+                Ok(())
+            }
+            Report::Failed(error) => Err(error.into()),
+        }
+    }
+
+    fn act(&mut self, effects: Vec<NodeEffect>) -> anyhow::Result<()> {
+        for effect in effects {
+            match effect {
+                NodeEffect::Send { to, class, frame } => {
+                    let class = match class {
+                        Class::Consensus => 0,
+                        Class::Request => 1,
+                        Class::Bulk => 2,
+                    };
+                    // A frame that cannot be queued is lost, as on any network.
+                    let _ = self.transport.send(to, class, frame);
+                }
+                NodeEffect::Answer { connection, frame } => self.transport.answer(connection, frame),
+                NodeEffect::Disconnect { connection, reason } => {
+                    self.transport.disconnect(connection, &reason)
+                }
+                NodeEffect::Stop { reason } => anyhow::bail!(reason),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn event_of(inbound: Inbound) -> NodeEvent {
+    match inbound {
+        Inbound::PeerUp { node } => NodeEvent::PeerLink { node, is_up: true },
+        Inbound::PeerDown { node } => NodeEvent::PeerLink { node, is_up: false },
+        Inbound::PeerFrame { from, body } => NodeEvent::Peer { from, body },
+        Inbound::ClientFrame { connection, body } => NodeEvent::Client { connection, body },
+        Inbound::ClientGone { connection } => NodeEvent::ClientGone { connection },
+    }
+}
+
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Reads what the kernel counts for this process; zeros where it does not say.
+fn process_stats() -> ProcessStats {
+    const MICROS_PER_CLOCK_TICK: u64 = 10_000;
+    const PAGE_BYTES: u64 = 4_096;
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The second field, the program's name in parentheses, may hold spaces.
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let field = |index: usize| {
+        fields
+            .get(index)
+            .and_then(|text| text.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    ProcessStats {
+        cpu_micros: (field(11) + field(12)) * MICROS_PER_CLOCK_TICK,
+        resident_bytes: field(21) * PAGE_BYTES,
+    }
+}

@@ -1,0 +1,135 @@
+//! The one place that builds raw keys. The table is in [`super`].
+
+use crate::ring::{GroupId, Position};
+use bytes::{BufMut, Bytes, BytesMut};
+
+/// A user's key: its first record.
+#[must_use]
+pub fn data(position: Position, key: &[u8]) -> Bytes {
+    let mut raw = BytesMut::with_capacity(9 + key.len());
+    raw.put_u8(b'd');
+    raw.put_u64(position.0);
+    raw.put_slice(key);
+    raw.freeze()
+}
+
+/// A further piece of a large value, counted from 1.
+#[must_use]
+pub fn data_piece(position: Position, key: &[u8], piece: u16) -> Bytes {
+    let mut raw = BytesMut::with_capacity(13 + key.len());
+    raw.put_u8(b'c');
+    raw.put_u64(position.0);
+    raw.put_u16(u16::try_from(key.len()).expect("keys are at most 4 KiB"));
+    raw.put_slice(key);
+    raw.put_u16(piece);
+    raw.freeze()
+}
+
+/// The bounds `[from, to)` of all first records, and of all further pieces, in an inclusive range of positions.
+#[must_use]
+pub fn data_bounds(first: Position, last: Position) -> [(Bytes, Bytes); 2] {
+    [b'd', b'c'].map(|kind| {
+        let bound = |position: Option<u64>| {
+            let mut raw = BytesMut::with_capacity(9);
+            match position {
+                Some(position) => {
+                    raw.put_u8(kind);
+                    raw.put_u64(position);
+                }
+                None => raw.put_u8(kind + 1),
+            }
+            raw.freeze()
+        };
+        (bound(Some(first.0)), bound(last.0.checked_add(1)))
+    })
+}
+
+fn meta(group: GroupId, kind: u8, rest: &[u8]) -> Bytes {
+    let mut raw = BytesMut::with_capacity(6 + rest.len());
+    raw.put_u8(b'm');
+    raw.put_u32(group.0);
+    raw.put_u8(kind);
+    raw.put_slice(rest);
+    raw.freeze()
+}
+
+/// What a group has applied.
+#[must_use]
+pub fn applied(group: GroupId) -> Bytes {
+    meta(group, b'a', &[])
+}
+
+/// The mark of a snapshot that is being installed.
+#[must_use]
+pub fn installing(group: GroupId) -> Bytes {
+    meta(group, b'i', &[])
+}
+
+/// One piece of a session.
+#[must_use]
+pub fn session(group: GroupId, session: u128, piece: u8) -> Bytes {
+    let mut rest = [0u8; 17];
+    rest[..16].copy_from_slice(&session.to_be_bytes());
+    rest[16] = piece;
+    meta(group, b's', &rest)
+}
+
+/// The bounds of all sessions of a group.
+#[must_use]
+pub fn session_bounds(group: GroupId) -> (Bytes, Bytes) {
+    (meta(group, b's', &[]), meta(group, b's' + 1, &[]))
+}
+
+/// The session that a raw key belongs to.
+#[must_use]
+pub fn session_of(raw: &[u8]) -> Option<u128> {
+    let rest = raw.get(6..22)?;
+    (raw[0] == b'm' && raw[5] == b's').then(|| u128::from_be_bytes(rest.try_into().expect("16 bytes")))
+}
+
+/// Where a snapshot's row waits until the whole snapshot is there.
+#[must_use]
+pub fn staged(group: GroupId, raw: &[u8]) -> Bytes {
+    let mut key = BytesMut::with_capacity(5 + raw.len());
+    key.put_u8(b'p');
+    key.put_u32(group.0);
+    key.put_slice(raw);
+    key.freeze()
+}
+
+/// The bounds of all waiting rows of a group.
+#[must_use]
+pub fn staged_bounds(group: GroupId) -> (Bytes, Bytes) {
+    (staged(group, &[]), staged(group, &[0xff]))
+}
+
+/// The key that a waiting row stands for.
+#[must_use]
+pub fn unstaged(raw: &Bytes) -> Bytes {
+    assert!(raw.len() > 5 && raw[0] == b'p', "only waiting rows are unstaged");
+    raw.slice(5..)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_a_range_lie_between_its_bounds() {
+        let (low, high) = (Position(5), Position(u64::MAX));
+        let [data_range, piece_range] = data_bounds(low, high);
+        for position in [5, 6, u64::MAX] {
+            let key = data(Position(position), b"\xff\xff");
+            assert!(data_range.0 <= key && key < data_range.1);
+            let piece = data_piece(Position(position), b"\xff", u16::MAX);
+            assert!(piece_range.0 <= piece && piece < piece_range.1);
+        }
+        assert!(data(Position(4), b"\xff") < data_range.0);
+        let row = staged(GroupId(7), &data(Position(1), b"k"));
+        let (from, to) = staged_bounds(GroupId(7));
+        assert!(from <= row && row < to);
+        assert_eq!(unstaged(&row), data(Position(1), b"k"));
+        assert_eq!(session_of(&session(GroupId(1), 77, 0)), Some(77));
+        assert_eq!(session_of(&applied(GroupId(1))), None);
+    }
+}

@@ -1,0 +1,145 @@
+//! A store in memory that forgets what was not flushed. For tests and simulations of whole nodes.
+//!
+//! The disk outlives the store: clone the [`MemoryDisk`], drop the store, and open the disk again. Nothing becomes
+//! durable by itself; the owner decides when each barrier completes, and what a crash keeps.
+
+use super::{Commit, CommitId, Recovery, Storage};
+use crate::error::StorageError;
+use crate::ring::GroupId;
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+#[derive(Debug, Default)]
+struct Disk {
+    log: Vec<(GroupId, Bytes)>,
+    log_bytes: u64,
+    state: BTreeMap<Bytes, Bytes>,
+    pending: VecDeque<Commit>,
+    incarnation: u64,
+}
+
+/// What survives a crash, and what would not.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryDisk(Arc<Mutex<Disk>>);
+
+impl MemoryDisk {
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        self.0
+            .lock()
+            .expect("no holder of the lock panics while it holds it")
+    }
+
+    /// Opens the store. What was pending is lost: call [`Self::crash`] first to keep a part of it.
+    #[must_use]
+    pub fn open(&self) -> (MemoryStorage, Recovery) {
+        let mut disk = self.disk();
+        disk.pending.clear();
+        disk.incarnation += 1;
+        let recovery = Recovery {
+            log: disk.log.clone(),
+            incarnation: disk.incarnation,
+        };
+        (MemoryStorage { disk: self.clone() }, recovery)
+    }
+
+    /// Completes the oldest pending commit.
+    pub fn flush_one(&self) -> Option<CommitId> {
+        let mut disk = self.disk();
+        let commit = disk.pending.pop_front()?;
+        let id = commit.id;
+        disk.write(commit);
+        Some(id)
+    }
+
+    /// How many commits are pending.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.disk().pending.len()
+    }
+
+    /// A crash: the first `kept` pending commits happen to have reached the disk, the rest is gone.
+    pub fn crash(&self, kept: usize) {
+        let mut disk = self.disk();
+        for _ in 0..kept {
+            let Some(commit) = disk.pending.pop_front() else {
+                break;
+            };
+            disk.write(commit);
+        }
+        disk.pending.clear();
+    }
+
+    /// Everything in the write-ahead log, for watchers.
+    #[must_use]
+    pub fn durable_log(&self) -> Vec<(GroupId, Bytes)> {
+        self.disk().log.clone()
+    }
+
+    /// Changes durable state behind the store's back, to play a damaged disk.
+    pub fn tamper(&self, key: &[u8], value: Option<Bytes>) {
+        let mut disk = self.disk();
+        match value {
+            Some(value) => disk.state.insert(Bytes::copy_from_slice(key), value),
+            None => disk.state.remove(key),
+        };
+    }
+}
+
+impl Disk {
+    fn write(&mut self, commit: Commit) {
+        if commit.replaces_log {
+            self.log.clear();
+            self.log_bytes = 0;
+        }
+        self.log_bytes += commit
+            .log
+            .iter()
+            .map(|(_, record)| record.len() as u64)
+            .sum::<u64>();
+        self.log.extend(commit.log);
+        for (key, value) in commit.state.into_iter().flatten() {
+            match value {
+                Some(value) => self.state.insert(key, value),
+                None => self.state.remove(&key),
+            };
+        }
+    }
+}
+
+/// The open store.
+#[derive(Debug)]
+pub struct MemoryStorage {
+    disk: MemoryDisk,
+}
+
+impl Storage for MemoryStorage {
+    fn submit(&mut self, commit: Commit) {
+        let mut disk = self.disk.disk();
+        assert!(
+            disk.pending.back().is_none_or(|last| last.id < commit.id),
+            "commit ids grow"
+        );
+        disk.pending.push_back(commit);
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        Ok(self.disk.disk().state.get(key).cloned())
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
+        let disk = self.disk.disk();
+        let mut bytes = 0;
+        let range = (std::ops::Bound::Included(from), std::ops::Bound::Excluded(to));
+        let rows = disk.state.range::<[u8], _>(range).take_while(|(key, value)| {
+            let fits = bytes < bytes_max;
+            bytes += key.len() + value.len();
+            fits
+        });
+        Ok(rows.map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+
+    fn log_bytes(&self) -> u64 {
+        self.disk.disk().log_bytes
+    }
+}

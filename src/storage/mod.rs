@@ -1,0 +1,84 @@
+//! Durable storage of one node: a write-ahead log shared by all its groups, and their applied state.
+//!
+//! # What is atomic, what is durable when
+//!
+//! * The log records of a [`Commit`] survive a crash together or not at all. So does each of its batches of state
+//!   writes. Log and state are not atomic with one another.
+//! * Commits become durable in the order in which they were submitted. One barrier serves many of them.
+//! * What was submitted and not reported may survive or not, but never without what was submitted before it.
+//! * A commit with `replaces_log` stands for everything logged before it: once it is durable, older records go.
+//!
+//! # Key layout
+//!
+//! | tree | key | value |
+//! |---|---|---|
+//! | `wal` | `r` seq (u64) | one piece of a commit: numbered, checksummed, chained to the piece before |
+//! | `wal` | `b` | number and hash of the last piece that was deleted |
+//! | `kv` | `d` position (u64) key | checksum, version, length, the value's first bytes |
+//! | `kv` | `c` position key-length (u16) key piece (u16) | checksum, further bytes of the value |
+//! | `kv` | `m` group (u32) `a` | what was applied: slot, chain, time, clock, digest |
+//! | `kv` | `m` group `s` session (16 bytes) piece (u8) | a session: outcomes by request number |
+//! | `kv` | `m` group `i` | a snapshot that is being installed |
+//! | `kv` | `p` group then a key of the above | a row of a snapshot that has not been installed yet |
+//!
+//! All numbers in keys are big-endian. User data is keyed by position and key, not by group. No record exceeds
+//! [`crate::limits::RECORD_BYTES_MAX`].
+
+pub mod keys;
+pub mod memory;
+pub mod sled;
+mod wal;
+mod witness;
+
+#[cfg(test)]
+mod conformance;
+
+use crate::error::StorageError;
+use crate::ring::GroupId;
+use bytes::Bytes;
+
+/// Names a commit. Ids grow by one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CommitId(pub u64);
+
+/// One write to the applied state: a raw key with its new value, or none to delete it.
+pub type StateWrite = (Bytes, Option<Bytes>);
+
+/// What becomes durable together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Commit {
+    /// Its name, one more than the last.
+    pub id: CommitId,
+    /// Records for the write-ahead log, in order.
+    pub log: Vec<(GroupId, Bytes)>,
+    /// Writes to the applied state; each batch is atomic.
+    pub state: Vec<Vec<StateWrite>>,
+    /// A promise to other nodes rests on these log records: the witness must know of them before they are reported.
+    pub promises: bool,
+    /// The log records stand for everything logged before; the rest may be deleted when they are durable.
+    pub replaces_log: bool,
+}
+
+/// What a store held when it was opened.
+#[derive(Clone, Debug, Default)]
+pub struct Recovery {
+    /// Every record of the write-ahead log, in order.
+    pub log: Vec<(GroupId, Bytes)>,
+    /// How often this store has been opened, this time included.
+    pub incarnation: u64,
+}
+
+/// The store of one node. Completions arrive at the owner of the implementation, in order, by [`CommitId`].
+pub trait Storage {
+    /// Queues a commit. It is durable when its id is reported, not before.
+    fn submit(&mut self, commit: Commit);
+
+    /// Reads applied state as last written. Writes that are submitted but not reported may be missing.
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError>;
+
+    /// Reads rows with keys in `[from, to)` in order, at least one if there is one, until about `bytes_max`.
+    fn scan(&self, from: &[u8], to: &[u8], bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, StorageError>;
+
+    /// Bytes of the write-ahead log that a new `replaces_log` commit would free, about.
+    fn log_bytes(&self) -> u64;
+}

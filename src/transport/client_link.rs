@@ -1,0 +1,142 @@
+//! A client's connection to one node.
+
+use super::endpoint::{client_protocol, idle_config, take_frame};
+use super::outbox::{Outbox, Pushed, write_frames};
+use super::tls::{Identity, PublicKey, client_crypto};
+use crate::limits::PEER_FRAME_BYTES_MAX;
+use bytes::{Bytes, BytesMut};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+/// Why there is no connection.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum LinkError {
+    /// The node does not know the client's key, or the client the node's.
+    #[error("{0} refuses this client's key, or is not the node that the cluster file names")]
+    Denied(SocketAddr),
+    /// Nobody answers.
+    #[error("cannot reach {address}: {reason}")]
+    Unreachable {
+        /// The node's address.
+        address: SocketAddr,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// An open connection: frames go out by [`Self::send`] and come in through the receiver given at the start.
+#[derive(Debug)]
+pub struct ClientLink {
+    connection: quinn::Connection,
+    outbox: Outbox,
+}
+
+/// Bytes of requests that may wait for one connection.
+const OUTBOX_BYTES: usize = 64 << 20;
+
+impl ClientLink {
+    /// An endpoint for dialling, on any free port.
+    pub fn endpoint(is_ipv6: bool) -> std::io::Result<quinn::Endpoint> {
+        let any = if is_ipv6 { "[::]:0" } else { "0.0.0.0:0" };
+        quinn::Endpoint::client(any.parse().expect("a valid address"))
+    }
+
+    /// Connects to a node and waits for its greeting, which is returned with the link and the frames to come. Only then
+    /// is it known that the node accepts this client's key.
+    pub async fn connect(
+        endpoint: &quinn::Endpoint,
+        identity: &Identity,
+        address: SocketAddr,
+        key: PublicKey,
+        cluster: &str,
+        patience: Duration,
+    ) -> Result<(Self, Bytes, mpsc::Receiver<Bytes>), LinkError> {
+        let unreachable = |reason: String| LinkError::Unreachable { address, reason };
+        let attempt = async {
+            let crypto = client_crypto(identity, key, client_protocol(cluster));
+            let mut config =
+                quinn::ClientConfig::new(Arc::new(crypto.map_err(|error| unreachable(error.to_string()))?));
+            config.transport_config(idle_config());
+            let connecting = endpoint.connect_with(config, address, "tetrachord");
+            let connecting = connecting.map_err(|error| unreachable(error.to_string()))?;
+            let connection = connecting.await.map_err(|error| classify(address, &error))?;
+            let opened = connection.open_bi().await;
+            let (send, recv) = opened.map_err(|error| classify(address, &error))?;
+            let outbox = Outbox::new(OUTBOX_BYTES);
+            outbox.open();
+            // An empty frame makes the stream known to the node.
+            outbox.push(Bytes::from_static(&[0; 4]));
+            tokio::spawn(write_frames(outbox.clone(), send));
+            let (frames, mut inbox) = mpsc::channel(1024);
+            tokio::spawn(read_frames(recv, frames, outbox.clone()));
+            match inbox.recv().await {
+                Some(greeting) => Ok((Self { connection, outbox }, greeting, inbox)),
+                None => Err(connection.close_reason().map_or_else(
+                    || unreachable("closed before it greeted".to_string()),
+                    |reason| classify(address, &reason),
+                )),
+            }
+        };
+        match tokio::time::timeout(patience, attempt).await {
+            Ok(result) => result,
+            Err(_) => Err(unreachable(format!(
+                "no answer within {} ms",
+                patience.as_millis()
+            ))),
+        }
+    }
+
+    /// Queues a frame; false if the connection is gone or too much waits.
+    #[must_use]
+    pub fn send(&self, frame: Bytes) -> bool {
+        self.connection.close_reason().is_none() && self.outbox.push(frame) == Pushed::Queued
+    }
+
+    /// Whether the connection is gone.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.connection.close_reason().is_some()
+    }
+}
+
+impl Drop for ClientLink {
+    fn drop(&mut self) {
+        self.outbox.close();
+        self.connection.close(0u32.into(), b"");
+    }
+}
+
+/// TLS alerts about keys mean that waiting will not help.
+fn classify(address: SocketAddr, error: &quinn::ConnectionError) -> LinkError {
+    let is_tls = |code: quinn::TransportErrorCode| (0x100..0x200).contains(&u64::from(code));
+    let denied = match error {
+        quinn::ConnectionError::ConnectionClosed(close) => is_tls(close.error_code),
+        quinn::ConnectionError::TransportError(error) => is_tls(error.code),
+        quinn::ConnectionError::ApplicationClosed(close) => close.error_code == 3u32.into(),
+        _ => false,
+    };
+    if denied {
+        LinkError::Denied(address)
+    } else {
+        LinkError::Unreachable {
+            address,
+            reason: error.to_string(),
+        }
+    }
+}
+
+async fn read_frames(mut stream: quinn::RecvStream, frames: mpsc::Sender<Bytes>, outbox: Outbox) {
+    let mut buffer = BytesMut::new();
+    while let Ok(Some(chunk)) = stream.read_chunk(usize::MAX, true).await {
+        buffer.extend_from_slice(&chunk.bytes);
+        while let Some(Ok(body)) = take_frame(&mut buffer, PEER_FRAME_BYTES_MAX) {
+            if frames.send(body).await.is_err() {
+                break;
+            }
+        }
+    }
+    outbox.close();
+}

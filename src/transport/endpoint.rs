@@ -1,0 +1,365 @@
+//! The node's QUIC endpoint: accepts nodes and clients, and hands their frames to the node in order.
+
+use super::outbox::{Outbox, Pushed, write_frames};
+use super::peers::{Link, PeerAddress, dial};
+use super::tls::{Identity, PublicKey, peer_key, server_crypto};
+use crate::gateway::ConnectionId;
+use crate::limits::CLIENT_FRAME_BYTES_MAX;
+use crate::ring::NodeId;
+use bytes::{Buf, Bytes, BytesMut};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// What arrives.
+#[derive(Debug)]
+pub enum Inbound {
+    /// Another node can be heard.
+    PeerUp {
+        /// The node.
+        node: NodeId,
+    },
+    /// Another node cannot be heard any more.
+    PeerDown {
+        /// The node.
+        node: NodeId,
+    },
+    /// A frame from another node.
+    PeerFrame {
+        /// The node, as proved by its key.
+        from: NodeId,
+        /// The frame's body.
+        body: Bytes,
+    },
+    /// A frame from a client.
+    ClientFrame {
+        /// Its connection.
+        connection: ConnectionId,
+        /// The frame's body.
+        body: Bytes,
+    },
+    /// A client is gone.
+    ClientGone {
+        /// Its connection.
+        connection: ConnectionId,
+    },
+}
+
+/// What a transport needs to know.
+#[derive(Debug)]
+pub struct TransportSettings {
+    /// This node.
+    pub node: NodeId,
+    /// Its key.
+    pub identity: Identity,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// All other nodes.
+    pub peers: Vec<PeerAddress>,
+    /// Keys of the clients that may connect.
+    pub clients: BTreeSet<PublicKey>,
+    /// Part of the protocol's name, so that clusters do not mix.
+    pub cluster: String,
+    /// The first frame that every client gets.
+    pub greeting: Bytes,
+}
+
+/// The protocol's name between nodes of a cluster.
+fn peer_protocol(cluster: &str) -> Vec<u8> {
+    format!("tetrachord-peer/1/{cluster}").into_bytes()
+}
+
+/// The protocol's name between clients and nodes of a cluster.
+pub(super) fn client_protocol(cluster: &str) -> Vec<u8> {
+    format!("tetrachord-client/1/{cluster}").into_bytes()
+}
+
+/// Bytes of answers that may wait for one client.
+const CLIENT_OUTBOX_BYTES: usize = 32 << 20;
+
+/// Client connections that a node accepts.
+const CLIENTS_MAX: usize = 4096;
+
+/// What the tasks of a transport share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) endpoint: quinn::Endpoint,
+    pub(super) identity: Identity,
+    pub(super) peer_protocol: Vec<u8>,
+    inbound: mpsc::Sender<Inbound>,
+    clients: Arc<Mutex<BTreeMap<ConnectionId, (Outbox, quinn::Connection)>>>,
+    last_connection: Arc<AtomicU64>,
+}
+
+impl Shared {
+    /// Tells the node; waits if it is behind.
+    pub(super) async fn tell(&self, inbound: Inbound) {
+        // If the node is gone, so is the process.
+        let _ = self.inbound.send(inbound).await;
+    }
+}
+
+/// The node's side of all its connections.
+pub struct Transport {
+    shared: Shared,
+    links: BTreeMap<NodeId, Arc<Link>>,
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport")
+            .field("links", &self.links)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Transport {
+    /// Binds the address, accepts connections and dials the nodes with higher numbers. Must be called inside a tokio
+    /// runtime.
+    pub fn start(settings: TransportSettings, inbound: mpsc::Sender<Inbound>) -> anyhow::Result<Self> {
+        let peer_protocol = peer_protocol(&settings.cluster);
+        let protocols = vec![peer_protocol.clone(), client_protocol(&settings.cluster)];
+        let peers: BTreeMap<PublicKey, NodeId> =
+            settings.peers.iter().map(|peer| (peer.key, peer.node)).collect();
+        let keys = peers
+            .keys()
+            .copied()
+            .chain(settings.clients.iter().copied())
+            .collect();
+        let crypto = server_crypto(&settings.identity, keys, protocols)?;
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        config.transport_config(idle_config());
+        let reset_key = ring::hmac::Key::new(
+            ring::hmac::HMAC_SHA256,
+            &settings.identity.derive("tetrachord reset v1"),
+        );
+        let socket = std::net::UdpSocket::bind(settings.listen).map_err(|error| {
+            let listen = settings.listen;
+            anyhow::anyhow!(
+                "cannot listen on {listen} (UDP): {error}. Is another node running, or the port taken?"
+            )
+        })?;
+        // With a reset key that survives a restart, peers learn at once that their old connection is void.
+        let endpoint = quinn::Endpoint::new(
+            quinn::EndpointConfig::new(Arc::new(reset_key)),
+            Some(config),
+            socket,
+            Arc::new(quinn::TokioRuntime),
+        )?;
+        let identity = settings.identity;
+        let shared = Shared {
+            endpoint,
+            identity,
+            peer_protocol,
+            inbound,
+            clients: Arc::default(),
+            last_connection: Arc::default(),
+        };
+        let links: BTreeMap<NodeId, Arc<Link>> = settings
+            .peers
+            .into_iter()
+            .map(|peer| (peer.node, Arc::new(Link::new(peer))))
+            .collect();
+        for link in links.values().filter(|link| link.peer.node > settings.node) {
+            tokio::spawn(dial(Arc::clone(link), shared.clone()));
+        }
+        let by_key = peers
+            .into_iter()
+            .filter_map(|(key, node)| Some((key, Arc::clone(links.get(&node)?))))
+            .collect();
+        tokio::spawn(accept(
+            shared.clone(),
+            by_key,
+            settings.clients,
+            settings.greeting,
+        ));
+        Ok(Self { shared, links })
+    }
+
+    /// Queues a frame for another node; false if there is no link, or too much waits already.
+    pub fn send(&self, to: NodeId, class: usize, frame: Bytes) -> bool {
+        self.links.get(&to).is_some_and(|link| link.send(class, frame))
+    }
+
+    /// Queues an answer for a client. A client that leaves its answers unread is disconnected.
+    pub fn answer(&self, connection: ConnectionId, frame: Bytes) {
+        let clients = self.shared.clients.lock().expect("never held while panicking");
+        if let Some((outbox, link)) = clients.get(&connection)
+            && outbox.push(frame) == Pushed::Full
+        {
+            link.close(1u32.into(), b"answers were not read");
+        }
+    }
+
+    /// Ends a client's connection and tells it why.
+    pub fn disconnect(&self, connection: ConnectionId, reason: &str) {
+        let clients = self.shared.clients.lock().expect("never held while panicking");
+        if let Some((_, link)) = clients.get(&connection) {
+            link.close(2u32.into(), reason.as_bytes());
+        }
+    }
+}
+
+/// Silence ends a connection after this time; links are kept alive well within it.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
+
+pub(super) fn idle_config() -> Arc<quinn::TransportConfig> {
+    let mut config = quinn::TransportConfig::default();
+    let idle = quinn::IdleTimeout::try_from(IDLE_TIMEOUT).expect("3 s is a valid timeout");
+    config
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(Some(Duration::from_secs(1)))
+        .initial_rtt(Duration::from_millis(10))
+        .max_concurrent_bidi_streams(4u32.into())
+        .max_concurrent_uni_streams(8u32.into())
+        .stream_receive_window((4u32 << 20).into())
+        .receive_window((16u32 << 20).into());
+    Arc::new(config)
+}
+
+async fn accept(
+    shared: Shared,
+    peers: BTreeMap<PublicKey, Arc<Link>>,
+    clients: BTreeSet<PublicKey>,
+    greeting: Bytes,
+) {
+    let peers = Arc::new(peers);
+    let clients = Arc::new(clients);
+    while let Some(incoming) = shared.endpoint.accept().await {
+        let (shared, peers, clients) = (shared.clone(), Arc::clone(&peers), Arc::clone(&clients));
+        let greeting = greeting.clone();
+        tokio::spawn(async move {
+            let address = incoming.remote_address();
+            let connection = match incoming.await {
+                Ok(connection) => connection,
+                Err(error) => return tracing::info!(%address, %error, "refused a connection"),
+            };
+            let Some(key) = peer_key(&connection) else { return };
+            let protocol = connection
+                .handshake_data()
+                .and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
+                .and_then(|data| data.protocol)
+                .unwrap_or_default();
+            let is_peer_protocol = protocol == shared.peer_protocol;
+            match peers.get(&key) {
+                Some(link) if is_peer_protocol => {
+                    tracing::info!(peer = %link.peer.node, %address, "connected");
+                    link.serve(connection, &shared).await;
+                }
+                _ if !is_peer_protocol && clients.contains(&key) => {
+                    serve_client(connection, &shared, greeting).await;
+                }
+                _ => {
+                    tracing::warn!(%key, %address, "refused: this key may not speak this protocol");
+                    connection.close(3u32.into(), b"this key may not speak this protocol");
+                }
+            }
+        });
+    }
+}
+
+async fn serve_client(connection: quinn::Connection, shared: &Shared, greeting: Bytes) {
+    let Ok((send, recv)) = connection.accept_bi().await else {
+        return;
+    };
+    let id = ConnectionId(shared.last_connection.fetch_add(1, Ordering::Relaxed) + 1);
+    let outbox = Outbox::new(CLIENT_OUTBOX_BYTES);
+    outbox.open();
+    outbox.push(greeting);
+    {
+        let mut clients = shared.clients.lock().expect("never held while panicking");
+        if clients.len() >= CLIENTS_MAX {
+            return connection.close(4u32.into(), b"too many clients; try another node");
+        }
+        clients.insert(id, (outbox.clone(), connection.clone()));
+    }
+    let writer = tokio::spawn(write_frames(outbox.clone(), send));
+    frames_of(recv, CLIENT_FRAME_BYTES_MAX, shared.clone(), move |body| {
+        Inbound::ClientFrame { connection: id, body }
+    })
+    .await;
+    outbox.close();
+    writer.abort();
+    connection.close(0u32.into(), b"");
+    shared
+        .clients
+        .lock()
+        .expect("never held while panicking")
+        .remove(&id);
+    shared.tell(Inbound::ClientGone { connection: id }).await;
+}
+
+/// Reads frames until the stream ends or one is too large. Empty frames only announce a stream.
+pub(super) async fn frames_of(
+    mut stream: quinn::RecvStream,
+    bytes_max: usize,
+    shared: Shared,
+    wrap: impl Fn(Bytes) -> Inbound + Send + 'static,
+) {
+    let mut buffer = BytesMut::new();
+    while let Ok(Some(chunk)) = stream.read_chunk(usize::MAX, true).await {
+        buffer.extend_from_slice(&chunk.bytes);
+        while let Some(body) = take_frame(&mut buffer, bytes_max) {
+            match body {
+                Ok(body) if body.is_empty() => {}
+                Ok(body) => shared.tell(wrap(body)).await,
+                Err(bytes) => {
+                    tracing::warn!(bytes, bytes_max, "a frame is too large; the stream is closed");
+                    let _ = stream.stop(5u32.into());
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// The next whole frame of a stream: a length in four bytes, little-endian, then so many bytes.
+pub(super) fn take_frame(buffer: &mut BytesMut, bytes_max: usize) -> Option<Result<Bytes, usize>> {
+    let bytes = buffer.get(..4).map(|mut length| length.get_u32_le() as usize)?;
+    if bytes > bytes_max {
+        return Some(Err(bytes));
+    }
+    if buffer.len() < 4 + bytes {
+        return None;
+    }
+    buffer.advance(4);
+    Some(Ok(buffer.split_to(bytes).freeze()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_out_whole_however_the_bytes_arrive() {
+        let stream = [
+            &5u32.to_le_bytes()[..],
+            b"first",
+            &0u32.to_le_bytes(),
+            &6u32.to_le_bytes(),
+            b"second",
+        ]
+        .concat();
+        for cut in 0..stream.len() {
+            let mut buffer = BytesMut::from(&stream[..cut]);
+            let mut bodies = Vec::new();
+            while let Some(body) = take_frame(&mut buffer, 100) {
+                bodies.push(body.unwrap());
+            }
+            buffer.extend_from_slice(&stream[cut..]);
+            while let Some(body) = take_frame(&mut buffer, 100) {
+                bodies.push(body.unwrap());
+            }
+            assert_eq!(bodies, [&b"first"[..], b"", b"second"]);
+        }
+    }
+
+    #[test]
+    fn a_frame_that_claims_too_much_is_refused_before_it_arrives() {
+        let mut buffer = BytesMut::from(&u32::MAX.to_le_bytes()[..]);
+        assert_eq!(take_frame(&mut buffer, 100), Some(Err(u32::MAX as usize)));
+    }
+}

@@ -1,0 +1,28 @@
+//! Moving bytes between nodes, and between clients and nodes, over QUIC.
+//!
+//! * Both ends prove an ed25519 key (RFC 7250 raw public keys, TLS 1.3). A key that is not in the genesis record is
+//!   refused and logged. No certificates, nothing that expires.
+//! * Between two nodes there is one connection, dialled by the one with the lower number. Each side sends on three
+//!   streams, one per class: ordering first, clients' requests next, bulk transfers last. They do not hold up one
+//!   another.
+//! * A client opens one stream in both directions and has many requests open on it.
+//! * Frames that wait are written together, so that many of them share a packet.
+//!
+//! # Back-pressure
+//!
+//! Everything that waits is bounded. Inbound: readers wait when the node is behind, and QUIC's flow control tells the
+//! sender. Outbound to a node: a full queue drops the newest frame, as a network may; the protocols send again.
+//! Outbound to a client: a client that does not read its answers is disconnected.
+//!
+//! This folder is the only place that knows quinn. It does not know what a frame means.
+
+mod client_link;
+mod endpoint;
+mod outbox;
+mod peers;
+mod tls;
+
+pub use client_link::{ClientLink, LinkError};
+pub use endpoint::{Inbound, Transport, TransportSettings};
+pub use peers::PeerAddress;
+pub use tls::{Identity, IdentityError, PublicKey};

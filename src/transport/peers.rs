@@ -1,0 +1,157 @@
+//! Links to the other nodes: one connection each, dialled by the lower number, renewed when it is lost.
+
+use super::endpoint::{Inbound, Shared, frames_of, idle_config};
+use super::outbox::{Outbox, Pushed, write_frames};
+use super::tls::{PublicKey, client_crypto};
+use crate::limits::PEER_FRAME_BYTES_MAX;
+use crate::ring::NodeId;
+use bytes::Bytes;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Where another node is, and who it must be.
+#[derive(Clone, Debug)]
+pub struct PeerAddress {
+    /// The node.
+    pub node: NodeId,
+    /// Its address.
+    pub address: SocketAddr,
+    /// Its key.
+    pub key: PublicKey,
+}
+
+/// Streams to a peer, most urgent first.
+pub(super) const CLASSES: usize = 3;
+
+/// Bytes that may wait for one stream to a peer.
+const OUTBOX_BYTES: usize = 24 << 20;
+
+/// How long a dialled peer may take to answer.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Pauses between attempts to dial.
+const DIAL_PAUSES_MILLIS: [u64; 4] = [20, 50, 100, 200];
+
+/// The link to one other node.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) peer: PeerAddress,
+    outboxes: [Outbox; CLASSES],
+    /// Counts the connections; a connection that is not the latest lets go.
+    generation: AtomicU64,
+    current: Mutex<Option<quinn::Connection>>,
+}
+
+impl Link {
+    pub(super) fn new(peer: PeerAddress) -> Self {
+        let outboxes = std::array::from_fn(|_| Outbox::new(OUTBOX_BYTES));
+        Self {
+            peer,
+            outboxes,
+            generation: AtomicU64::new(0),
+            current: Mutex::new(None),
+        }
+    }
+
+    /// Queues a frame; true if it was.
+    pub(super) fn send(&self, class: usize, frame: Bytes) -> bool {
+        assert!(class < CLASSES, "there is a stream for each class");
+        self.outboxes[class].push(frame) == Pushed::Queued
+    }
+
+    /// Uses a connection until it ends or a newer one takes its place.
+    pub(super) async fn serve(&self, connection: quinn::Connection, shared: &Shared) {
+        let generation = self.generation.fetch_add(1, Ordering::SeqCst) + 1;
+        let before = self
+            .current
+            .lock()
+            .expect("never held while panicking")
+            .replace(connection.clone());
+        if let Some(before) = before {
+            before.close(0u32.into(), b"replaced by a newer connection");
+        }
+        let writers = self.start_writers(&connection).await;
+        let node = self.peer.node;
+        let mut is_up = false;
+        // The link counts as up when the other side has spoken: until then it may still refuse our key.
+        while let Ok(stream) = connection.accept_uni().await {
+            if !is_up {
+                is_up = true;
+                shared.tell(Inbound::PeerUp { node }).await;
+            }
+            tokio::spawn(frames_of(
+                stream,
+                PEER_FRAME_BYTES_MAX,
+                shared.clone(),
+                move |body| Inbound::PeerFrame { from: node, body },
+            ));
+        }
+        connection.close(0u32.into(), b"");
+        for writer in writers {
+            writer.abort();
+        }
+        if self.generation.load(Ordering::SeqCst) == generation {
+            for outbox in &self.outboxes {
+                outbox.close();
+            }
+            if is_up {
+                tracing::info!(peer = %node, reason = ?connection.close_reason(), "link lost");
+                shared.tell(Inbound::PeerDown { node }).await;
+            }
+        }
+    }
+
+    async fn start_writers(&self, connection: &quinn::Connection) -> Vec<tokio::task::JoinHandle<()>> {
+        let mut writers = Vec::new();
+        for (class, outbox) in self.outboxes.iter().enumerate() {
+            let Ok(stream) = connection.open_uni().await else {
+                break;
+            };
+            let urgency = i32::try_from(CLASSES - class).expect("few classes");
+            let _ = stream.set_priority(urgency);
+            outbox.open();
+            // An empty frame makes the stream known to the other side at once.
+            outbox.push(Bytes::from_static(&[0; 4]));
+            writers.push(tokio::spawn(write_frames(outbox.clone(), stream)));
+        }
+        writers
+    }
+}
+
+/// Dials a peer again and again, for as long as the node lives.
+pub(super) async fn dial(link: Arc<Link>, shared: Shared) {
+    let mut failures = 0usize;
+    loop {
+        match dial_once(&link, &shared).await {
+            Ok(connection) => {
+                failures = 0;
+                tracing::info!(peer = %link.peer.node, address = %link.peer.address, "connected");
+                link.serve(connection, &shared).await;
+            }
+            Err(reason) => {
+                if failures == 0 || failures.is_multiple_of(50) {
+                    tracing::info!(peer = %link.peer.node, address = %link.peer.address, %reason, "cannot connect");
+                }
+                failures += 1;
+            }
+        }
+        let pause = DIAL_PAUSES_MILLIS[failures.min(DIAL_PAUSES_MILLIS.len() - 1)];
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+}
+
+async fn dial_once(link: &Link, shared: &Shared) -> Result<quinn::Connection, String> {
+    let crypto = client_crypto(&shared.identity, link.peer.key, shared.peer_protocol.clone());
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto.map_err(|error| error.to_string())?));
+    config.transport_config(idle_config());
+    let connecting = shared
+        .endpoint
+        .connect_with(config, link.peer.address, "tetrachord");
+    let connecting = connecting.map_err(|error| error.to_string())?;
+    match tokio::time::timeout(DIAL_TIMEOUT, connecting).await {
+        Ok(connected) => connected.map_err(|error| error.to_string()),
+        Err(_) => Err("no answer".to_string()),
+    }
+}

@@ -1,0 +1,217 @@
+//! Every message on the wire: who sends it and what it means.
+
+use crate::kv::Reply;
+use crate::limits::Limits;
+use crate::ring::{GroupId, NodeId, RingMap};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// First message in each direction of a client's connection, sent by the node: which cluster this is, and its map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The cluster.
+    pub cluster: String,
+    /// The node that speaks.
+    pub node: NodeId,
+    /// Who owns what.
+    pub ring: RingMap,
+    /// Sizes of keys and values.
+    pub limits: Limits,
+}
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Consistency {
+    /// Sees every write that was acknowledged before the read began.
+    Linearizable,
+    /// Sees everything up to this slot of the group: what the session has seen or written before.
+    Session {
+        /// The slot.
+        at_least: u64,
+    },
+    /// Whatever the asked replica has applied. May be old, and may go backwards between replicas.
+    Eventual,
+}
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Order a command in a group.
+    Command {
+        /// The group that the client believes to own the key; for the opening of a session, the group to open it in.
+        group: GroupId,
+        /// The encoded command.
+        command: Bytes,
+    },
+    /// Read a key.
+    Get {
+        /// The key.
+        key: Bytes,
+        /// How fresh.
+        consistency: Consistency,
+    },
+    /// What this node knows of itself.
+    Status,
+}
+
+/// A request with the number by which the client will know the answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestFrame {
+    /// Unique on its connection.
+    pub id: u64,
+    /// The request.
+    pub request: Request,
+}
+
+/// Where and how a read was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// The group.
+    pub group: GroupId,
+    /// The slot whose state was read.
+    pub slot: u64,
+    /// What the answer promises.
+    pub consistency: Consistency,
+}
+
+/// Why a node did not do what was asked, although somebody could.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RetryReason {
+    /// The asked replica does not lead.
+    NotLeader,
+    /// No leader is known at the moment.
+    NoLeader,
+    /// Too much is waiting.
+    Busy,
+    /// The replica lost its leadership after it had proposed the command.
+    LeadershipLost,
+    /// The replica has not seen enough yet.
+    Behind,
+}
+
+/// What a node answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The command was applied, or surely not; see the reply.
+    Reply {
+        /// What the state machine said.
+        reply: Reply,
+        /// The slot in which it was applied first, or a later one for a retry.
+        slot: u64,
+    },
+    /// The key's value, if it has one.
+    Value {
+        /// Version and value.
+        found: Option<(u64, Bytes)>,
+        /// Where it was read.
+        served: Served,
+    },
+    /// Ask again, perhaps elsewhere.
+    Retry {
+        /// Why.
+        reason: RetryReason,
+        /// Who may know better.
+        leader: Option<NodeId>,
+        /// Whether the command may still be applied by this attempt.
+        maybe_applied: bool,
+    },
+    /// The request is wrong; asking again changes nothing.
+    Refused {
+        /// What is wrong with it.
+        error: String,
+    },
+    /// What the node knows of itself.
+    Status(NodeStatus),
+}
+
+/// An answer with the number of its request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerFrame {
+    /// The request's number.
+    pub id: u64,
+    /// The answer.
+    pub answer: Answer,
+}
+
+/// What the process uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessStats {
+    /// User and system time so far, in microseconds.
+    pub cpu_micros: u64,
+    /// Resident memory, in bytes.
+    pub resident_bytes: u64,
+}
+
+/// What a node knows of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// The node.
+    pub node: NodeId,
+    /// How often its store was opened.
+    pub incarnation: u64,
+    /// Milliseconds since its start.
+    pub uptime_millis: u64,
+    /// Peers that are connected.
+    pub connected: Vec<NodeId>,
+    /// Open requests.
+    pub open_requests: u64,
+    /// Bytes of its write-ahead log, about.
+    pub log_bytes: u64,
+    /// Its process.
+    pub process: ProcessStats,
+    /// Its groups.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// What a node knows of one of its groups.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// The group.
+    pub group: GroupId,
+    /// Who leads, as far as this node knows.
+    pub leader: Option<NodeId>,
+    /// Whether this node leads.
+    pub is_leader: bool,
+    /// The current leadership attempt.
+    pub ballot: String,
+    /// Slot below which the log was dropped.
+    pub base: u64,
+    /// Last slot applied here.
+    pub applied: u64,
+    /// Latest slot known to be decided.
+    pub decided: u64,
+    /// Last slot in the log.
+    pub last: u64,
+    /// Open sessions.
+    pub sessions: u64,
+    /// Digest of everything answered, for comparison at equal `applied`.
+    pub digest: String,
+    /// Whether a snapshot is being installed.
+    pub is_installing: bool,
+}
+
+/// What one node says to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerMessage {
+    /// From a replica to one of the same group; the body is the group's own.
+    Group {
+        /// The group.
+        group: GroupId,
+        /// Opaque here.
+        body: Bytes,
+    },
+    /// A client's request, passed on to the node that leads.
+    Forward {
+        /// Unique on the sending node.
+        id: u64,
+        /// The request.
+        request: Request,
+    },
+    /// The answer to a forwarded request.
+    Forwarded {
+        /// The sending node's number.
+        id: u64,
+        /// The answer.
+        answer: Answer,
+    },
+}
