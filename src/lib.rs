@@ -1,4 +1,5 @@
 //! x
+pub mod cli;
 pub mod client;
 pub mod config;
 pub mod error;

@@ -115,9 +115,12 @@ impl History {
                 continue;
             }
             let wrong = |reason: String| HistoryError::Line { line: number, reason };
-            let value: serde_json::Value = serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
+            let value: serde_json::Value =
+                serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
             if value.get("txn").is_some() {
-                return Err(wrong("transactions (\"txn\") are not judged by this version".to_string()));
+                return Err(wrong(
+                    "transactions (\"txn\") are not judged by this version".to_string(),
+                ));
             }
             let line: Line = serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
             match line.into_operation(number).map_err(wrong)? {
@@ -144,7 +147,9 @@ impl History {
                         process: after.process,
                         call: after.call,
                         before: before.line,
-                        until: before.end.map_or("ever (its outcome is unknown)".to_string(), |end| end.to_string()),
+                        until: before
+                            .end
+                            .map_or("ever (its outcome is unknown)".to_string(), |end| end.to_string()),
                     });
                 }
             }
@@ -155,17 +160,25 @@ impl History {
     /// How many operations have an unknown outcome.
     #[must_use]
     pub fn unknown(&self) -> usize {
-        self.operations.iter().filter(|operation| operation.end.is_none()).count()
+        self.operations
+            .iter()
+            .filter(|operation| operation.end.is_none())
+            .count()
     }
 
     /// Why the history can show nothing, if so: a store that was never written to, or never looked at, is always right.
     #[must_use]
     pub fn is_too_thin(&self) -> Option<String> {
         let answered = self.operations.iter().filter(|operation| operation.end.is_some());
-        let observes = |action: &Action| matches!(action, Action::Get(_) | Action::Cas(..) | Action::Incr(..));
+        let observes =
+            |action: &Action| matches!(action, Action::Get(_) | Action::Cas(..) | Action::Incr(..));
         let changes = |action: &Action| !matches!(action, Action::Get(_));
         let observed = answered.filter(|operation| observes(&operation.action)).count();
-        let changed = self.operations.iter().filter(|operation| changes(&operation.action)).count();
+        let changed = self
+            .operations
+            .iter()
+            .filter(|operation| changes(&operation.action))
+            .count();
         match (observed, changed) {
             (0, _) => Some("no answered operation looks at a value (get, cas or incr)".to_string()),
             (_, 0) => Some("no operation changes a value".to_string()),
@@ -188,7 +201,14 @@ impl Line {
         };
         let action = self.action(is_answered)?;
         let end = self.end.filter(|_| is_answered);
-        Ok(Some(Operation { process: self.process, key: self.key, action, call: self.call, end, line }))
+        Ok(Some(Operation {
+            process: self.process,
+            key: self.key,
+            action,
+            call: self.call,
+            end,
+            line,
+        }))
     }
 
     fn action(&self, is_answered: bool) -> Result<Action, String> {
@@ -203,14 +223,20 @@ impl Line {
             "get" => Action::Get(None),
             "put" => Action::Put(text(self.value.as_ref(), "value")?.ok_or("a put needs a \"value\"")?),
             "delete" => Action::Delete,
-            "append" => Action::Append(text(self.value.as_ref(), "value")?.ok_or("an append needs a \"value\"")?),
+            "append" => {
+                Action::Append(text(self.value.as_ref(), "value")?.ok_or("an append needs a \"value\"")?)
+            }
             "cas" => {
                 let swapped = match &self.result {
                     Some(serde_json::Value::Bool(swapped)) => *swapped,
                     _ if !is_answered => false,
                     _ => return Err("an answered cas needs a \"result\" of true or false".to_string()),
                 };
-                Action::Cas(text(self.expect.as_ref(), "expect")?, text(self.value.as_ref(), "value")?, swapped)
+                Action::Cas(
+                    text(self.expect.as_ref(), "expect")?,
+                    text(self.value.as_ref(), "value")?,
+                    swapped,
+                )
             }
             "incr" => {
                 let by = number(self.value.as_ref()).ok_or("an incr needs a whole number as \"value\"")?;
@@ -220,7 +246,11 @@ impl Line {
                 }
                 Action::Incr(by, sum.unwrap_or(0))
             }
-            _ => return Err(format!("\"op\" is \"{op}\"; known are get, put, delete, cas, append and incr")),
+            _ => {
+                return Err(format!(
+                    "\"op\" is \"{op}\"; known are get, put, delete, cas, append and incr"
+                ));
+            }
         };
         Ok(action)
     }
@@ -231,7 +261,9 @@ fn text(value: Option<&serde_json::Value>, field: &str) -> Result<Option<String>
         None | Some(serde_json::Value::Null) => Ok(None),
         Some(serde_json::Value::String(text)) => Ok(Some(text.clone())),
         Some(serde_json::Value::Number(number)) => Ok(Some(number.to_string())),
-        Some(other) => Err(format!("\"{field}\" must be a string, a number or null, it is {other}")),
+        Some(other) => Err(format!(
+            "\"{field}\" must be a string, a number or null, it is {other}"
+        )),
     }
 }
 
@@ -247,16 +279,28 @@ impl Operation {
     /// The operation as a line of a history file, without the line end.
     #[must_use]
     pub fn to_json(&self) -> String {
-        let text = |value: &Option<String>| value.clone().map_or(serde_json::Value::Null, serde_json::Value::String);
+        let text = |value: &Option<String>| {
+            value
+                .clone()
+                .map_or(serde_json::Value::Null, serde_json::Value::String)
+        };
         let known = self.end.is_some();
         let (op, value, expect, result) = match &self.action {
             Action::Get(seen) => ("get", None, None, known.then(|| text(seen))),
             Action::Put(value) => ("put", Some(serde_json::Value::String(value.clone())), None, None),
             Action::Delete => ("delete", None, None, None),
-            Action::Append(value) => ("append", Some(serde_json::Value::String(value.clone())), None, None),
-            Action::Cas(expect, value, swapped) => {
-                ("cas", Some(text(value)), Some(text(expect)), known.then(|| serde_json::Value::Bool(*swapped)))
-            }
+            Action::Append(value) => (
+                "append",
+                Some(serde_json::Value::String(value.clone())),
+                None,
+                None,
+            ),
+            Action::Cas(expect, value, swapped) => (
+                "cas",
+                Some(text(value)),
+                Some(text(expect)),
+                known.then(|| serde_json::Value::Bool(*swapped)),
+            ),
             Action::Incr(by, sum) => ("incr", Some((*by).into()), None, known.then(|| (*sum).into())),
         };
         let line = Line {
@@ -289,8 +333,14 @@ mod tests {
     #[test]
     fn the_documented_example_is_read() {
         let history = History::parse(EXAMPLE).unwrap();
-        assert_eq!((history.operations.len(), history.failed, history.unknown()), (4, 1, 1));
-        assert_eq!(history.operations[2].action, Action::Cas(Some("7".into()), Some("8".into()), true));
+        assert_eq!(
+            (history.operations.len(), history.failed, history.unknown()),
+            (4, 1, 1)
+        );
+        assert_eq!(
+            history.operations[2].action,
+            Action::Cas(Some("7".into()), Some("8".into()), true)
+        );
         assert_eq!(history.operations[1].line, 3);
         assert_eq!(history.is_too_thin(), None);
     }
@@ -301,7 +351,10 @@ mod tests {
         let text: Vec<String> = history.operations.iter().map(Operation::to_json).collect();
         let again = History::parse(&text.join("\n")).unwrap();
         for (before, after) in history.operations.iter().zip(&again.operations) {
-            assert_eq!((&before.action, before.call, before.end), (&after.action, after.call, after.end));
+            assert_eq!(
+                (&before.action, before.call, before.end),
+                (&after.action, after.call, after.end)
+            );
         }
     }
 
@@ -309,11 +362,26 @@ mod tests {
     fn errors_name_the_line_and_the_reason() {
         let error = |text: &str| History::parse(text).unwrap_err().to_string();
         assert!(error("\n{").starts_with("line 2:"));
-        assert!(error(r#"{"process":1,"op":"pet","key":"x","call":1,"return":2,"ok":true}"#).contains("known are get"));
-        assert!(error(r#"{"process":1,"op":"get","key":"x","call":3,"return":2,"ok":true}"#).contains("before its call"));
-        assert!(error(r#"{"process":1,"op":"get","key":"x","call":1,"return":null,"ok":true}"#).contains("cannot be null"));
-        assert!(error(r#"{"process":1,"op":"get","key":"x","call":1,"return":2,"ok":null}"#).contains("must be null"));
-        assert!(error(r#"{"process":1,"op":"cas","key":"x","call":1,"return":2,"ok":true}"#).contains("true or false"));
+        assert!(
+            error(r#"{"process":1,"op":"pet","key":"x","call":1,"return":2,"ok":true}"#)
+                .contains("known are get")
+        );
+        assert!(
+            error(r#"{"process":1,"op":"get","key":"x","call":3,"return":2,"ok":true}"#)
+                .contains("before its call")
+        );
+        assert!(
+            error(r#"{"process":1,"op":"get","key":"x","call":1,"return":null,"ok":true}"#)
+                .contains("cannot be null")
+        );
+        assert!(
+            error(r#"{"process":1,"op":"get","key":"x","call":1,"return":2,"ok":null}"#)
+                .contains("must be null")
+        );
+        assert!(
+            error(r#"{"process":1,"op":"cas","key":"x","call":1,"return":2,"ok":true}"#)
+                .contains("true or false")
+        );
         let open = r#"{"process":1,"op":"delete","key":"x","call":1,"return":null,"ok":null}"#;
         let next = r#"{"process":1,"op":"delete","key":"x","call":5,"return":6,"ok":true}"#;
         assert!(error(&format!("{open}\n{next}")).contains("one thing at a time"));

@@ -24,7 +24,9 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { configurations: 20_000_000 }
+        Self {
+            configurations: 20_000_000,
+        }
     }
 }
 
@@ -79,7 +81,12 @@ pub fn check(history: &History, limits: Limits) -> Judgement {
                 judgement.verdict = Verdict::Violation { key };
                 return judgement;
             }
-            Answer::Unsure => judgement.verdict = Verdict::Undecided { key, configurations: tried },
+            Answer::Unsure => {
+                judgement.verdict = Verdict::Undecided {
+                    key,
+                    configurations: tried,
+                }
+            }
         }
     }
     judgement
@@ -89,7 +96,9 @@ pub fn check(history: &History, limits: Limits) -> Judgement {
 pub(crate) fn by_key(history: &History) -> BTreeMap<String, Vec<Operation>> {
     let mut keys: BTreeMap<String, Vec<Operation>> = BTreeMap::new();
     for operation in &history.operations {
-        keys.entry(operation.key.clone()).or_default().push(operation.clone());
+        keys.entry(operation.key.clone())
+            .or_default()
+            .push(operation.clone());
     }
     for operations in keys.values_mut() {
         operations.sort_by_key(|operation| operation.call);
@@ -160,15 +169,27 @@ impl Timeline {
         timed.sort_unstable();
         let count = timed.len();
         let mut timeline = Self {
-            events: vec![Event { operation: NONE, is_call: false }],
-            next: (1..=count + 1).map(|index| if index > count { NONE } else { index }).collect(),
+            events: vec![Event {
+                operation: NONE,
+                is_call: false,
+            }],
+            next: (1..=count + 1)
+                .map(|index| if index > count { NONE } else { index })
+                .collect(),
             previous: (0..=count).map(|index| index.wrapping_sub(1)).collect(),
             call_of: vec![NONE; operations.len()],
             answer_of: vec![NONE; operations.len()],
         };
         for (index, (_, is_answer, operation)) in timed.into_iter().enumerate() {
-            timeline.events.push(Event { operation, is_call: !is_answer });
-            let place = if is_answer { &mut timeline.answer_of } else { &mut timeline.call_of };
+            timeline.events.push(Event {
+                operation,
+                is_call: !is_answer,
+            });
+            let place = if is_answer {
+                &mut timeline.answer_of
+            } else {
+                &mut timeline.call_of
+            };
             place[operation] = index + 1;
         }
         timeline
@@ -222,12 +243,25 @@ impl Search {
             .iter()
             .filter(|operation| operation.end.is_some() || !matches!(operation.action, Action::Get(_)))
             .collect();
-        let prepared: Vec<Prepared> = kept.iter().map(|operation| states.prepare(&operation.action)).collect();
-        let times: Vec<(u64, Option<u64>)> = kept.iter().map(|operation| (operation.call, operation.end)).collect();
+        let prepared: Vec<Prepared> = kept
+            .iter()
+            .map(|operation| states.prepare(&operation.action))
+            .collect();
+        let times: Vec<(u64, Option<u64>)> = kept
+            .iter()
+            .map(|operation| (operation.call, operation.end))
+            .collect();
         let timeline = Timeline::new(&prepared, &times);
         let is_known: Vec<bool> = times.iter().map(|(_, end)| end.is_some()).collect();
         let unexplained = is_known.iter().filter(|known| **known).count();
-        Self { states, operations: prepared, is_known, timeline, seen: HashSet::default(), unexplained }
+        Self {
+            states,
+            operations: prepared,
+            is_known,
+            timeline,
+            seen: HashSet::default(),
+            unexplained,
+        }
     }
 
     fn run(&mut self, initial: StateId, configurations_max: usize) -> Answer {
@@ -248,7 +282,9 @@ impl Search {
                     from = Cursor::start(&self.timeline);
                 }
                 None => {
-                    let Some(step) = steps.pop() else { return Answer::No };
+                    let Some(step) = steps.pop() else {
+                        return Answer::No;
+                    };
                     self.put_back(step.operation);
                     explained ^= mark(step.operation as u64);
                     state = step.state;
@@ -261,7 +297,12 @@ impl Search {
 
     /// The next operation that may come now and leads to a pair that was not met: answered ones first, then those
     /// whose outcome is unknown.
-    fn next_step(&mut self, cursor: &mut Cursor, state: StateId, explained: u128) -> Option<(usize, StateId)> {
+    fn next_step(
+        &mut self,
+        cursor: &mut Cursor,
+        state: StateId,
+        explained: u128,
+    ) -> Option<(usize, StateId)> {
         loop {
             let event = cursor.event;
             let is_end = event == NONE || !self.timeline.events[event].is_call;
@@ -269,7 +310,10 @@ impl Search {
                 if cursor.is_second_pass {
                     return None;
                 }
-                *cursor = Cursor { event: self.timeline.next[0], is_second_pass: true };
+                *cursor = Cursor {
+                    event: self.timeline.next[0],
+                    is_second_pass: true,
+                };
                 continue;
             }
             cursor.event = self.timeline.next[event];
@@ -278,7 +322,9 @@ impl Search {
             if is_known == cursor.is_second_pass {
                 continue;
             }
-            let Some(after) = self.states.apply(state, &self.operations[operation], is_known) else { continue };
+            let Some(after) = self.states.apply(state, &self.operations[operation], is_known) else {
+                continue;
+            };
             if !is_known && after == state {
                 continue;
             }
@@ -308,11 +354,17 @@ struct Cursor {
 
 impl Cursor {
     fn start(timeline: &Timeline) -> Self {
-        Self { event: timeline.next[0], is_second_pass: false }
+        Self {
+            event: timeline.next[0],
+            is_second_pass: false,
+        }
     }
 
     fn behind(timeline: &Timeline, operation: usize, is_known: bool) -> Self {
-        Self { event: timeline.next[timeline.call_of[operation]], is_second_pass: !is_known }
+        Self {
+            event: timeline.next[timeline.call_of[operation]],
+            is_second_pass: !is_known,
+        }
     }
 }
 
@@ -342,7 +394,10 @@ pub(crate) fn values_named(operations: &[Operation]) -> Vec<Option<String>> {
             Action::Cas(expect, value, _) => values.extend([expect.clone(), value.clone()]),
             Action::Append(value) => values.push(Some(value.clone())),
             Action::Incr(by, sum) => {
-                values.extend([Some(sum.to_string()), sum.checked_sub(*by).map(|before| before.to_string())]);
+                values.extend([
+                    Some(sum.to_string()),
+                    sum.checked_sub(*by).map(|before| before.to_string()),
+                ]);
             }
         }
     }

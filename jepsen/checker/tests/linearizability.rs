@@ -5,7 +5,14 @@ use std::time::Instant;
 use tetrachord_checker::{Action, History, Limits, Operation, Verdict, check, counterexample, report};
 
 fn operation(process: u64, action: Action, call: u64, end: Option<u64>) -> Operation {
-    Operation { process, key: "x".to_string(), action, call, end, line: 0 }
+    Operation {
+        process,
+        key: "x".to_string(),
+        action,
+        call,
+        end,
+        line: 0,
+    }
 }
 
 fn put(value: &str) -> Action {
@@ -21,7 +28,10 @@ fn cas(expect: Option<&str>, value: Option<&str>, swapped: bool) -> Action {
 }
 
 fn history(operations: Vec<Operation>) -> History {
-    History { operations, failed: 0 }
+    History {
+        operations,
+        failed: 0,
+    }
 }
 
 fn is_linearizable(operations: Vec<Operation>) -> bool {
@@ -37,7 +47,10 @@ fn histories_known_to_be_good() {
     assert!(is_linearizable(vec![]));
     // A read that overlaps a write may see it or not.
     for seen in [None, Some("1")] {
-        assert!(is_linearizable(vec![operation(1, put("1"), 0, Some(10)), operation(2, get(seen), 5, Some(6))]));
+        assert!(is_linearizable(vec![
+            operation(1, put("1"), 0, Some(10)),
+            operation(2, get(seen), 5, Some(6))
+        ]));
     }
     // Two overlapping writes may come in either order, but all readers agree on one.
     let two = |a, b| {
@@ -52,7 +65,11 @@ fn histories_known_to_be_good() {
     // An unknown write may take effect long after its call, or never.
     for seen in [None, Some("1")] {
         let late = operation(2, get(seen), 1000, Some(1001));
-        assert!(is_linearizable(vec![operation(1, put("1"), 0, None), operation(3, get(None), 500, Some(501)), late]));
+        assert!(is_linearizable(vec![
+            operation(1, put("1"), 0, None),
+            operation(3, get(None), 500, Some(501)),
+            late
+        ]));
     }
     assert!(is_linearizable(vec![
         operation(1, Action::Incr(2, 2), 0, Some(5)),
@@ -90,7 +107,10 @@ fn histories_known_to_be_bad() {
         operation(2, Action::Incr(1, 1), 0, Some(10)),
     ]));
     assert!(!is_linearizable(vec![operation(1, get(Some("7")), 0, Some(1))]));
-    assert!(!is_linearizable(vec![operation(1, get(Some("1")), 0, Some(1)), operation(2, put("1"), 2, None)]));
+    assert!(!is_linearizable(vec![
+        operation(1, get(Some("1")), 0, Some(1)),
+        operation(2, put("1"), 2, None)
+    ]));
     assert!(!is_linearizable(vec![
         operation(1, put("1"), 0, None),
         operation(2, get(Some("1")), 1, Some(2)),
@@ -103,19 +123,30 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
 }
 
 /// Tries every order of every choice of unknown operations.
 fn brute_force(operations: &[Operation], taken: &mut Vec<bool>, state: Option<String>) -> bool {
-    let open = |taken: &[bool]| (0..operations.len()).filter(|index| !taken[*index]).collect::<Vec<_>>();
+    let open = |taken: &[bool]| {
+        (0..operations.len())
+            .filter(|index| !taken[*index])
+            .collect::<Vec<_>>()
+    };
     let left = open(taken);
     if left.iter().all(|index| operations[*index].end.is_none()) {
         return true;
     }
-    let first_answer = left.iter().filter_map(|index| operations[*index].end).min().unwrap();
+    let first_answer = left
+        .iter()
+        .filter_map(|index| operations[*index].end)
+        .min()
+        .unwrap();
     for index in left {
         let operation = &operations[index];
         if operation.call > first_answer {
@@ -162,7 +193,13 @@ fn random_history(random: &mut Random) -> Vec<Operation> {
                 2..=4 => Action::Get(maybe(random)),
                 5 => Action::Cas(maybe(random), maybe(random), random.below(2) == 0),
                 6 => Action::Incr(1, random.below(4) as i64),
-                _ => if random.below(2) == 0 { Action::Delete } else { Action::Append(value(random)) },
+                _ => {
+                    if random.below(2) == 0 {
+                        Action::Delete
+                    } else {
+                        Action::Append(value(random))
+                    }
+                }
             };
             operation(process, action, call, end)
         })
@@ -176,10 +213,17 @@ fn the_search_agrees_with_brute_force_on_ten_thousand_small_histories() {
     for round in 0..10_000 {
         let operations = random_history(&mut random);
         let expected = brute_force(&operations, &mut vec![false; operations.len()], None);
-        assert_eq!(is_linearizable(operations.clone()), expected, "round {round}: {operations:#?}");
+        assert_eq!(
+            is_linearizable(operations.clone()),
+            expected,
+            "round {round}: {operations:#?}"
+        );
         good += usize::from(expected);
     }
-    assert!((1_000..9_000).contains(&good), "both verdicts occur often: {good} good");
+    assert!(
+        (1_000..9_000).contains(&good),
+        "both verdicts occur often: {good} good"
+    );
 }
 
 #[test]
@@ -189,7 +233,10 @@ fn every_counterexample_is_itself_a_violation_and_names_its_culprit() {
     while found < 500 {
         let operations = random_history(&mut random);
         let whole = history(operations.clone());
-        if !matches!(check(&whole, Limits::default()).verdict, Verdict::Violation { .. }) {
+        if !matches!(
+            check(&whole, Limits::default()).verdict,
+            Verdict::Violation { .. }
+        ) {
             continue;
         }
         found += 1;
@@ -207,22 +254,43 @@ fn every_counterexample_is_itself_a_violation_and_names_its_culprit() {
 #[test]
 fn a_stale_read_in_a_long_history_is_cut_down_to_a_few_operations_and_explained() {
     let mut operations = simulate(&mut Random(3), 1, 2_000, 5, 0);
-    let last = operations.iter().filter_map(|operation| operation.end).max().unwrap();
+    let last = operations
+        .iter()
+        .filter_map(|operation| operation.end)
+        .max()
+        .unwrap();
     operations.push(operation(90, put("final"), last + 1, Some(last + 2)));
     operations.push(operation(91, get(Some("v3")), last + 3, Some(last + 4)));
     for operation in &mut operations {
         operation.key = "x".to_string();
     }
     let whole = history(operations);
-    assert_eq!(check(&whole, Limits::default()).verdict, Verdict::Violation { key: "x".to_string() });
+    assert_eq!(
+        check(&whole, Limits::default()).verdict,
+        Verdict::Violation { key: "x".to_string() }
+    );
     let example = counterexample::find(&whole, "x").unwrap();
-    assert!(example.operations.len() <= 3, "{} operations", example.operations.len());
-    assert!(example.explanation.contains("\"final\""), "{}", example.explanation);
+    assert!(
+        example.operations.len() <= 3,
+        "{} operations",
+        example.operations.len()
+    );
+    assert!(
+        example.explanation.contains("\"final\""),
+        "{}",
+        example.explanation
+    );
     assert!(example.explanation.contains("process 91"));
 }
 
 /// Clients of a store that is linearizable by construction: each operation takes effect at a moment of its own.
-fn simulate(random: &mut Random, keys: u64, count: u64, processes: u64, unknown_per_mille: u64) -> Vec<Operation> {
+fn simulate(
+    random: &mut Random,
+    keys: u64,
+    count: u64,
+    processes: u64,
+    unknown_per_mille: u64,
+) -> Vec<Operation> {
     let mut operations = Vec::new();
     let mut free_at = vec![0u64; processes as usize];
     let mut names: Vec<u64> = (0..processes).collect();
@@ -244,7 +312,11 @@ fn simulate(random: &mut Random, keys: u64, count: u64, processes: u64, unknown_
         let action = match random.below(4) {
             0 => Action::Put(format!("v{index}")),
             1 => {
-                let expect = if random.below(2) == 0 { value.clone() } else { Some("no".to_string()) };
+                let expect = if random.below(2) == 0 {
+                    value.clone()
+                } else {
+                    Some("no".to_string())
+                };
                 let swapped = expect == *value;
                 Action::Cas(expect, Some(format!("c{index}")), swapped)
             }
@@ -262,14 +334,22 @@ fn simulate(random: &mut Random, keys: u64, count: u64, processes: u64, unknown_
             names[process] += processes;
         }
         let end = (!is_unknown).then_some(end);
-        operations.push(Operation { process: name, key: format!("k{key}"), action, call, end, line: 0 });
+        operations.push(Operation {
+            process: name,
+            key: format!("k{key}"),
+            action,
+            call,
+            end,
+            line: 0,
+        });
     }
     operations
 }
 
 #[test]
 fn large_histories_are_judged() {
-    for (keys, count, processes, unknown) in [(100, 100_000, 20, 10), (1, 10_000, 10, 0), (1, 10_000, 10, 10)] {
+    for (keys, count, processes, unknown) in [(100, 100_000, 20, 10), (1, 10_000, 10, 0), (1, 10_000, 10, 10)]
+    {
         let whole = history(simulate(&mut Random(5), keys, count, processes, unknown));
         let started = Instant::now();
         let judgement = check(&whole, Limits::default());
@@ -288,5 +368,11 @@ fn large_histories_are_judged() {
 fn beyond_its_bound_the_judge_says_so() {
     let whole = history(simulate(&mut Random(5), 1, 1_000, 10, 0));
     let judgement = check(&whole, Limits { configurations: 50 });
-    assert_eq!(judgement.verdict, Verdict::Undecided { key: "k0".to_string(), configurations: 50 });
+    assert_eq!(
+        judgement.verdict,
+        Verdict::Undecided {
+            key: "k0".to_string(),
+            configurations: 50
+        }
+    );
 }

@@ -1,0 +1,199 @@
+//! A cluster of child processes on this machine, for `demo` and `dev`.
+
+use crate::client::{Client, ClientOptions};
+use crate::config::{self, ClusterConfig, InitPlan, Mode, StorageConfig, Timing};
+use crate::ring::{GroupId, NodeId};
+use anyhow::Context;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How big a cluster should be.
+#[derive(Clone, Debug)]
+pub(crate) struct Size {
+    pub(crate) nodes: usize,
+    pub(crate) groups: usize,
+    pub(crate) mode: Mode,
+}
+
+/// The processes of a cluster. Dropping it kills them.
+#[derive(Debug)]
+pub(crate) struct LocalCluster {
+    pub(crate) cluster_file: PathBuf,
+    node_files: Vec<PathBuf>,
+    children: Vec<Option<Child>>,
+}
+
+impl LocalCluster {
+    /// Makes a new cluster in `dir`, or takes the one that is there, and starts its nodes.
+    pub(crate) fn start(dir: &Path, size: &Size) -> anyhow::Result<Self> {
+        let (cluster_file, node_files) = if dir.join("genesis.toml").exists() {
+            let genesis = config::Genesis::load(&dir.join("genesis.toml"))?;
+            let files = genesis
+                .nodes
+                .iter()
+                .map(|node| dir.join(node.id.to_string()).join("node.toml"))
+                .collect();
+            (dir.join("cluster.toml"), files)
+        } else {
+            let plan = InitPlan {
+                dir: dir.to_path_buf(),
+                addresses: free_addresses(size.nodes)?,
+                groups: size.groups,
+                replicas: super::init::default_replicas(size.nodes),
+                quorums: None,
+                mode: size.mode,
+                storage: StorageConfig::default(),
+                timing: Timing::default(),
+            };
+            config::init(&plan)?
+        };
+        let children = node_files.iter().map(|_| None).collect();
+        let mut cluster = Self {
+            cluster_file,
+            node_files,
+            children,
+        };
+        for index in 0..cluster.len() {
+            cluster.start_node(index)?;
+        }
+        Ok(cluster)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.node_files.len()
+    }
+
+    /// Starts a node's process; its log goes to a file beside its configuration.
+    pub(crate) fn start_node(&mut self, index: usize) -> anyhow::Result<()> {
+        anyhow::ensure!(self.children[index].is_none(), "node {} runs already", index + 1);
+        let path = &self.node_files[index];
+        let log_path = path.with_file_name("node.log");
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log_path);
+        let log = log.with_context(|| format!("cannot write {}", log_path.display()))?;
+        let program = std::env::current_exe().context("cannot find this program to start it again")?;
+        let child = Command::new(program)
+            .args(["serve", "--config"])
+            .arg(path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start node {}", index + 1))?;
+        self.children[index] = Some(child);
+        Ok(())
+    }
+
+    /// Ends a node's process with SIGKILL and waits until it is gone.
+    pub(crate) fn kill_node(&mut self, index: usize) -> anyhow::Result<()> {
+        let mut child = self.children[index].take().context("the node does not run")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// The node that has ended by itself, if one has, and the end of its log.
+    pub(crate) fn crashed(&mut self) -> Option<String> {
+        for (index, child) in self.children.iter_mut().enumerate() {
+            if let Some(status) = child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+                let log = std::fs::read_to_string(self.node_files[index].with_file_name("node.log"));
+                let tail: Vec<String> = log
+                    .unwrap_or_default()
+                    .lines()
+                    .rev()
+                    .take(5)
+                    .map(ToString::to_string)
+                    .collect();
+                let tail: Vec<&str> = tail.iter().rev().map(String::as_str).collect();
+                return Some(format!(
+                    "node {} ended by itself ({status}):\n{}",
+                    index + 1,
+                    tail.join("\n")
+                ));
+            }
+        }
+        None
+    }
+
+    /// A client of this cluster.
+    pub(crate) fn client(&self, deadline: Duration) -> anyhow::Result<Client> {
+        let options = ClientOptions {
+            deadline,
+            attempt: Duration::from_millis(700),
+        };
+        Ok(Client::with_options(
+            ClusterConfig::load(&self.cluster_file)?,
+            options,
+        )?)
+    }
+
+    /// Waits until every group has a leader that serves; says which node leads each.
+    pub(crate) async fn wait_for_leaders(
+        &mut self,
+        client: &Client,
+        patience: Duration,
+    ) -> anyhow::Result<Vec<(GroupId, NodeId)>> {
+        let started = Instant::now();
+        loop {
+            let leaders = leaders(client).await;
+            if let Some(leaders) = leaders {
+                return Ok(leaders);
+            }
+            if let Some(crash) = self.crashed() {
+                anyhow::bail!(crash);
+            }
+            anyhow::ensure!(
+                started.elapsed() < patience,
+                "no leader in every group after {} s; the nodes' logs are beside {}",
+                patience.as_secs(),
+                self.cluster_file.display()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for LocalCluster {
+    fn drop(&mut self) {
+        for child in self.children.iter_mut().flatten() {
+            // It may have ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Who leads each group, if each has a leader that knows itself.
+pub(crate) async fn leaders(client: &Client) -> Option<Vec<(GroupId, NodeId)>> {
+    let mut seen: std::collections::BTreeMap<GroupId, Option<NodeId>> = std::collections::BTreeMap::new();
+    for (node, answer) in super::status::ask_all(client).await {
+        for group in answer.ok().into_iter().flat_map(|status| status.groups) {
+            let leader = seen.entry(group.group).or_default();
+            if group.is_leader {
+                *leader = Some(node);
+            }
+        }
+    }
+    let known = seen
+        .into_iter()
+        .map(|(group, leader)| leader.map(|leader| (group, leader)));
+    known
+        .collect::<Option<Vec<_>>>()
+        .filter(|leaders| !leaders.is_empty())
+}
+
+/// Addresses on loopback whose ports nobody uses just now.
+fn free_addresses(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
+    let sockets: Vec<UdpSocket> = (0..count)
+        .map(|_| UdpSocket::bind("127.0.0.1:0"))
+        .collect::<Result<_, _>>()
+        .context("no free port")?;
+    sockets
+        .iter()
+        .map(|socket| socket.local_addr().context("no address"))
+        .collect()
+}

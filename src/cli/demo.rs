@@ -1,0 +1,296 @@
+//! `tetrachord demo`: the main job in one go. A real cluster of child processes, concurrent clients, leaders killed,
+//! everybody killed, and a verdict on what the clients saw.
+
+use super::check::{draw_violation, exit_of, word};
+use super::cluster::{LocalCluster, Size, leaders};
+use super::dev::TemporaryDirectory;
+use super::output::print_json;
+use super::record::{seed, write_history};
+use super::workload::{Recorder, read_all, run_client};
+use super::{Common, Exit};
+use crate::client::Client;
+use crate::config::Mode;
+use crate::ring::{GroupId, NodeId, Position};
+use anyhow::Context;
+use clap::Args;
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tetrachord_checker::{Action, History, Limits, Operation, Verdict, check};
+
+/// Start a real cluster, load it, kill its leaders, judge what the clients saw
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tetrachord demo\n  tetrachord demo --nodes 5 --groups 4 --seconds 30 --json"
+)]
+pub(crate) struct DemoArgs {
+    /// Faults to survive
+    #[arg(long, value_enum, default_value_t = Mode::Crash)]
+    mode: Mode,
+    /// Nodes
+    #[arg(long, default_value_t = 3)]
+    nodes: usize,
+    /// Groups
+    #[arg(long, default_value_t = 1)]
+    groups: usize,
+    /// How long the clients work
+    #[arg(long, default_value_t = 15)]
+    seconds: u64,
+    /// Concurrent clients
+    #[arg(long, default_value_t = 8)]
+    clients: usize,
+    /// Keys
+    #[arg(long, default_value_t = 16)]
+    keys: usize,
+}
+
+/// Leaders that are killed at least.
+const LEADER_KILLS: usize = 2;
+
+/// What the demo counts.
+#[derive(Debug, Default)]
+struct Tally {
+    leader_kills: usize,
+    restarts: usize,
+    full_stops: usize,
+    failover_ms: Vec<u128>,
+}
+
+pub(crate) async fn run(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit> {
+    anyhow::ensure!(
+        args.clients > 0 && args.keys > 0 && args.seconds > 0,
+        "clients, keys and seconds must be positive"
+    );
+    anyhow::ensure!(
+        args.nodes >= 3,
+        "the demo kills nodes and needs at least 3 to go on; crash mode survives f of 2f + 1"
+    );
+    let dir = TemporaryDirectory::new("tetrachord-demo")?;
+    let say = |text: String| eprintln!("{text}");
+    let size = Size {
+        nodes: args.nodes,
+        groups: args.groups,
+        mode: args.mode,
+    };
+    let mut cluster = LocalCluster::start(&dir.0, &size)?;
+    let observer = cluster.client(Duration::from_secs(2))?;
+    let started = Instant::now();
+    cluster
+        .wait_for_leaders(&observer, Duration::from_secs(30))
+        .await?;
+    say(format!(
+        "{} nodes (QUIC, sled with fsync), {} group(s): leaders after {} ms",
+        args.nodes,
+        args.groups,
+        started.elapsed().as_millis()
+    ));
+    let recorder = Recorder::new();
+    let mut tasks = Vec::new();
+    for index in 0..args.clients {
+        let client = cluster.client(Duration::from_secs(3))?;
+        tasks.push(tokio::spawn(run_client(
+            client,
+            recorder.clone(),
+            args.keys,
+            seed(index)?,
+        )));
+    }
+    say(format!(
+        "{} clients work on {} keys for {} s",
+        args.clients, args.keys, args.seconds
+    ));
+    let mut tally = Tally::default();
+    torment(&mut cluster, &observer, args, &recorder, &mut tally).await?;
+    recorder.stop();
+    for task in tasks {
+        task.await?;
+    }
+    let patient = cluster.client(Duration::from_secs(20))?;
+    let final_values = read_all(&patient, &recorder, args.keys).await;
+    let (operations, failed) = recorder.take();
+    let lost = lost_increments(&operations, &final_values);
+    drop(cluster);
+    report(common, args, operations, failed, lost, &tally)
+}
+
+/// Kills leaders one after another, then everybody at once.
+async fn torment(
+    cluster: &mut LocalCluster,
+    observer: &Client,
+    args: &DemoArgs,
+    recorder: &Recorder,
+    tally: &mut Tally,
+) -> anyhow::Result<()> {
+    let rounds = LEADER_KILLS.max(usize::try_from(args.seconds / 8).unwrap_or(LEADER_KILLS));
+    let pause = Duration::from_millis(args.seconds * 1000) / u32::try_from(rounds + 2).unwrap_or(4);
+    for round in 0..rounds {
+        tokio::time::sleep(pause).await;
+        let (group, leader) = pick_leader(cluster, observer, round).await?;
+        let index = usize::try_from(leader.0 - 1).context("node numbers are small")?;
+        let before = recorder.len();
+        cluster.kill_node(index)?;
+        let failover = time_to_write(cluster, group).await?;
+        tally.leader_kills += 1;
+        tally.failover_ms.push(failover.as_millis());
+        eprintln!(
+            "killed {leader}, leader of {group}, with SIGKILL after {before} operations; the next write there took {} ms",
+            failover.as_millis()
+        );
+        tokio::time::sleep(pause / 4).await;
+        cluster.start_node(index)?;
+        tally.restarts += 1;
+    }
+    tokio::time::sleep(pause).await;
+    for index in 0..cluster.len() {
+        cluster.kill_node(index)?;
+    }
+    tally.full_stops += 1;
+    for index in 0..cluster.len() {
+        cluster.start_node(index)?;
+        tally.restarts += 1;
+    }
+    let restarted = Instant::now();
+    cluster
+        .wait_for_leaders(observer, Duration::from_secs(60))
+        .await?;
+    eprintln!(
+        "killed all {} nodes at once; all groups are led again {} ms after their restart",
+        cluster.len(),
+        restarted.elapsed().as_millis()
+    );
+    tokio::time::sleep(pause).await;
+    Ok(())
+}
+
+/// A group, in turn, with the node that leads it now.
+async fn pick_leader(
+    cluster: &mut LocalCluster,
+    observer: &Client,
+    round: usize,
+) -> anyhow::Result<(GroupId, NodeId)> {
+    if let Some(leaders) = leaders(observer).await {
+        return Ok(leaders[round % leaders.len()]);
+    }
+    let leaders = cluster
+        .wait_for_leaders(observer, Duration::from_secs(30))
+        .await?;
+    Ok(leaders[round % leaders.len()])
+}
+
+/// How long until a write that begins now is acknowledged in the group.
+async fn time_to_write(cluster: &LocalCluster, group: GroupId) -> anyhow::Result<Duration> {
+    let genesis = crate::config::Genesis::load(&cluster.cluster_file.with_file_name("genesis.toml"))?;
+    let ring = genesis.ring();
+    let key = (0..)
+        .map(|index| format!("probe-{index}"))
+        .find(|key| ring.owner(Position::of_key(key.as_bytes())).id == group)
+        .context("every group owns some key")?;
+    let started = Instant::now();
+    let client = cluster.client(Duration::from_secs(30))?;
+    client
+        .put(&key, "x")
+        .await
+        .done()
+        .context("the group did not come back after its leader was killed")?;
+    Ok(started.elapsed())
+}
+
+/// Increments that were acknowledged and are missing at the end.
+fn lost_increments(operations: &[Operation], final_values: &[(String, Option<String>)]) -> u64 {
+    let mut lost = 0;
+    for (key, value) in final_values.iter().filter(|(key, _)| key.starts_with("counter")) {
+        let is_acknowledged = |operation: &&Operation| {
+            operation.key == *key && operation.end.is_some() && matches!(operation.action, Action::Incr(..))
+        };
+        let acknowledged = operations.iter().filter(is_acknowledged).count() as u64;
+        let total = value
+            .as_ref()
+            .and_then(|value| value.parse::<u64>().ok())
+            .unwrap_or(0);
+        lost += acknowledged.saturating_sub(total);
+    }
+    lost
+}
+
+fn report(
+    common: &Common,
+    args: &DemoArgs,
+    operations: Vec<Operation>,
+    failed: u64,
+    lost: u64,
+    tally: &Tally,
+) -> anyhow::Result<Exit> {
+    let path = history_path()?;
+    write_history(&path, &operations, failed)?;
+    let count = operations.len();
+    let history = History {
+        operations,
+        failed: usize::try_from(failed).unwrap_or(usize::MAX),
+    };
+    let unknown = history.unknown();
+    let judged = Instant::now();
+    let judgement = check(&history, Limits::default());
+    let picture = path.with_extension("html");
+    let example = draw_violation(&history, &judgement, &picture)?;
+    let thin = history.is_too_thin();
+    let exit = match exit_of(&judgement.verdict, thin.is_some()) {
+        Exit::Ok if lost > 0 => Exit::Violation,
+        exit => exit,
+    };
+    if common.json {
+        print_json(&json!({
+            "verdict": word(&judgement.verdict),
+            "mode": "crash",
+            "nodes": args.nodes,
+            "groups": args.groups,
+            "operations": count,
+            "unknown": unknown,
+            "refused": failed,
+            "lost": lost,
+            "faults": {
+                "leader_kills": tally.leader_kills,
+                "restarts": tally.restarts,
+                "full_stops": tally.full_stops,
+            },
+            "failover_ms": tally.failover_ms,
+            "history": path,
+            "report": example.as_ref().map(|_| &picture),
+        }));
+        return Ok(exit);
+    }
+    let failovers: Vec<String> = tally
+        .failover_ms
+        .iter()
+        .map(|millis| format!("{millis} ms"))
+        .collect();
+    println!("operations   {count} ({unknown} unknown, {failed} surely not done)");
+    println!(
+        "faults       {} leaders killed, {} full stops, {} restarts",
+        tally.leader_kills, tally.full_stops, tally.restarts
+    );
+    println!("failover     {}", failovers.join(", "));
+    println!("lost         {lost} acknowledged writes");
+    let verdict = match &judgement.verdict {
+        Verdict::Linearizable if thin.is_some() => format!("too thin: {}", thin.unwrap_or_default()),
+        Verdict::Linearizable => format!(
+            "linearizable ({} keys, {} ms)",
+            judgement.keys,
+            judged.elapsed().as_millis()
+        ),
+        Verdict::Violation { .. } => format!("NOT linearizable, see {}", picture.display()),
+        Verdict::Undecided { configurations, .. } => format!("undecided after {configurations} steps"),
+    };
+    println!("verdict      {verdict}");
+    if let Some(example) = example {
+        println!("             {}", example.explanation);
+    }
+    println!("history      {}", path.display());
+    Ok(exit)
+}
+
+/// The history outlives the cluster.
+fn history_path() -> anyhow::Result<PathBuf> {
+    let dir = std::env::temp_dir().join("tetrachord-histories");
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    Ok(dir.join(format!("demo-{}.jsonl", std::process::id())))
+}

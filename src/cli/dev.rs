@@ -1,0 +1,89 @@
+//! `tetrachord dev`: a cluster on this machine until Ctrl-C.
+
+use super::Exit;
+use super::cluster::{LocalCluster, Size};
+use crate::config::Mode;
+use clap::Args;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Run a cluster on this machine until Ctrl-C
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  tetrachord dev --nodes 3 --dir mycluster\n\nWithout --dir everything is in a temporary directory and gone at the end."
+)]
+pub(crate) struct DevArgs {
+    /// Faults to survive
+    #[arg(long, value_enum, default_value_t = Mode::Crash)]
+    mode: Mode,
+    /// Nodes
+    #[arg(long, default_value_t = 3)]
+    nodes: usize,
+    /// Groups
+    #[arg(long, default_value_t = 1)]
+    groups: usize,
+    /// Keep everything here; a cluster that is already there is started again
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+pub(crate) async fn run(args: &DevArgs) -> anyhow::Result<Exit> {
+    let temporary = if args.dir.is_none() {
+        Some(TemporaryDirectory::new("tetrachord-dev")?)
+    } else {
+        None
+    };
+    let dir = args
+        .dir
+        .clone()
+        .or(temporary.as_ref().map(|dir| dir.0.clone()))
+        .unwrap_or_default();
+    let size = Size {
+        nodes: args.nodes,
+        groups: args.groups,
+        mode: args.mode,
+    };
+    let mut cluster = LocalCluster::start(&dir, &size)?;
+    let client = cluster.client(Duration::from_secs(5))?;
+    let leaders = cluster.wait_for_leaders(&client, Duration::from_secs(30)).await?;
+    println!("{} nodes run in {}", cluster.len(), dir.display());
+    for (group, leader) in leaders {
+        println!("  {group} is led by {leader}");
+    }
+    let file = cluster.cluster_file.display();
+    println!(
+        "In another terminal:\n  export TETRACHORD_CLUSTER={file}\n  tetrachord put greeting hello\n  tetrachord get greeting\n  tetrachord status\nCtrl-C ends it."
+    );
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    loop {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => break,
+            _ = terminate.recv() => break,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {
+                if let Some(crash) = cluster.crashed() {
+                    anyhow::bail!(crash);
+                }
+            }
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+/// A directory of this process that goes with it.
+#[derive(Debug)]
+pub(crate) struct TemporaryDirectory(pub(crate) PathBuf);
+
+impl TemporaryDirectory {
+    pub(crate) fn new(name: &str) -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for TemporaryDirectory {
+    fn drop(&mut self) {
+        // What cannot be removed stays in the system's temporary directory; nothing depends on it.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

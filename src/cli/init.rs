@@ -1,0 +1,110 @@
+//! `tetrachord init`: keys and files for a cluster.
+
+use super::{Common, Exit, output};
+use crate::config::{self, FlexibleQuorums, InitPlan, Mode, StorageConfig, Timing};
+use anyhow::Context;
+use clap::Args;
+use serde_json::json;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  tetrachord init --dir c --nodes 3                 three nodes on 127.0.0.1, ports 7101 to 7103
+  tetrachord init --dir c --nodes 5 --groups 4      four groups of five replicas
+  tetrachord init --dir c --address 10.0.0.1:7101 --address 10.0.0.2:7101 --address 10.0.0.3:7101";
+
+/// Write keys, the genesis record and one file per node
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct InitArgs {
+    /// Where to write; must not hold a cluster yet
+    #[arg(long)]
+    dir: PathBuf,
+    /// How many nodes, on consecutive ports of one host
+    #[arg(long, default_value_t = 3, conflicts_with = "address")]
+    nodes: u16,
+    /// Faults to survive
+    #[arg(long, value_enum, default_value_t = Mode::Crash)]
+    mode: Mode,
+    /// Groups that the ring is cut into
+    #[arg(long, default_value_t = 1)]
+    groups: usize,
+    /// Replicas of each group, an odd number [default: all nodes, at most 5]
+    #[arg(long)]
+    replicas: Option<usize>,
+    /// The host of all nodes
+    #[arg(long, default_value = "127.0.0.1", conflicts_with = "address")]
+    host: IpAddr,
+    /// The port of the first node; the others follow
+    #[arg(long, default_value_t = 7101, conflicts_with = "address")]
+    port: u16,
+    /// The address of one node, HOST:PORT; once for each node
+    #[arg(long)]
+    address: Vec<SocketAddr>,
+    /// Quorums other than majorities: promises that a leader needs, and copies that decide
+    #[arg(long, num_args = 2, value_names = ["PHASE1", "PHASE2"])]
+    quorums: Option<Vec<usize>>,
+    /// With --quorums: crashed replicas that must be survived
+    #[arg(long, default_value_t = 1, requires = "quorums")]
+    survive: usize,
+}
+
+/// The number of replicas to take if none is asked for: as many as help, but not more than five.
+pub(crate) fn default_replicas(nodes: usize) -> usize {
+    nodes.min(5)
+}
+
+pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {
+    let addresses = addresses(args)?;
+    let plan = InitPlan {
+        dir: args.dir.clone(),
+        groups: args.groups,
+        replicas: args.replicas.unwrap_or(default_replicas(addresses.len())),
+        addresses,
+        quorums: args.quorums.as_ref().map(|sizes| FlexibleQuorums {
+            phase1: sizes[0],
+            phase2: sizes[1],
+            survive: args.survive,
+        }),
+        mode: args.mode,
+        storage: StorageConfig::default(),
+        timing: Timing::default(),
+    };
+    let (cluster, nodes) = config::init(&plan)?;
+    if common.json {
+        output::print_json(&json!({ "cluster": cluster, "nodes": nodes }));
+        return Ok(Exit::Ok);
+    }
+    let survives = plan.quorums.map_or((plan.replicas - 1) / 2, |quorums| {
+        plan.replicas - quorums.phase1.max(quorums.phase2)
+    });
+    println!(
+        "{} nodes, {} group(s) of {} replicas; each group survives {survives} crashed. Start every node:",
+        plan.addresses.len(),
+        plan.groups,
+        plan.replicas
+    );
+    for node in &nodes {
+        println!("  tetrachord serve --config {}", node.display());
+    }
+    println!(
+        "Then talk to them:\n  tetrachord --cluster {} put greeting hello",
+        cluster.display()
+    );
+    Ok(Exit::Ok)
+}
+
+fn addresses(args: &InitArgs) -> anyhow::Result<Vec<SocketAddr>> {
+    if !args.address.is_empty() {
+        return Ok(args.address.clone());
+    }
+    let port = |index: u16| {
+        args.port
+            .checked_add(index)
+            .context("the ports run past 65535; choose a lower --port")
+    };
+    (0..args.nodes)
+        .map(|index| Ok(SocketAddr::new(args.host, port(index)?)))
+        .collect()
+}

@@ -1,0 +1,195 @@
+//! The command line: what people and scripts say to Tetrachord, and what it says back.
+//!
+//! Data goes to standard output, everything else to standard error. `--json` prints one object for programs. The exit
+//! code says what happened; see [`Exit`].
+
+mod bench;
+mod check;
+mod cluster;
+mod demo;
+mod dev;
+mod init;
+mod kv;
+mod output;
+mod record;
+mod status;
+mod workload;
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 refused or conflict, 5 unavailable (surely not applied),
+6 outcome unknown, 7 consistency violation found, 8 denied.
+
+Examples:
+  tetrachord demo                                  a cluster under fire, judged: the whole thing in one go
+  tetrachord init --dir c --nodes 3                keys and files for three nodes
+  tetrachord serve --config c/n1/node.toml         run one of them
+  tetrachord --cluster c/cluster.toml put k v      talk to them";
+
+/// A strongly consistent, replicated key-value store with its own history checker.
+#[derive(Debug, Parser)]
+#[command(name = "tetrachord", version, about, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// The cluster file that `init` or `dev` wrote
+    #[arg(long, global = true, env = "TETRACHORD_CLUSTER", value_name = "FILE")]
+    cluster: Option<PathBuf>,
+    /// Print one JSON object instead of text for people
+    #[arg(long, global = true)]
+    json: bool,
+    /// Give a request up after this many milliseconds
+    #[arg(long, global = true, default_value_t = 10_000, value_name = "MS")]
+    deadline_ms: u64,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a real cluster, load it, kill its leaders, judge what the clients saw
+    Demo(demo::DemoArgs),
+    /// Run a cluster on this machine until Ctrl-C
+    Dev(dev::DevArgs),
+    /// Write keys, the genesis record and one file per node
+    Init(init::InitArgs),
+    /// Run one node
+    Serve {
+        /// The node's file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Read a key
+    Get(kv::GetArgs),
+    /// Set a key
+    Put(kv::PutArgs),
+    /// Remove a key
+    Del(kv::DelArgs),
+    /// Set a key if it is as expected
+    Cas(kv::CasArgs),
+    /// Add to a number
+    Incr(kv::IncrArgs),
+    /// Show nodes and groups
+    Status,
+    /// Load a cluster and measure it
+    Bench(bench::BenchArgs),
+    /// Record what clients see of a cluster
+    Record(record::RecordArgs),
+    /// Judge a recorded history
+    Check(check::CheckArgs),
+}
+
+/// What happened, as scripts see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Ok = 0,
+    Error = 1,
+    NotFound = 3,
+    Refused = 4,
+    Unavailable = 5,
+    Unknown = 6,
+    Violation = 7,
+    Denied = 8,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Runs the program and returns its exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(matches!(cli.command, Command::Serve { .. }));
+    match run(cli) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            Exit::Error.into()
+        }
+    }
+}
+
+/// Logs go to standard error; `RUST_LOG` chooses what. A node says more by itself than a client.
+fn start_logging(is_node: bool) {
+    let default = if is_node { "info" } else { "error" };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+}
+
+fn run(cli: Cli) -> anyhow::Result<Exit> {
+    let common = &cli.common;
+    match cli.command {
+        Command::Serve { config } => {
+            let config = crate::config::NodeConfig::load(&config)?;
+            crate::node::run::run(config)?;
+            Ok(Exit::Ok)
+        }
+        Command::Init(args) => init::run(common, &args),
+        Command::Check(args) => check::run(common, &args),
+        command => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(run_async(common, command))
+        }
+    }
+}
+
+async fn run_async(common: &Common, command: Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::Demo(args) => demo::run(common, &args).await,
+        Command::Dev(args) => dev::run(&args).await,
+        Command::Get(args) => kv::get(common, &args).await,
+        Command::Put(args) => kv::put(common, &args).await,
+        Command::Del(args) => kv::del(common, &args).await,
+        Command::Cas(args) => kv::cas(common, &args).await,
+        Command::Incr(args) => kv::incr(common, &args).await,
+        Command::Status => status::run(common).await,
+        Command::Bench(args) => bench::run(common, &args).await,
+        Command::Record(args) => record::run(common, &args).await,
+        Command::Serve { .. } | Command::Init(_) | Command::Check(_) => unreachable!("these need no runtime"),
+    }
+}
+
+impl Common {
+    /// The cluster that the caller means.
+    fn cluster_config(&self) -> anyhow::Result<crate::config::ClusterConfig> {
+        let Some(path) = &self.cluster else {
+            anyhow::bail!(
+                "which cluster? Name its cluster file with --cluster FILE or in TETRACHORD_CLUSTER. `tetrachord dev` \
+                 prints the one that it wrote, `tetrachord init --dir D` writes D/cluster.toml"
+            );
+        };
+        Ok(crate::config::ClusterConfig::load(path)?)
+    }
+
+    /// A client of that cluster.
+    fn client(&self) -> anyhow::Result<crate::client::Client> {
+        let deadline = Duration::from_millis(self.deadline_ms);
+        let options = crate::client::ClientOptions {
+            deadline,
+            ..crate::client::ClientOptions::default()
+        };
+        Ok(crate::client::Client::with_options(
+            self.cluster_config()?,
+            options,
+        )?)
+    }
+}
