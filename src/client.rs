@@ -427,10 +427,19 @@ impl Client {
             if let Some(known) = self.inner.links.ring() {
                 return Ok(known);
             }
+            // All at once: a node that is down is silent, and waiting for it would cost its whole patience.
+            let mut tasks = tokio::task::JoinSet::new();
             for node in self.inner.links.nodes() {
-                match self.inner.links.connect(node, self.inner.options.attempt).await {
-                    Ok(_) => break,
-                    Err(LinkError::Denied(address)) => denied = Some(LinkError::Denied(address).to_string()),
+                let inner = Arc::clone(&self.inner);
+                tasks.spawn(async move { inner.links.connect(node, inner.options.attempt).await.map(drop) });
+            }
+            while let Some(joined) = tasks.join_next().await {
+                match joined {
+                    Ok(Ok(())) => break,
+                    Ok(Err(LinkError::Denied(address))) => {
+                        denied = Some(LinkError::Denied(address).to_string())
+                    }
+                    Ok(Err(error)) => attempts.last = error.to_string(),
                     Err(error) => attempts.last = error.to_string(),
                 }
             }
@@ -551,9 +560,15 @@ impl Client {
         if let Some(node) = attempts.target.or_else(|| self.inner.links.leader(group)) {
             return node;
         }
-        let nodes = ring.group(group).map_or(&[][..], |place| &place.nodes);
-        assert!(!nodes.is_empty(), "every group has replicas");
-        nodes[usize::try_from(attempts.tried).unwrap_or(0) % nodes.len()]
+        let replicas = ring.group(group).map_or(&[][..], |place| &place.nodes);
+        assert!(!replicas.is_empty(), "every group has replicas");
+        let turn = usize::try_from(attempts.tried).unwrap_or(0) % replicas.len();
+        let in_turn: Vec<NodeId> = replicas[turn..]
+            .iter()
+            .chain(&replicas[..turn])
+            .copied()
+            .collect();
+        self.inner.links.by_promise(&in_turn)[0]
     }
 
     /// A short rest, longer after more attempts, so that a cluster that elects is not hammered.

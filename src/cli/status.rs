@@ -7,12 +7,15 @@ use crate::ring::NodeId;
 use crate::wire::NodeStatus;
 use serde_json::{Value, json};
 
-/// Asks every node; those that do not answer are listed with the reason.
+/// Asks all nodes at once; those that do not answer are listed with the reason.
 pub(crate) async fn ask_all(client: &Client) -> Vec<(NodeId, Result<NodeStatus, String>)> {
-    let mut answers = Vec::new();
+    let mut tasks = tokio::task::JoinSet::new();
     for node in client.nodes() {
-        answers.push((node, client.status(node).await));
+        let client = client.clone();
+        tasks.spawn(async move { (node, client.status(node).await) });
     }
+    let mut answers = tasks.join_all().await;
+    answers.sort_by_key(|(node, _)| *node);
     answers
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
@@ -55,7 +55,14 @@ pub(super) struct Links {
     open: BTreeMap<NodeId, tokio::sync::Mutex<Option<Arc<Open>>>>,
     known: RwLock<Option<(Arc<RingMap>, Limits)>>,
     leaders: Mutex<BTreeMap<GroupId, NodeId>>,
+    failed: Mutex<BTreeMap<NodeId, Instant>>,
 }
+
+/// A node that did not answer is asked last for this long.
+const AVOID_FOR: Duration = Duration::from_millis(1_000);
+
+/// Opening a connection may take this long; a node that is down does not refuse, it is silent.
+const CONNECT_PATIENCE: Duration = Duration::from_millis(300);
 
 impl Links {
     pub(super) fn new(cluster: ClusterConfig) -> std::io::Result<Self> {
@@ -72,6 +79,7 @@ impl Links {
             open,
             known: RwLock::default(),
             leaders: Mutex::default(),
+            failed: Mutex::default(),
         })
     }
 
@@ -99,8 +107,31 @@ impl Links {
         };
     }
 
+    /// The nodes in the order in which they should be asked: those that were silent lately come last.
+    pub(super) fn by_promise(&self, nodes: &[NodeId]) -> Vec<NodeId> {
+        let failed = self.failed.lock().expect("never held while panicking");
+        let was_silent = |node: &NodeId| failed.get(node).is_some_and(|at| at.elapsed() < AVOID_FOR);
+        let (silent, good): (Vec<NodeId>, Vec<NodeId>) = nodes.iter().partition(|node| was_silent(node));
+        [good, silent].concat()
+    }
+
+    fn note(&self, node: NodeId, is_silent: bool) {
+        let mut failed = self.failed.lock().expect("never held while panicking");
+        if is_silent {
+            failed.insert(node, Instant::now());
+        } else {
+            failed.remove(&node);
+        }
+    }
+
     /// The connection to a node, opened if need be.
     pub(super) async fn connect(&self, node: NodeId, patience: Duration) -> Result<Arc<Open>, LinkError> {
+        let result = self.try_connect(node, patience.min(CONNECT_PATIENCE)).await;
+        self.note(node, result.is_err());
+        result
+    }
+
+    async fn try_connect(&self, node: NodeId, patience: Duration) -> Result<Arc<Open>, LinkError> {
         let known = self.cluster.nodes.iter().find(|known| known.id == node);
         let (Some(slot), Some(known)) = (self.open.get(&node), known) else {
             let address = self.cluster.nodes[0].address;
@@ -162,9 +193,13 @@ impl Links {
         }
         match tokio::time::timeout(patience, answer).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(CallError::Lost(node)),
+            Ok(Err(_)) => {
+                self.note(node, true);
+                Err(CallError::Lost(node))
+            }
             Err(_) => {
                 open.forget(id);
+                self.note(node, true);
                 Err(CallError::Late(node, patience.as_millis()))
             }
         }

@@ -117,6 +117,15 @@ pub enum NodeEffect {
 /// A forwarded request is given up after this many milliseconds without an answer.
 const FORWARD_PATIENCE_MILLIS: u64 = 3_000;
 
+/// A request that was passed on.
+#[derive(Clone, Copy, Debug)]
+struct Forward {
+    ticket: Ticket,
+    since: Ticks,
+    owner: GroupId,
+    to: NodeId,
+}
+
 /// How a node runs.
 #[derive(Clone, Debug)]
 pub struct NodeSettings {
@@ -138,7 +147,8 @@ pub struct NodeCore {
     storage: Box<dyn Storage + Send>,
     groups: BTreeMap<GroupId, Group>,
     gateway: Gateway,
-    forwards: BTreeMap<u64, (Ticket, Ticks)>,
+    forwards: BTreeMap<u64, Forward>,
+    leaders: BTreeMap<GroupId, Option<NodeId>>,
     last_forward: u64,
     last_commit: CommitId,
     linked: BTreeSet<NodeId>,
@@ -211,6 +221,7 @@ impl NodeCore {
             groups,
             gateway: Gateway::default(),
             forwards: BTreeMap::new(),
+            leaders: BTreeMap::new(),
             last_forward: 0,
             last_commit: CommitId(0),
             linked: BTreeSet::new(),
@@ -238,7 +249,10 @@ impl NodeCore {
             NodeEvent::Tick { now, wall } => self.on_tick(now, wall)?,
             NodeEvent::Peer { from, body } => self.on_peer(from, &body)?,
             NodeEvent::PeerLink { node, is_up: true } => drop(self.linked.insert(node)),
-            NodeEvent::PeerLink { node, is_up: false } => drop(self.linked.remove(&node)),
+            NodeEvent::PeerLink { node, is_up: false } => {
+                self.linked.remove(&node);
+                self.give_up_forwards(|forward| forward.to == node);
+            }
             NodeEvent::Client { connection, body } => self.on_client(connection, &body)?,
             NodeEvent::ClientGone { connection } => drop(self.gateway.close(connection)),
             NodeEvent::Durable(commit) => self.on_durable(commit)?,
@@ -267,6 +281,7 @@ impl NodeCore {
             group.flush(self.storage.as_ref())?;
         }
         self.compact_if_ready()?;
+        self.watch_leaders();
         self.collect();
         self.submit(false);
         Ok(())
@@ -307,24 +322,56 @@ impl NodeCore {
         for group in self.groups.values_mut() {
             group.tick(self.storage.as_ref(), now, wall)?;
         }
-        let is_late = |since: &Ticks| now.since(*since) >= FORWARD_PATIENCE_MILLIS;
-        let late: Vec<u64> = self
+        self.give_up_forwards(|forward| now.since(forward.since) >= FORWARD_PATIENCE_MILLIS);
+        Ok(())
+    }
+
+    /// Requests that were passed on and will hardly be answered: who asked may try again elsewhere. They may have been
+    /// applied.
+    fn give_up_forwards(&mut self, is_hopeless: impl Fn(&Forward) -> bool) {
+        let hopeless: Vec<(u64, Forward)> = self
             .forwards
             .iter()
-            .filter(|(_, (_, since))| is_late(since))
-            .map(|(id, _)| *id)
+            .filter(|(_, forward)| is_hopeless(forward))
+            .map(|(id, forward)| (*id, *forward))
             .collect();
-        for id in late {
-            if let Some((ticket, _)) = self.forwards.remove(&id) {
-                let answer = Answer::Retry {
-                    reason: RetryReason::NoLeader,
-                    leader: None,
+        for (id, forward) in hopeless {
+            self.forwards.remove(&id);
+            let leader = self
+                .groups
+                .get(&forward.owner)
+                .and_then(Group::leader)
+                .filter(|leader| *leader != forward.to);
+            let reason = if leader.is_some() {
+                RetryReason::NotLeader
+            } else {
+                RetryReason::NoLeader
+            };
+            self.finish(
+                forward.ticket,
+                Answer::Retry {
+                    reason,
+                    leader,
                     maybe_applied: true,
-                };
-                self.finish(ticket, answer);
-            }
+                },
+            );
         }
-        Ok(())
+    }
+
+    /// A group has another leader, or none: what was passed on to the old one may never be answered.
+    fn watch_leaders(&mut self) {
+        let now: BTreeMap<GroupId, Option<NodeId>> = self
+            .groups
+            .iter()
+            .map(|(name, group)| (*name, group.leader()))
+            .collect();
+        if now != self.leaders {
+            self.give_up_forwards(|forward| {
+                now.get(&forward.owner)
+                    .is_some_and(|leader| *leader != Some(forward.to))
+            });
+            self.leaders = now;
+        }
     }
 
     fn on_peer(&mut self, from: NodeId, body: &[u8]) -> Result<(), StorageError> {
@@ -337,8 +384,8 @@ impl NodeCore {
                 self.take_request(Origin::Peer { node: from, id }, request)
             }
             Ok(PeerMessage::Forwarded { id, answer }) => {
-                if let Some((ticket, _)) = self.forwards.remove(&id) {
-                    self.finish(ticket, answer);
+                if let Some(forward) = self.forwards.remove(&id) {
+                    self.finish(forward.ticket, answer);
                 }
                 Ok(())
             }
@@ -413,7 +460,7 @@ impl NodeCore {
             }
             Some(None) if is_local_read || !is_client => self.serve(ticket, owner, request, command),
             Some(Some(node)) => {
-                self.forward(ticket, node, request);
+                self.forward(ticket, owner, node, request);
                 Ok(())
             }
             Some(None) => {
@@ -485,10 +532,18 @@ impl NodeCore {
         }
     }
 
-    fn forward(&mut self, ticket: Ticket, to: NodeId, request: Request) {
+    fn forward(&mut self, ticket: Ticket, owner: GroupId, to: NodeId, request: Request) {
         self.last_forward += 1;
         let id = self.last_forward;
-        self.forwards.insert(id, (ticket, self.now));
+        self.forwards.insert(
+            id,
+            Forward {
+                ticket,
+                since: self.now,
+                owner,
+                to,
+            },
+        );
         let frame = wire::encode(&PeerMessage::Forward { id, request });
         self.effects.push(NodeEffect::Send {
             to,
@@ -513,7 +568,7 @@ impl NodeCore {
             .or(nodes.first())
             .copied();
         match chosen {
-            Some(node) => self.forward(ticket, node, request),
+            Some(node) => self.forward(ticket, owner, node, request),
             None => self.finish(
                 ticket,
                 Answer::Refused {

@@ -7,6 +7,7 @@ use crate::gateway::ConnectionId;
 use crate::limits::CLIENT_FRAME_BYTES_MAX;
 use crate::ring::NodeId;
 use bytes::{Buf, Bytes, BytesMut};
+use quinn_proto::HashedConnectionIdGenerator;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -142,9 +143,14 @@ impl Transport {
                 "cannot listen on {listen} (UDP): {error}. Is another node running, or the port taken?"
             )
         })?;
-        // With a reset key that survives a restart, peers learn at once that their old connection is void.
+        // With keys that survive a restart, peers learn at once that their old connection is void: the new process
+        // recognises its old connection ids and can prove that it forgot them.
+        let cid_key =
+            u64::from_be_bytes(settings.identity.derive("tetrachord connection ids v1")[..8].try_into()?);
+        let mut endpoint_config = quinn::EndpointConfig::new(Arc::new(reset_key));
+        endpoint_config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
         let endpoint = quinn::Endpoint::new(
-            quinn::EndpointConfig::new(Arc::new(reset_key)),
+            endpoint_config,
             Some(config),
             socket,
             Arc::new(quinn::TokioRuntime),

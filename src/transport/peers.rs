@@ -28,8 +28,9 @@ pub(super) const CLASSES: usize = 3;
 /// Bytes that may wait for one stream to a peer.
 const OUTBOX_BYTES: usize = 24 << 20;
 
-/// How long a dialled peer may take to answer.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a dialled peer may take to answer. Short, because a new attempt finds a peer that has just come up sooner
+/// than the ever rarer packets of an old one.
+const DIAL_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// Pauses between attempts to dial.
 const DIAL_PAUSES_MILLIS: [u64; 4] = [20, 50, 100, 200];
