@@ -118,10 +118,7 @@ pub struct ClientOptions {
 
 impl Default for ClientOptions {
     fn default() -> Self {
-        Self {
-            deadline: Duration::from_secs(10),
-            attempt: Duration::from_millis(1_000),
-        }
+        Self { deadline: Duration::from_secs(10), attempt: Duration::from_millis(1_000) }
     }
 }
 
@@ -156,37 +153,18 @@ impl Client {
     /// A client with other patience.
     pub fn with_options(cluster: ClusterConfig, options: ClientOptions) -> std::io::Result<Self> {
         let links = Links::new(cluster)?;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                links,
-                sessions: Sessions::default(),
-                options,
-            }),
-        })
+        Ok(Self { inner: Arc::new(Inner { links, sessions: Sessions::default(), options }) })
     }
 
     /// Sets a key. Returns its new version.
     pub async fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Outcome<u64> {
-        let outcome = self
-            .write(Write::Put {
-                key: bytes(key),
-                value: bytes(value),
-            })
-            .await;
-        outcome.map(|reply| {
-            if let Reply::Put { version } = reply {
-                version
-            } else {
-                0
-            }
-        })
+        let outcome = self.write(Write::Put { key: bytes(key), value: bytes(value) }).await;
+        outcome.map(|reply| if let Reply::Put { version } = reply { version } else { 0 })
     }
 
     /// Reads a key; sees everything that was acknowledged before the call.
     pub async fn get(&self, key: impl AsRef<[u8]>) -> Outcome<Option<Bytes>> {
-        self.read(key, Consistency::Linearizable)
-            .await
-            .map(|read| read.found.map(|(_, value)| value))
+        self.read(key, Consistency::Linearizable).await.map(|read| read.found.map(|(_, value)| value))
     }
 
     /// Reads a key with the consistency asked for. The answer says which one it had.
@@ -222,10 +200,7 @@ impl Client {
     /// A slot of the group that owns the key which this client has seen or written; for [`Consistency::Session`].
     pub async fn seen(&self, key: impl AsRef<[u8]>) -> u64 {
         match self.ring(&mut self.attempts()).await {
-            Ok((ring, _)) => self
-                .inner
-                .sessions
-                .seen(ring.owner(Position::of_key(key.as_ref())).id),
+            Ok((ring, _)) => self.inner.sessions.seen(ring.owner(Position::of_key(key.as_ref())).id),
             Err(_) => 0,
         }
     }
@@ -243,49 +218,24 @@ impl Client {
         expect: Expect,
         value: Option<Bytes>,
     ) -> Outcome<(bool, u64)> {
-        let outcome = self
-            .write(Write::Cas {
-                key: bytes(key),
-                expect,
-                value,
-            })
-            .await;
-        outcome.map(|reply| {
-            if let Reply::Cas { swapped, version } = reply {
-                (swapped, version)
-            } else {
-                (false, 0)
-            }
-        })
+        let outcome = self.write(Write::Cas { key: bytes(key), expect, value }).await;
+        outcome.map(
+            |reply| {
+                if let Reply::Cas { swapped, version } = reply { (swapped, version) } else { (false, 0) }
+            },
+        )
     }
 
     /// Adds to a number. Returns the sum.
     pub async fn incr(&self, key: impl AsRef<[u8]>, by: i64) -> Outcome<i64> {
         let outcome = self.write(Write::Incr { key: bytes(key), by }).await;
-        outcome.map(|reply| {
-            if let Reply::Incr { value, .. } = reply {
-                value
-            } else {
-                0
-            }
-        })
+        outcome.map(|reply| if let Reply::Incr { value, .. } = reply { value } else { 0 })
     }
 
     /// Adds bytes behind a value. Returns the new length.
     pub async fn append(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Outcome<u64> {
-        let outcome = self
-            .write(Write::Append {
-                key: bytes(key),
-                value: bytes(value),
-            })
-            .await;
-        outcome.map(|reply| {
-            if let Reply::Append { length, .. } = reply {
-                length
-            } else {
-                0
-            }
-        })
+        let outcome = self.write(Write::Append { key: bytes(key), value: bytes(value) }).await;
+        outcome.map(|reply| if let Reply::Append { length, .. } = reply { length } else { 0 })
     }
 
     /// Whether a key exists.
@@ -316,10 +266,7 @@ impl Client {
             if let Err(error) = check {
                 return Outcome::Refused(Refusal::Invalid(error.to_string()));
             }
-            let request = Request::Command {
-                group,
-                command: command.encode(),
-            };
+            let request = Request::Command { group, command: command.encode() };
             match self.write_once(&ring, group, &request, &mut attempts).await {
                 WriteStep::Outcome(outcome) => return outcome,
                 WriteStep::SessionExpired => self.inner.sessions.forget(group, session),
@@ -338,10 +285,7 @@ impl Client {
         let first = attempts.tried;
         loop {
             match self.attempt(ring, group, request, attempts).await {
-                Step::Answer(Answer::Reply {
-                    reply: Reply::Failed(Failure::SessionExpired),
-                    ..
-                }) => {
+                Step::Answer(Answer::Reply { reply: Reply::Failed(Failure::SessionExpired), .. }) => {
                     // Only if this was the one attempt ever sent is it sure that nothing happened.
                     if attempts.maybe_applied || attempts.tried > first + 1 {
                         let reason = "the session expired while the write was retried".to_string();
@@ -349,10 +293,7 @@ impl Client {
                     }
                     return WriteStep::SessionExpired;
                 }
-                Step::Answer(Answer::Reply {
-                    reply: Reply::Failed(failure),
-                    ..
-                }) => {
+                Step::Answer(Answer::Reply { reply: Reply::Failed(failure), .. }) => {
                     let surely = failure.is_outcome() || !attempts.maybe_applied;
                     let outcome = if surely {
                         Outcome::Refused(Refusal::Failure(failure))
@@ -380,23 +321,14 @@ impl Client {
             Step::GaveUp if maybe_applied => Some(Outcome::Unknown(attempts.last.clone())),
             Step::GaveUp => Some(Outcome::Refused(Refusal::Unavailable(attempts.last.clone()))),
             step => refusal_of(step).map(|refusal| {
-                if maybe_applied {
-                    Outcome::Unknown(refusal.to_string())
-                } else {
-                    Outcome::Refused(refusal)
-                }
+                if maybe_applied { Outcome::Unknown(refusal.to_string()) } else { Outcome::Refused(refusal) }
             }),
         }
     }
 
     /// What a node knows of itself.
     pub async fn status(&self, node: NodeId) -> Result<NodeStatus, String> {
-        match self
-            .inner
-            .links
-            .call(node, &Request::Status, self.inner.options.attempt)
-            .await
-        {
+        match self.inner.links.call(node, &Request::Status, self.inner.options.attempt).await {
             Ok(Answer::Status(status)) => Ok(status),
             Ok(other) => Err(format!("unexpected answer: {other:?}")),
             Err(error) => Err(error.to_string()),
@@ -468,28 +400,17 @@ impl Client {
         }
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|error| Refusal::Unavailable(error.to_string()))?;
-        let command = Command::Open {
-            nonce: u128::from_be_bytes(nonce),
-        };
-        let request = Request::Command {
-            group,
-            command: command.encode(),
-        };
+        let command = Command::Open { nonce: u128::from_be_bytes(nonce) };
+        let request = Request::Command { group, command: command.encode() };
         loop {
             match self.attempt(ring, group, &request, attempts).await {
-                Step::Answer(Answer::Reply {
-                    reply: Reply::Opened { session },
-                    ..
-                }) => {
+                Step::Answer(Answer::Reply { reply: Reply::Opened { session }, .. }) => {
                     *slot = Some(session);
                     // Opening a session changes no key: whatever became of the attempts, the write was not sent yet.
                     attempts.maybe_applied = false;
                     return Ok(session);
                 }
-                Step::Answer(Answer::Reply {
-                    reply: Reply::Failed(failure),
-                    ..
-                }) => {
+                Step::Answer(Answer::Reply { reply: Reply::Failed(failure), .. }) => {
                     return Err(Refusal::Failure(failure));
                 }
                 Step::GaveUp => return Err(Refusal::Unavailable(attempts.last.clone())),
@@ -518,17 +439,11 @@ impl Client {
         attempts.tried += 1;
         let patience = self.inner.options.attempt.min(left);
         match self.inner.links.call(node, request, patience).await {
-            Ok(Answer::Retry {
-                reason,
-                leader,
-                maybe_applied,
-            }) => {
+            Ok(Answer::Retry { reason, leader, maybe_applied }) => {
                 attempts.maybe_applied |= maybe_applied;
                 attempts.last = format!("{node} answered {reason:?}");
                 attempts.target = leader.filter(|leader| *leader != node);
-                self.inner
-                    .links
-                    .set_leader(group, leader.filter(|leader| *leader != node));
+                self.inner.links.set_leader(group, leader.filter(|leader| *leader != node));
                 if leader.is_none() || reason == RetryReason::Busy || reason == RetryReason::Behind {
                     self.pause(attempts).await;
                 }
@@ -563,11 +478,7 @@ impl Client {
         let replicas = ring.group(group).map_or(&[][..], |place| &place.nodes);
         assert!(!replicas.is_empty(), "every group has replicas");
         let turn = usize::try_from(attempts.tried).unwrap_or(0) % replicas.len();
-        let in_turn: Vec<NodeId> = replicas[turn..]
-            .iter()
-            .chain(&replicas[..turn])
-            .copied()
-            .collect();
+        let in_turn: Vec<NodeId> = replicas[turn..].iter().chain(&replicas[..turn]).copied().collect();
         self.inner.links.by_promise(&in_turn)[0]
     }
 

@@ -91,10 +91,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self {
-            heartbeat_millis: 50,
-            election_millis: 400,
-        }
+        Self { heartbeat_millis: 50, election_millis: 400 }
     }
 }
 
@@ -145,10 +142,7 @@ impl Genesis {
     /// Reads and checks a genesis record.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let genesis: Self = load_toml(path)?;
-        genesis.check().map_err(|reason| ConfigError::Value {
-            path: path.to_path_buf(),
-            reason,
-        })?;
+        genesis.check().map_err(|reason| ConfigError::Value { path: path.to_path_buf(), reason })?;
         Ok(genesis)
     }
 
@@ -165,18 +159,11 @@ impl Genesis {
             return Err(format!("{n} nodes: a cluster has 1 to {NODES_MAX}"));
         }
         if self.groups == 0 || self.groups > GROUPS_MAX {
-            return Err(format!(
-                "groups = {}: a cluster has 1 to {GROUPS_MAX}",
-                self.groups
-            ));
+            return Err(format!("groups = {}: a cluster has 1 to {GROUPS_MAX}", self.groups));
         }
         check_replicas(self.replicas, n)?;
         if let Some(quorums) = self.quorums {
-            let FlexibleQuorums {
-                phase1,
-                phase2,
-                survive,
-            } = quorums;
+            let FlexibleQuorums { phase1, phase2, survive } = quorums;
             Quorums::flexible(self.replicas, phase1, phase2, survive)
                 .map_err(|error: QuorumError| error.to_string())?;
         }
@@ -184,11 +171,7 @@ impl Genesis {
         if ids != (1..=u32::try_from(n).expect("few nodes")).collect::<Vec<_>>() {
             return Err(format!("node ids are {ids:?}; they must be 1 to {n} in order"));
         }
-        let keys = self
-            .nodes
-            .iter()
-            .map(|node| node.key)
-            .chain(self.clients.iter().map(|client| client.key));
+        let keys = self.nodes.iter().map(|node| node.key).chain(self.clients.iter().map(|client| client.key));
         let mut seen = BTreeSet::new();
         if let Some(key) = keys.into_iter().find(|key| !seen.insert(*key)) {
             return Err(format!(
@@ -199,24 +182,16 @@ impl Genesis {
     }
 
     fn check_sizes(&self) -> Result<(), String> {
-        let Limits {
-            key_bytes_max,
-            value_bytes_max,
-        } = self.limits;
+        let Limits { key_bytes_max, value_bytes_max } = self.limits;
         if key_bytes_max == 0 || key_bytes_max > KEY_BYTES_CAP {
-            return Err(format!(
-                "limits.key_bytes_max = {key_bytes_max}: 1 to {KEY_BYTES_CAP} are allowed"
-            ));
+            return Err(format!("limits.key_bytes_max = {key_bytes_max}: 1 to {KEY_BYTES_CAP} are allowed"));
         }
         if value_bytes_max == 0 || value_bytes_max > VALUE_BYTES_CAP {
             return Err(format!(
                 "limits.value_bytes_max = {value_bytes_max}: 1 to {VALUE_BYTES_CAP} are allowed"
             ));
         }
-        let Timing {
-            heartbeat_millis,
-            election_millis,
-        } = self.timing;
+        let Timing { heartbeat_millis, election_millis } = self.timing;
         if heartbeat_millis < 10 || election_millis < 4 * heartbeat_millis {
             return Err(format!(
                 "timing: heartbeat_millis = {heartbeat_millis}, election_millis = {election_millis}: a heartbeat takes \
@@ -256,10 +231,7 @@ pub fn check_replicas(replicas: usize, nodes: usize) -> Result<(), String> {
         ));
     }
     if replicas == 0 || replicas.is_multiple_of(2) || replicas > 9 {
-        let (below, above) = (
-            replicas.saturating_sub(1).clamp(1, 9) | 1,
-            (replicas + 1).min(9) | 1,
-        );
+        let (below, above) = (replicas.saturating_sub(1).clamp(1, 9) | 1, (replicas + 1).min(9) | 1);
         let below = if below > replicas { below - 2 } else { below };
         return Err(format!(
             "a group of {replicas} replicas: crash mode needs n = 2f + 1 to survive f crashes, at most 9. {replicas} \
@@ -284,11 +256,7 @@ pub struct StorageConfig {
 
 impl Default for StorageConfig {
     fn default() -> Self {
-        Self {
-            cache_bytes: 32 << 20,
-            log_max_bytes: 32 << 20,
-            log_retain_bytes: 8 << 20,
-        }
+        Self { cache_bytes: 32 << 20, log_max_bytes: 32 << 20, log_retain_bytes: 8 << 20 }
     }
 }
 
@@ -329,10 +297,7 @@ impl NodeConfig {
         let dir = path.parent().unwrap_or(Path::new("."));
         let genesis = Genesis::load(&dir.join(&file.genesis))?;
         let identity = load_identity(&dir.join(&file.key_file))?;
-        let wrong = |reason: String| ConfigError::Value {
-            path: path.to_path_buf(),
-            reason,
-        };
+        let wrong = |reason: String| ConfigError::Value { path: path.to_path_buf(), reason };
         let Some(node) = genesis.node(file.node) else {
             return Err(wrong(format!(
                 "{} is not in the genesis record, which has {} nodes",
@@ -354,14 +319,7 @@ impl NodeConfig {
         }
         let listen = file.listen.unwrap_or(node.address);
         let data_dir = dir.join(&file.data_dir);
-        Ok(Self {
-            node: file.node,
-            genesis,
-            identity,
-            data_dir,
-            listen,
-            storage: file.storage,
-        })
+        Ok(Self { node: file.node, genesis, identity, data_dir, listen, storage: file.storage })
     }
 }
 
@@ -390,18 +348,11 @@ impl ClusterConfig {
         let file: ClusterFile = load_toml(path)?;
         if file.nodes.is_empty() {
             let reason = "it names no node".to_string();
-            return Err(ConfigError::Value {
-                path: path.to_path_buf(),
-                reason,
-            });
+            return Err(ConfigError::Value { path: path.to_path_buf(), reason });
         }
         let dir = path.parent().unwrap_or(Path::new("."));
         let identity = load_identity(&dir.join(&file.client_key_file))?;
-        Ok(Self {
-            protocol: file.protocol,
-            identity,
-            nodes: file.nodes,
-        })
+        Ok(Self { protocol: file.protocol, identity, nodes: file.nodes })
     }
 }
 
@@ -433,21 +384,12 @@ pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
     let genesis_path = dir.join("genesis.toml");
     if genesis_path.exists() {
         let reason = "a cluster was already made here; choose another directory or remove it".to_string();
-        return Err(ConfigError::Value {
-            path: genesis_path,
-            reason,
-        });
+        return Err(ConfigError::Value { path: genesis_path, reason });
     }
-    let randomness = |error: getrandom::Error| ConfigError::Form {
-        path: dir.clone(),
-        reason: error.to_string(),
-    };
-    let identities: Vec<Identity> = plan
-        .addresses
-        .iter()
-        .map(|_| Identity::generate())
-        .collect::<Result<_, _>>()
-        .map_err(randomness)?;
+    let randomness =
+        |error: getrandom::Error| ConfigError::Form { path: dir.clone(), reason: error.to_string() };
+    let identities: Vec<Identity> =
+        plan.addresses.iter().map(|_| Identity::generate()).collect::<Result<_, _>>().map_err(randomness)?;
     let client = Identity::generate().map_err(randomness)?;
     let nodes: Vec<GenesisNode> = (1u32..)
         .zip(plan.addresses.iter().zip(&identities))
@@ -469,26 +411,17 @@ pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
         limits: Limits::default(),
         timing: plan.timing,
         nodes: nodes.clone(),
-        clients: vec![GenesisClient {
-            name: "client".to_string(),
-            key: client.public(),
-        }],
+        clients: vec![GenesisClient { name: "client".to_string(), key: client.public() }],
     };
-    genesis.check().map_err(|reason| ConfigError::Value {
-        path: genesis_path.clone(),
-        reason,
-    })?;
+    genesis.check().map_err(|reason| ConfigError::Value { path: genesis_path.clone(), reason })?;
     create_dir(dir)?;
     write_secret(&dir.join("client.key"), &client.secret_hex())?;
     let mut node_files = Vec::new();
     for (node, identity) in nodes.iter().zip(&identities) {
         node_files.push(init_node(dir, node, identity, plan.storage)?);
     }
-    let cluster = ClusterFile {
-        protocol: genesis.protocol_name(),
-        client_key_file: "client.key".into(),
-        nodes,
-    };
+    let cluster =
+        ClusterFile { protocol: genesis.protocol_name(), client_key_file: "client.key".into(), nodes };
     let cluster_path = dir.join("cluster.toml");
     write_toml(&cluster_path, &cluster)?;
     write_toml(&genesis_path, &genesis)?;
@@ -506,10 +439,7 @@ fn init_node(
     create_dir(&data)?;
     write_secret(&home.join("node.key"), &identity.secret_hex())?;
     let bootstrap = data.join(crate::storage::sled::BOOTSTRAP_FILE);
-    write_file(
-        &bootstrap,
-        "This node has never run. The file is used up at its first start.\n",
-    )?;
+    write_file(&bootstrap, "This node has never run. The file is used up at its first start.\n")?;
     let path = home.join("node.toml");
     let file = NodeFile {
         node: node.id,
@@ -525,15 +455,9 @@ fn init_node(
 
 fn load_toml<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     let read = std::fs::read_to_string(path);
-    let text = read.map_err(|source| ConfigError::File {
-        what: "read",
-        path: path.to_path_buf(),
-        source,
-    })?;
-    toml::from_str(&text).map_err(|error| ConfigError::Form {
-        path: path.to_path_buf(),
-        reason: error.to_string(),
-    })
+    let text = read.map_err(|source| ConfigError::File { what: "read", path: path.to_path_buf(), source })?;
+    toml::from_str(&text)
+        .map_err(|error| ConfigError::Form { path: path.to_path_buf(), reason: error.to_string() })
 }
 
 fn load_identity(path: &Path) -> Result<Identity, ConfigError> {
@@ -543,10 +467,8 @@ fn load_identity(path: &Path) -> Result<Identity, ConfigError> {
         path: path.to_path_buf(),
         source,
     })?;
-    Identity::from_secret_hex(&text).map_err(|error| ConfigError::Value {
-        path: path.to_path_buf(),
-        reason: error.to_string(),
-    })
+    Identity::from_secret_hex(&text)
+        .map_err(|error| ConfigError::Value { path: path.to_path_buf(), reason: error.to_string() })
 }
 
 fn create_dir(path: &Path) -> Result<(), ConfigError> {
@@ -566,10 +488,8 @@ fn write_file(path: &Path, text: &str) -> Result<(), ConfigError> {
 }
 
 fn write_toml<T: Serialize>(path: &Path, value: &T) -> Result<(), ConfigError> {
-    let text = toml::to_string_pretty(value).map_err(|error| ConfigError::Form {
-        path: path.to_path_buf(),
-        reason: error.to_string(),
-    })?;
+    let text = toml::to_string_pretty(value)
+        .map_err(|error| ConfigError::Form { path: path.to_path_buf(), reason: error.to_string() })?;
     write_file(path, &text)
 }
 
@@ -577,17 +497,9 @@ fn write_toml<T: Serialize>(path: &Path, value: &T) -> Result<(), ConfigError> {
 fn write_secret(path: &Path, text: &str) -> Result<(), ConfigError> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
-    let failed = |source| ConfigError::File {
-        what: "write the key file",
-        path: path.to_path_buf(),
-        source,
-    };
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(failed)?;
+    let failed = |source| ConfigError::File { what: "write the key file", path: path.to_path_buf(), source };
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
     writeln!(file, "{text}").map_err(failed)
 }
 
@@ -598,9 +510,7 @@ mod tests {
     fn plan(dir: &Path, nodes: u16, replicas: usize) -> InitPlan {
         InitPlan {
             dir: dir.to_path_buf(),
-            addresses: (0..nodes)
-                .map(|index| SocketAddr::from(([127, 0, 0, 1], 7101 + index)))
-                .collect(),
+            addresses: (0..nodes).map(|index| SocketAddr::from(([127, 0, 0, 1], 7101 + index))).collect(),
             groups: 2,
             replicas,
             quorums: None,
@@ -619,12 +529,7 @@ mod tests {
         assert_eq!(node.node, NodeId(2));
         assert_eq!(node.genesis.protocol_name(), cluster.protocol);
         assert_eq!(node.listen, node.genesis.nodes[1].address);
-        assert!(
-            init(&plan(dir.path(), 3, 3))
-                .unwrap_err()
-                .to_string()
-                .contains("already made here")
-        );
+        assert!(init(&plan(dir.path(), 3, 3)).unwrap_err().to_string().contains("already made here"));
     }
 
     #[test]
@@ -642,17 +547,9 @@ mod tests {
         let text = std::fs::read_to_string(&nodes[0]).unwrap();
         std::fs::write(&nodes[0], text.replace("cache_bytes", "cach_bytes")).unwrap();
         let error = NodeConfig::load(&nodes[0]).unwrap_err().to_string();
-        assert!(
-            error.contains("cach_bytes") && error.contains("cache_bytes"),
-            "{error}"
-        );
+        assert!(error.contains("cach_bytes") && error.contains("cache_bytes"), "{error}");
         std::fs::write(&nodes[0], text.replace("node = 1", "node = 2")).unwrap();
-        assert!(
-            NodeConfig::load(&nodes[0])
-                .unwrap_err()
-                .to_string()
-                .contains("is not the one")
-        );
+        assert!(NodeConfig::load(&nodes[0]).unwrap_err().to_string().contains("is not the one"));
     }
 
     #[test]
@@ -670,11 +567,7 @@ mod tests {
         assert!(wrong(&|genesis| genesis.nodes[1].key = genesis.nodes[0].key).contains("named twice"));
         assert!(wrong(&|genesis| genesis.nodes[1].id = NodeId(7)).contains("in order"));
         assert!(wrong(&|genesis| genesis.limits.value_bytes_max = 2 << 20).contains("are allowed"));
-        let quorums = FlexibleQuorums {
-            phase1: 1,
-            phase2: 2,
-            survive: 1,
-        };
+        let quorums = FlexibleQuorums { phase1: 1, phase2: 2, survive: 1 };
         assert!(wrong(&|genesis| genesis.quorums = Some(quorums)).contains("must be at least 4"));
         assert!(wrong(&|genesis| genesis.timing.election_millis = 60).contains("four heartbeats"));
         assert!(wrong(&|genesis| genesis.version = 9).contains("version 9"));

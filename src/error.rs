@@ -33,17 +33,11 @@ pub enum StorageError {
 impl StorageError {
     /// A failed operation.
     pub fn io(what: &'static str, reason: impl ToString) -> Self {
-        Self::Io {
-            what,
-            reason: reason.to_string(),
-        }
+        Self::Io { what, reason: reason.to_string() }
     }
 
     /// A damaged record.
     pub fn corrupt(what: impl Into<String>, reason: impl ToString) -> Self {
-        Self::Corrupt {
-            what: what.into(),
-            reason: reason.to_string(),
-        }
+        Self::Corrupt { what: what.into(), reason: reason.to_string() }
     }
 }

@@ -44,11 +44,7 @@ pub struct Gateway {
 impl Gateway {
     /// Lets a request in, or says why not.
     pub fn admit(&mut self, origin: Origin) -> Result<Ticket, Answer> {
-        let busy = Answer::Retry {
-            reason: RetryReason::Busy,
-            leader: None,
-            maybe_applied: false,
-        };
+        let busy = Answer::Retry { reason: RetryReason::Busy, leader: None, maybe_applied: false };
         if self.open.len() >= OPEN_REQUESTS_MAX {
             return Err(busy);
         }
@@ -82,12 +78,7 @@ impl Gateway {
 
     /// A connection is gone; nobody waits for its answers.
     pub fn close(&mut self, connection: ConnectionId) -> Vec<Ticket> {
-        let tickets: Vec<Ticket> = self
-            .by_connection
-            .remove(&connection)
-            .into_iter()
-            .flatten()
-            .collect();
+        let tickets: Vec<Ticket> = self.by_connection.remove(&connection).into_iter().flatten().collect();
         for ticket in &tickets {
             self.open.remove(ticket);
         }
@@ -109,9 +100,7 @@ pub fn check(request: &Request, limits: &Limits) -> Result<Option<Command>, Stri
             command.check(limits).map_err(|error| error.to_string())?;
             Ok(Some(command))
         }
-        Request::Get { key, .. } => check_key(key, limits)
-            .map(|()| None)
-            .map_err(|error| error.to_string()),
+        Request::Get { key, .. } => check_key(key, limits).map(|()| None).map_err(|error| error.to_string()),
         Request::Status => Ok(None),
     }
 }
@@ -124,10 +113,7 @@ mod tests {
     #[test]
     fn tickets_lead_back_to_who_asked_until_the_connection_is_gone() {
         let mut gateway = Gateway::default();
-        let origin = |connection, id| Origin::Client {
-            connection: ConnectionId(connection),
-            id,
-        };
+        let origin = |connection, id| Origin::Client { connection: ConnectionId(connection), id };
         let first = gateway.admit(origin(1, 10)).unwrap();
         let second = gateway.admit(origin(2, 10)).unwrap();
         assert_eq!(gateway.close(ConnectionId(1)), vec![first]);
@@ -139,46 +125,22 @@ mod tests {
     #[test]
     fn one_connection_cannot_take_all_the_room() {
         let mut gateway = Gateway::default();
-        let origin = Origin::Client {
-            connection: ConnectionId(1),
-            id: 0,
-        };
+        let origin = Origin::Client { connection: ConnectionId(1), id: 0 };
         for _ in 0..OPEN_PER_CONNECTION_MAX {
             assert!(gateway.admit(origin).is_ok());
         }
-        assert!(matches!(
-            gateway.admit(origin),
-            Err(Answer::Retry {
-                reason: RetryReason::Busy,
-                ..
-            })
-        ));
-        assert!(
-            gateway
-                .admit(Origin::Client {
-                    connection: ConnectionId(2),
-                    id: 0
-                })
-                .is_ok()
-        );
+        assert!(matches!(gateway.admit(origin), Err(Answer::Retry { reason: RetryReason::Busy, .. })));
+        assert!(gateway.admit(Origin::Client { connection: ConnectionId(2), id: 0 }).is_ok());
     }
 
     #[test]
     fn what_is_malformed_or_too_large_is_refused_where_it_enters() {
-        let limits = Limits {
-            key_bytes_max: 4,
-            value_bytes_max: 4,
-        };
-        let nonsense = Request::Command {
-            group: crate::ring::GroupId(1),
-            command: Bytes::from_static(&[9, 9]),
-        };
+        let limits = Limits { key_bytes_max: 4, value_bytes_max: 4 };
+        let nonsense =
+            Request::Command { group: crate::ring::GroupId(1), command: Bytes::from_static(&[9, 9]) };
         assert!(check(&nonsense, &limits).unwrap_err().contains("not a command"));
         let consistency = crate::wire::Consistency::Linearizable;
-        let long = Request::Get {
-            key: Bytes::from_static(b"12345"),
-            consistency,
-        };
+        let long = Request::Get { key: Bytes::from_static(b"12345"), consistency };
         assert!(check(&long, &limits).unwrap_err().contains("at most") || check(&long, &limits).is_err());
     }
 }

@@ -77,18 +77,10 @@ pub const GROUPS_MAX: usize = 1024;
 /// Nodes that one cluster may have.
 pub const NODES_MAX: usize = 256;
 
-const _: () = assert!(
-    KEY_BYTES_CAP + 64 < RECORD_BYTES_MAX,
-    "a stored record has room for its key"
-);
-const _: () = assert!(
-    16 * RECORD_BYTES_MAX < 131_052,
-    "a page of sled holds 16 records without a file of its own"
-);
-const _: () = assert!(
-    WAL_PIECE_BYTES + 128 < RECORD_BYTES_MAX,
-    "a piece of the log fits into a record"
-);
+const _: () = assert!(KEY_BYTES_CAP + 64 < RECORD_BYTES_MAX, "a stored record has room for its key");
+const _: () =
+    assert!(16 * RECORD_BYTES_MAX < 131_052, "a page of sled holds 16 records without a file of its own");
+const _: () = assert!(WAL_PIECE_BYTES + 128 < RECORD_BYTES_MAX, "a piece of the log fits into a record");
 const _: () = assert!(
     CLIENT_FRAME_BYTES_MAX + BATCH_BYTES_MAX < tetrachord_consensus::codec::PROPOSAL_BYTES_MAX + (1 << 20),
     "the largest command fits into a proposal"
@@ -97,10 +89,8 @@ const _: () = assert!(
     tetrachord_consensus::codec::ENCODED_BYTES_MAX + 1024 < PEER_FRAME_BYTES_MAX,
     "the largest consensus message fits into a frame"
 );
-const _: () = assert!(
-    SNAPSHOT_CHUNK_BYTES + 2 * VALUE_BYTES_CAP < PEER_FRAME_BYTES_MAX,
-    "a snapshot piece fits"
-);
+const _: () =
+    assert!(SNAPSHOT_CHUNK_BYTES + 2 * VALUE_BYTES_CAP < PEER_FRAME_BYTES_MAX, "a snapshot piece fits");
 
 /// Limits that change what a command does. They are fixed in the genesis record: replicas that disagreed on them
 /// would diverge.
@@ -115,9 +105,6 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            key_bytes_max: KEY_BYTES_CAP,
-            value_bytes_max: VALUE_BYTES_CAP,
-        }
+        Self { key_bytes_max: KEY_BYTES_CAP, value_bytes_max: VALUE_BYTES_CAP }
     }
 }

@@ -28,25 +28,12 @@ mod tests {
         let ring = RingMap::even(4, 3, 3);
         let key = Bytes::from_static(b"some key");
         let owner = ring.owner(Position::of_key(&key)).id;
-        let request = RequestId {
-            session: SessionId(1),
-            number: 1,
-        };
-        let command = Command::Write {
-            request,
-            ack_below: 1,
-            write: Write::Delete { key: key.clone() },
-        };
-        let wrong_guess = Request::Command {
-            group: GroupId(99),
-            command: command.encode(),
-        };
+        let request = RequestId { session: SessionId(1), number: 1 };
+        let command = Command::Write { request, ack_below: 1, write: Write::Delete { key: key.clone() } };
+        let wrong_guess = Request::Command { group: GroupId(99), command: command.encode() };
         assert_eq!(group_of(&ring, &wrong_guess, Some(&command)), Some(owner));
         let open = Command::Open { nonce: 1 };
-        let ask = |group| Request::Command {
-            group: GroupId(group),
-            command: open.encode(),
-        };
+        let ask = |group| Request::Command { group: GroupId(group), command: open.encode() };
         assert_eq!(group_of(&ring, &ask(2), Some(&open)), Some(GroupId(2)));
         assert_eq!(group_of(&ring, &ask(99), Some(&open)), None);
     }

@@ -18,10 +18,8 @@ pub const ENCODED_BYTES_MAX: usize = 4 << 20;
 /// The largest proposal that may be ordered, in bytes. Leaves room for the headers around it.
 pub const PROPOSAL_BYTES_MAX: usize = 2 << 20;
 
-const _: () = assert!(
-    PROPOSAL_BYTES_MAX + (64 << 10) < ENCODED_BYTES_MAX,
-    "one entry must fit into one message"
-);
+const _: () =
+    assert!(PROPOSAL_BYTES_MAX + (64 << 10) < ENCODED_BYTES_MAX, "one entry must fit into one message");
 
 /// Why bytes were not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -51,10 +49,7 @@ pub fn encode<T: Serialize>(value: &T) -> Bytes {
     let start = vec![VERSION];
     let bytes =
         postcard::to_extend(value, start).expect("writing to memory cannot fail and every length is known");
-    assert!(
-        bytes.len() <= ENCODED_BYTES_MAX,
-        "limits keep every value below the largest encoding"
-    );
+    assert!(bytes.len() <= ENCODED_BYTES_MAX, "limits keep every value below the largest encoding");
     Bytes::from(bytes)
 }
 
@@ -70,10 +65,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     let (value, rest) =
         postcard::take_from_bytes(body).map_err(|error| CodecError::Malformed(error.to_string()))?;
     if !rest.is_empty() {
-        return Err(CodecError::Malformed(format!(
-            "{} bytes follow the value",
-            rest.len()
-        )));
+        return Err(CodecError::Malformed(format!("{} bytes follow the value", rest.len())));
     }
     Ok(value)
 }
@@ -92,17 +84,8 @@ mod tests {
     fn foreign_versions_trailing_bytes_and_nonsense_are_refused() {
         assert_eq!(decode::<u8>(&[]), Err(CodecError::Empty));
         assert_eq!(decode::<u8>(&[9, 1]), Err(CodecError::Version { found: 9 }));
-        assert!(matches!(
-            decode::<u8>(&[VERSION, 1, 2]),
-            Err(CodecError::Malformed(_))
-        ));
-        assert!(matches!(
-            decode::<String>(&[VERSION, 200, 200, 200, 200, 1]),
-            Err(CodecError::Malformed(_))
-        ));
-        assert!(matches!(
-            decode::<u8>(&vec![1; ENCODED_BYTES_MAX + 1]),
-            Err(CodecError::TooLarge { .. })
-        ));
+        assert!(matches!(decode::<u8>(&[VERSION, 1, 2]), Err(CodecError::Malformed(_))));
+        assert!(matches!(decode::<String>(&[VERSION, 200, 200, 200, 200, 1]), Err(CodecError::Malformed(_))));
+        assert!(matches!(decode::<u8>(&vec![1; ENCODED_BYTES_MAX + 1]), Err(CodecError::TooLarge { .. })));
     }
 }

@@ -94,11 +94,7 @@ impl Quorums {
         if n == 0 || n > REPLICAS_MAX {
             return Err(QuorumError::Size { n });
         }
-        let quorums = Self {
-            n,
-            phase1: majority(n),
-            phase2: majority(n),
-        };
+        let quorums = Self { n, phase1: majority(n), phase2: majority(n) };
         assert!(quorums.phase1 + quorums.phase2 > n, "two majorities meet");
         Ok(quorums)
     }
@@ -109,11 +105,7 @@ impl Quorums {
             return Err(QuorumError::Size { n });
         }
         if n < 2 * f + 1 {
-            return Err(QuorumError::TooFew {
-                n,
-                f,
-                needed: 2 * f + 1,
-            });
+            return Err(QuorumError::TooFew { n, f, needed: 2 * f + 1 });
         }
         if let Some(&size) = [phase1, phase2].iter().find(|size| **size == 0 || **size > n) {
             return Err(QuorumError::OutOfRange { n, size });
@@ -124,13 +116,7 @@ impl Quorums {
         let quorums = Self { n, phase1, phase2 };
         let survives = quorums.survives();
         if survives < f {
-            return Err(QuorumError::TooLarge {
-                n,
-                phase1,
-                phase2,
-                survives,
-                f,
-            });
+            return Err(QuorumError::TooLarge { n, phase1, phase2, survives, f });
         }
         Ok(quorums)
     }
@@ -158,10 +144,7 @@ impl Quorums {
     #[must_use]
     pub fn read(self) -> usize {
         let size = self.n - self.phase1 + 1;
-        assert!(
-            size + self.phase1 > self.n,
-            "a read quorum meets every phase 1 quorum"
-        );
+        assert!(size + self.phase1 > self.n, "a read quorum meets every phase 1 quorum");
         assert!(size <= self.phase2, "a leader that can decide can also read");
         size
     }
@@ -188,15 +171,7 @@ mod tests {
     #[test]
     fn flexible_quorums_of_five_survive_what_the_larger_one_leaves() {
         let quorums = Quorums::flexible(5, 4, 2, 1).unwrap();
-        assert_eq!(
-            (
-                quorums.phase1(),
-                quorums.phase2(),
-                quorums.read(),
-                quorums.survives()
-            ),
-            (4, 2, 2, 1)
-        );
+        assert_eq!((quorums.phase1(), quorums.phase2(), quorums.read(), quorums.survives()), (4, 2, 2, 1));
     }
 
     #[test]
@@ -207,12 +182,7 @@ mod tests {
         assert!(text(5, 4, 2, 2).contains("survive 1 crashed"));
         assert!(text(3, 4, 2, 1).contains("use 1 to 3"));
         assert!(text(3, 0, 3, 0).contains("impossible"));
-        assert!(
-            Quorums::majority(0)
-                .unwrap_err()
-                .to_string()
-                .contains("not supported")
-        );
+        assert!(Quorums::majority(0).unwrap_err().to_string().contains("not supported"));
         assert!(Quorums::majority(REPLICAS_MAX + 1).is_err());
     }
 

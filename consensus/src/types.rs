@@ -149,9 +149,7 @@ impl ReplicaSet {
 
 impl fmt::Debug for ReplicaSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set()
-            .entries((0..64).map(ReplicaId).filter(|replica| self.contains(*replica)))
-            .finish()
+        f.debug_set().entries((0..64).map(ReplicaId).filter(|replica| self.contains(*replica))).finish()
     }
 }
 

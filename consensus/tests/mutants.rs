@@ -26,11 +26,6 @@ fn every_rule_that_is_switched_off_is_noticed() {
     let _ = std::panic::take_hook();
     println!("not found by random schedules: {missed:?}");
     // These two need a coincidence that random schedules rarely meet; `paper_paxos.rs` has a schedule for each.
-    missed.retain(|mutation| {
-        !matches!(
-            mutation,
-            Mutation::CountOlderBallot | Mutation::AppendAfterStopSign
-        )
-    });
+    missed.retain(|mutation| !matches!(mutation, Mutation::CountOlderBallot | Mutation::AppendAfterStopSign));
     assert!(missed.is_empty(), "nobody noticed {missed:?}");
 }

@@ -21,10 +21,7 @@ fn seeds(from: u64, count: u64, steps: usize) {
         "{count} seeds: {} slots decided, {} leaders, {} reads, {} snapshots, {} crashes",
         total.decided, total.leaders, total.reads, total.snapshots, total.crashes
     );
-    assert!(
-        total.decided > 20 * count && total.leaders as u64 > 2 * count,
-        "the schedules reach too little"
-    );
+    assert!(total.decided > 20 * count && total.leaders as u64 > 2 * count, "the schedules reach too little");
     assert!(
         total.reads as u64 > count && total.snapshots > 0 && total.crashes > 0,
         "some faults never happened"
@@ -40,9 +37,6 @@ fn a_fixed_set_of_schedules_keeps_every_invariant() {
 fn a_fresh_set_of_schedules_keeps_every_invariant() {
     let from = std::process::id() as u64 * 1_000_003;
     println!("seeds from {from}");
-    let count = std::env::var("SCHEDULES")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(200);
+    let count = std::env::var("SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(200);
     seeds(from, count, 3000);
 }

@@ -59,14 +59,9 @@ pub(crate) async fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<Exi
         args.clients > 0 && args.seconds > 0 && args.keys > 0,
         "clients, seconds and keys must be positive"
     );
-    let clients: Vec<Client> = (0..args.clients.min(CONNECTIONS_MAX))
-        .map(|_| common.client())
-        .collect::<Result<_, _>>()?;
-    clients[0]
-        .put("bench:warm-up", "x")
-        .await
-        .done()
-        .context("the cluster does not take writes")?;
+    let clients: Vec<Client> =
+        (0..args.clients.min(CONNECTIONS_MAX)).map(|_| common.client()).collect::<Result<_, _>>()?;
+    clients[0].put("bench:warm-up", "x").await.done().context("the cluster does not take writes")?;
     let shared = Arc::new(Shared {
         stop: AtomicBool::new(false),
         measuring: AtomicBool::new(false),
@@ -103,14 +98,7 @@ pub(crate) async fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<Exi
     for task in tasks {
         total.add(task.await??)?;
     }
-    print(
-        common,
-        args,
-        &total,
-        elapsed,
-        cpu,
-        shared.errors.load(Ordering::Relaxed),
-    );
+    print(common, args, &total, elapsed, cpu, shared.errors.load(Ordering::Relaxed));
     Ok(Exit::Ok)
 }
 
@@ -125,9 +113,7 @@ async fn work(
     let mut histogram = Histogram::<u64>::new(3)?;
     let mut random = seed | 1;
     while !shared.stop.load(Ordering::Relaxed) {
-        random = random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let key = format!("bench:{:08}", (random >> 33) % keys);
         let is_put = workload == Workload::Put || workload == Workload::Mixed && random >> 63 == 0;
         let started = Instant::now();
@@ -150,11 +136,7 @@ async fn work(
 /// CPU time of all nodes that answer, in microseconds.
 async fn cpu_micros(client: &Client) -> u64 {
     let answers = status::ask_all(client).await;
-    answers
-        .into_iter()
-        .filter_map(|(_, answer)| answer.ok())
-        .map(|status| status.process.cpu_micros)
-        .sum()
+    answers.into_iter().filter_map(|(_, answer)| answer.ok()).map(|status| status.process.cpu_micros).sum()
 }
 
 fn print(
@@ -167,16 +149,9 @@ fn print(
 ) {
     let operations = histogram.len();
     let per_second = operations as f64 / elapsed.as_secs_f64();
-    let cpu_per_operation = if operations == 0 {
-        0.0
-    } else {
-        cpu_micros as f64 / operations as f64
-    };
-    let (p50, p99, max) = (
-        histogram.value_at_quantile(0.5),
-        histogram.value_at_quantile(0.99),
-        histogram.max(),
-    );
+    let cpu_per_operation = if operations == 0 { 0.0 } else { cpu_micros as f64 / operations as f64 };
+    let (p50, p99, max) =
+        (histogram.value_at_quantile(0.5), histogram.value_at_quantile(0.99), histogram.max());
     if common.json {
         print_json(&json!({
             "workload": format!("{:?}", args.workload).to_lowercase(),
@@ -193,16 +168,7 @@ fn print(
         }));
         return;
     }
-    let mut rows = table(&[
-        "WORKLOAD",
-        "CLIENTS",
-        "OPS/S",
-        "P50",
-        "P99",
-        "MAX",
-        "ERRORS",
-        "NODE CPU/OP",
-    ]);
+    let mut rows = table(&["WORKLOAD", "CLIENTS", "OPS/S", "P50", "P99", "MAX", "ERRORS", "NODE CPU/OP"]);
     rows.add_row(vec![
         format!("{:?}", args.workload).to_lowercase(),
         args.clients.to_string(),

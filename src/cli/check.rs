@@ -35,20 +35,10 @@ pub(crate) fn run(common: &Common, args: &CheckArgs) -> anyhow::Result<Exit> {
     let text = std::fs::read_to_string(&args.file)
         .with_context(|| format!("cannot read {}", args.file.display()))?;
     let history = History::parse(&text).with_context(|| format!("{} is malformed", args.file.display()))?;
-    let judgement = check(
-        &history,
-        Limits {
-            configurations: args.limit,
-        },
-    );
-    let picture = args
-        .report
-        .clone()
-        .unwrap_or_else(|| args.file.with_extension("html"));
+    let judgement = check(&history, Limits { configurations: args.limit });
+    let picture = args.report.clone().unwrap_or_else(|| args.file.with_extension("html"));
     let example = draw_violation(&history, &judgement, &picture)?;
-    let thin = history
-        .is_too_thin()
-        .filter(|_| judgement.verdict == Verdict::Linearizable);
+    let thin = history.is_too_thin().filter(|_| judgement.verdict == Verdict::Linearizable);
     let exit = exit_of(&judgement.verdict, thin.is_some());
     if common.json {
         print_json(&json!({
@@ -71,11 +61,7 @@ pub(crate) fn run(common: &Common, args: &CheckArgs) -> anyhow::Result<Exit> {
         (_, Some(thin), _) => println!("too thin to mean anything: {thin} ({counted})"),
         (Verdict::Linearizable, ..) => println!("linearizable: {counted}"),
         (Verdict::Violation { .. }, _, Some(example)) => {
-            println!(
-                "NOT linearizable: {counted}\n{}\npicture: {}",
-                example.explanation,
-                picture.display()
-            );
+            println!("NOT linearizable: {counted}\n{}\npicture: {}", example.explanation, picture.display());
         }
         (Verdict::Violation { key }, ..) => println!("NOT linearizable: key \"{key}\", {counted}"),
         (Verdict::Undecided { key, configurations }, ..) => println!(

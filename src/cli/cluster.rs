@@ -30,11 +30,8 @@ impl LocalCluster {
     pub(crate) fn start(dir: &Path, size: &Size) -> anyhow::Result<Self> {
         let (cluster_file, node_files) = if dir.join("genesis.toml").exists() {
             let genesis = config::Genesis::load(&dir.join("genesis.toml"))?;
-            let files = genesis
-                .nodes
-                .iter()
-                .map(|node| dir.join(node.id.to_string()).join("node.toml"))
-                .collect();
+            let files =
+                genesis.nodes.iter().map(|node| dir.join(node.id.to_string()).join("node.toml")).collect();
             (dir.join("cluster.toml"), files)
         } else {
             let plan = InitPlan {
@@ -50,11 +47,7 @@ impl LocalCluster {
             config::init(&plan)?
         };
         let children = node_files.iter().map(|_| None).collect();
-        let mut cluster = Self {
-            cluster_file,
-            node_files,
-            children,
-        };
+        let mut cluster = Self { cluster_file, node_files, children };
         for index in 0..cluster.len() {
             cluster.start_node(index)?;
         }
@@ -70,10 +63,7 @@ impl LocalCluster {
         anyhow::ensure!(self.children[index].is_none(), "node {} runs already", index + 1);
         let path = &self.node_files[index];
         let log_path = path.with_file_name("node.log");
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&log_path);
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_path);
         let log = log.with_context(|| format!("cannot write {}", log_path.display()))?;
         let program = std::env::current_exe().context("cannot find this program to start it again")?;
         let child = Command::new(program)
@@ -101,19 +91,10 @@ impl LocalCluster {
         for (index, child) in self.children.iter_mut().enumerate() {
             if let Some(status) = child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
                 let log = std::fs::read_to_string(self.node_files[index].with_file_name("node.log"));
-                let tail: Vec<String> = log
-                    .unwrap_or_default()
-                    .lines()
-                    .rev()
-                    .take(5)
-                    .map(ToString::to_string)
-                    .collect();
+                let tail: Vec<String> =
+                    log.unwrap_or_default().lines().rev().take(5).map(ToString::to_string).collect();
                 let tail: Vec<&str> = tail.iter().rev().map(String::as_str).collect();
-                return Some(format!(
-                    "node {} ended by itself ({status}):\n{}",
-                    index + 1,
-                    tail.join("\n")
-                ));
+                return Some(format!("node {} ended by itself ({status}):\n{}", index + 1, tail.join("\n")));
             }
         }
         None
@@ -121,14 +102,8 @@ impl LocalCluster {
 
     /// A client of this cluster.
     pub(crate) fn client(&self, deadline: Duration) -> anyhow::Result<Client> {
-        let options = ClientOptions {
-            deadline,
-            attempt: Duration::from_millis(700),
-        };
-        Ok(Client::with_options(
-            ClusterConfig::load(&self.cluster_file)?,
-            options,
-        )?)
+        let options = ClientOptions { deadline, attempt: Duration::from_millis(700) };
+        Ok(Client::with_options(ClusterConfig::load(&self.cluster_file)?, options)?)
     }
 
     /// Waits until every group has a leader that serves; says which node leads each.
@@ -178,12 +153,8 @@ pub(crate) async fn leaders(client: &Client) -> Option<Vec<(GroupId, NodeId)>> {
             }
         }
     }
-    let known = seen
-        .into_iter()
-        .map(|(group, leader)| leader.map(|leader| (group, leader)));
-    known
-        .collect::<Option<Vec<_>>>()
-        .filter(|leaders| !leaders.is_empty())
+    let known = seen.into_iter().map(|(group, leader)| leader.map(|leader| (group, leader)));
+    known.collect::<Option<Vec<_>>>().filter(|leaders| !leaders.is_empty())
 }
 
 /// Addresses on loopback whose ports nobody uses just now.
@@ -192,8 +163,5 @@ fn free_addresses(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
         .map(|_| UdpSocket::bind("127.0.0.1:0"))
         .collect::<Result<_, _>>()
         .context("no free port")?;
-    sockets
-        .iter()
-        .map(|socket| socket.local_addr().context("no address"))
-        .collect()
+    sockets.iter().map(|socket| socket.local_addr().context("no address")).collect()
 }

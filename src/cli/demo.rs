@@ -67,17 +67,11 @@ pub(crate) async fn run(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit
     );
     let dir = TemporaryDirectory::new("tetrachord-demo")?;
     let say = |text: String| eprintln!("{text}");
-    let size = Size {
-        nodes: args.nodes,
-        groups: args.groups,
-        mode: args.mode,
-    };
+    let size = Size { nodes: args.nodes, groups: args.groups, mode: args.mode };
     let mut cluster = LocalCluster::start(&dir.0, &size)?;
     let observer = cluster.client(Duration::from_secs(2))?;
     let started = Instant::now();
-    cluster
-        .wait_for_leaders(&observer, Duration::from_secs(30))
-        .await?;
+    cluster.wait_for_leaders(&observer, Duration::from_secs(30)).await?;
     say(format!(
         "{} nodes (QUIC, sled with fsync), {} group(s): leaders after {} ms",
         args.nodes,
@@ -88,17 +82,9 @@ pub(crate) async fn run(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit
     let mut tasks = Vec::new();
     for index in 0..args.clients {
         let client = cluster.client(Duration::from_secs(3))?;
-        tasks.push(tokio::spawn(run_client(
-            client,
-            recorder.clone(),
-            args.keys,
-            seed(index)?,
-        )));
+        tasks.push(tokio::spawn(run_client(client, recorder.clone(), args.keys, seed(index)?)));
     }
-    say(format!(
-        "{} clients work on {} keys for {} s",
-        args.clients, args.keys, args.seconds
-    ));
+    say(format!("{} clients work on {} keys for {} s", args.clients, args.keys, args.seconds));
     let mut tally = Tally::default();
     torment(&mut cluster, &observer, args, &recorder, &mut tally).await?;
     recorder.stop();
@@ -150,9 +136,7 @@ async fn torment(
         tally.restarts += 1;
     }
     let restarted = Instant::now();
-    cluster
-        .wait_for_leaders(observer, Duration::from_secs(60))
-        .await?;
+    cluster.wait_for_leaders(observer, Duration::from_secs(60)).await?;
     eprintln!(
         "killed all {} nodes at once; all groups are led again {} ms after their restart",
         cluster.len(),
@@ -171,9 +155,7 @@ async fn pick_leader(
     if let Some(leaders) = leaders(observer).await {
         return Ok(leaders[round % leaders.len()]);
     }
-    let leaders = cluster
-        .wait_for_leaders(observer, Duration::from_secs(30))
-        .await?;
+    let leaders = cluster.wait_for_leaders(observer, Duration::from_secs(30)).await?;
     Ok(leaders[round % leaders.len()])
 }
 
@@ -187,11 +169,7 @@ async fn time_to_write(cluster: &LocalCluster, group: GroupId) -> anyhow::Result
         .context("every group owns some key")?;
     let started = Instant::now();
     let client = cluster.client(Duration::from_secs(30))?;
-    client
-        .put(&key, "x")
-        .await
-        .done()
-        .context("the group did not come back after its leader was killed")?;
+    client.put(&key, "x").await.done().context("the group did not come back after its leader was killed")?;
     Ok(started.elapsed())
 }
 
@@ -203,10 +181,7 @@ fn lost_increments(operations: &[Operation], final_values: &[(String, Option<Str
             operation.key == *key && operation.end.is_some() && matches!(operation.action, Action::Incr(..))
         };
         let acknowledged = operations.iter().filter(is_acknowledged).count() as u64;
-        let total = value
-            .as_ref()
-            .and_then(|value| value.parse::<u64>().ok())
-            .unwrap_or(0);
+        let total = value.as_ref().and_then(|value| value.parse::<u64>().ok()).unwrap_or(0);
         lost += acknowledged.saturating_sub(total);
     }
     lost
@@ -223,10 +198,7 @@ fn report(
     let path = history_path()?;
     write_history(&path, &operations, failed)?;
     let count = operations.len();
-    let history = History {
-        operations,
-        failed: usize::try_from(failed).unwrap_or(usize::MAX),
-    };
+    let history = History { operations, failed: usize::try_from(failed).unwrap_or(usize::MAX) };
     let unknown = history.unknown();
     let judged = Instant::now();
     let judgement = check(&history, Limits::default());
@@ -258,11 +230,7 @@ fn report(
         }));
         return Ok(exit);
     }
-    let failovers: Vec<String> = tally
-        .failover_ms
-        .iter()
-        .map(|millis| format!("{millis} ms"))
-        .collect();
+    let failovers: Vec<String> = tally.failover_ms.iter().map(|millis| format!("{millis} ms")).collect();
     println!("operations   {count} ({unknown} unknown, {failed} surely not done)");
     println!(
         "faults       {} leaders killed, {} full stops, {} restarts",
@@ -272,11 +240,9 @@ fn report(
     println!("lost         {lost} acknowledged writes");
     let verdict = match &judgement.verdict {
         Verdict::Linearizable if thin.is_some() => format!("too thin: {}", thin.unwrap_or_default()),
-        Verdict::Linearizable => format!(
-            "linearizable ({} keys, {} ms)",
-            judgement.keys,
-            judged.elapsed().as_millis()
-        ),
+        Verdict::Linearizable => {
+            format!("linearizable ({} keys, {} ms)", judgement.keys, judged.elapsed().as_millis())
+        }
         Verdict::Violation { .. } => format!("NOT linearizable, see {}", picture.display()),
         Verdict::Undecided { configurations, .. } => format!("undecided after {configurations} steps"),
     };

@@ -28,21 +28,9 @@ pub(crate) struct DevArgs {
 }
 
 pub(crate) async fn run(args: &DevArgs) -> anyhow::Result<Exit> {
-    let temporary = if args.dir.is_none() {
-        Some(TemporaryDirectory::new("tetrachord-dev")?)
-    } else {
-        None
-    };
-    let dir = args
-        .dir
-        .clone()
-        .or(temporary.as_ref().map(|dir| dir.0.clone()))
-        .unwrap_or_default();
-    let size = Size {
-        nodes: args.nodes,
-        groups: args.groups,
-        mode: args.mode,
-    };
+    let temporary = if args.dir.is_none() { Some(TemporaryDirectory::new("tetrachord-dev")?) } else { None };
+    let dir = args.dir.clone().or(temporary.as_ref().map(|dir| dir.0.clone())).unwrap_or_default();
+    let size = Size { nodes: args.nodes, groups: args.groups, mode: args.mode };
     let mut cluster = LocalCluster::start(&dir, &size)?;
     let client = cluster.client(Duration::from_secs(5))?;
     let leaders = cluster.wait_for_leaders(&client, Duration::from_secs(30)).await?;

@@ -76,9 +76,9 @@ pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {
         output::print_json(&json!({ "cluster": cluster, "nodes": nodes }));
         return Ok(Exit::Ok);
     }
-    let survives = plan.quorums.map_or((plan.replicas - 1) / 2, |quorums| {
-        plan.replicas - quorums.phase1.max(quorums.phase2)
-    });
+    let survives = plan
+        .quorums
+        .map_or((plan.replicas - 1) / 2, |quorums| plan.replicas - quorums.phase1.max(quorums.phase2));
     println!(
         "{} nodes, {} group(s) of {} replicas; each group survives {survives} crashed. Start every node:",
         plan.addresses.len(),
@@ -88,10 +88,7 @@ pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {
     for node in &nodes {
         println!("  tetrachord serve --config {}", node.display());
     }
-    println!(
-        "Then talk to them:\n  tetrachord --cluster {} put greeting hello",
-        cluster.display()
-    );
+    println!("Then talk to them:\n  tetrachord --cluster {} put greeting hello", cluster.display());
     Ok(Exit::Ok)
 }
 
@@ -99,12 +96,7 @@ fn addresses(args: &InitArgs) -> anyhow::Result<Vec<SocketAddr>> {
     if !args.address.is_empty() {
         return Ok(args.address.clone());
     }
-    let port = |index: u16| {
-        args.port
-            .checked_add(index)
-            .context("the ports run past 65535; choose a lower --port")
-    };
-    (0..args.nodes)
-        .map(|index| Ok(SocketAddr::new(args.host, port(index)?)))
-        .collect()
+    let port =
+        |index: u16| args.port.checked_add(index).context("the ports run past 65535; choose a lower --port");
+    (0..args.nodes).map(|index| Ok(SocketAddr::new(args.host, port(index)?))).collect()
 }

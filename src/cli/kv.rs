@@ -92,20 +92,14 @@ pub(crate) async fn get(common: &Common, args: &GetArgs) -> anyhow::Result<Exit>
     let client = common.client()?;
     let consistency = match args.consistency {
         ConsistencyArg::Linearizable => Consistency::Linearizable,
-        ConsistencyArg::Session => Consistency::Session {
-            at_least: client.seen(&args.key).await,
-        },
+        ConsistencyArg::Session => Consistency::Session { at_least: client.seen(&args.key).await },
         ConsistencyArg::Eventual => Consistency::Eventual,
     };
     let read = match client.read(&args.key, consistency).await.done() {
         Ok(read) => read,
         Err(error) => return Ok(not_done(&error, common.json)),
     };
-    let exit = if read.found.is_some() {
-        Exit::Ok
-    } else {
-        Exit::NotFound
-    };
+    let exit = if read.found.is_some() { Exit::Ok } else { Exit::NotFound };
     if common.json {
         let value = read.found.as_ref().map(|(_, value)| bytes_json(value));
         print_json(&json!({
@@ -161,23 +155,10 @@ pub(crate) async fn cas(common: &Common, args: &CasArgs) -> anyhow::Result<Exit>
         Some(version) => Expect::Version(version),
         None => Expect::Value(args.expect.as_ref().map(bytes)),
     };
-    match common
-        .client()?
-        .cas(&args.key, expect, args.value.as_ref().map(bytes))
-        .await
-        .done()
-    {
+    match common.client()?.cas(&args.key, expect, args.value.as_ref().map(bytes)).await.done() {
         Ok((swapped, version)) => {
-            let text = if swapped {
-                "ok"
-            } else {
-                "not as expected; nothing was changed"
-            };
-            say(
-                common,
-                &json!({ "outcome": "done", "swapped": swapped, "version": version }),
-                text,
-            );
+            let text = if swapped { "ok" } else { "not as expected; nothing was changed" };
+            say(common, &json!({ "outcome": "done", "swapped": swapped, "version": version }), text);
             Ok(if swapped { Exit::Ok } else { Exit::Refused })
         }
         Err(error) => Ok(not_done(&error, common.json)),
@@ -187,11 +168,7 @@ pub(crate) async fn cas(common: &Common, args: &CasArgs) -> anyhow::Result<Exit>
 pub(crate) async fn incr(common: &Common, args: &IncrArgs) -> anyhow::Result<Exit> {
     match common.client()?.incr(&args.key, args.by).await.done() {
         Ok(value) => {
-            say(
-                common,
-                &json!({ "outcome": "done", "value": value }),
-                &value.to_string(),
-            );
+            say(common, &json!({ "outcome": "done", "value": value }), &value.to_string());
             Ok(Exit::Ok)
         }
         Err(error) => Ok(not_done(&error, common.json)),

@@ -126,11 +126,7 @@ fn start_logging(is_node: bool) {
     let default = if is_node { "info" } else { "error" };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }
 
 fn run(cli: Cli) -> anyhow::Result<Exit> {
@@ -144,9 +140,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Init(args) => init::run(common, &args),
         Command::Check(args) => check::run(common, &args),
         command => {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(run_async(common, command))
         }
     }
@@ -183,13 +177,7 @@ impl Common {
     /// A client of that cluster.
     fn client(&self) -> anyhow::Result<crate::client::Client> {
         let deadline = Duration::from_millis(self.deadline_ms);
-        let options = crate::client::ClientOptions {
-            deadline,
-            ..crate::client::ClientOptions::default()
-        };
-        Ok(crate::client::Client::with_options(
-            self.cluster_config()?,
-            options,
-        )?)
+        let options = crate::client::ClientOptions { deadline, ..crate::client::ClientOptions::default() };
+        Ok(crate::client::Client::with_options(self.cluster_config()?, options)?)
     }
 }

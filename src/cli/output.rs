@@ -21,10 +21,7 @@ pub(crate) fn print_json(value: &Value) {
 pub(crate) fn bytes_json(bytes: &[u8]) -> (Value, &'static str) {
     match std::str::from_utf8(bytes) {
         Ok(text) => (json!(text), "utf8"),
-        Err(_) => (
-            json!(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
-            "hex",
-        ),
+        Err(_) => (json!(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()), "hex"),
     }
 }
 

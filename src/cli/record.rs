@@ -34,27 +34,16 @@ pub(crate) struct RecordArgs {
 }
 
 pub(crate) async fn run(common: &Common, args: &RecordArgs) -> anyhow::Result<Exit> {
-    anyhow::ensure!(
-        args.clients > 0 && args.keys > 0,
-        "at least one client and one key are needed"
-    );
+    anyhow::ensure!(args.clients > 0 && args.keys > 0, "at least one client and one key are needed");
     let cluster = common.cluster_config()?;
-    let options = ClientOptions {
-        deadline: Duration::from_secs(3),
-        ..ClientOptions::default()
-    };
+    let options = ClientOptions { deadline: Duration::from_secs(3), ..ClientOptions::default() };
     let recorder = Recorder::new();
     let mut clients = Vec::new();
     let mut tasks = Vec::new();
     for index in 0..args.clients {
         let client = Client::with_options(cluster.clone(), options)?;
         clients.push(client.clone());
-        tasks.push(tokio::spawn(run_client(
-            client,
-            recorder.clone(),
-            args.keys,
-            seed(index)?,
-        )));
+        tasks.push(tokio::spawn(run_client(client, recorder.clone(), args.keys, seed(index)?)));
     }
     let bar = ProgressBar::new(args.seconds);
     for _ in 0..args.seconds {
@@ -69,10 +58,7 @@ pub(crate) async fn run(common: &Common, args: &RecordArgs) -> anyhow::Result<Ex
     }
     read_all(&clients[0], &recorder, args.keys).await;
     let (operations, failed) = recorder.take();
-    let unknown = operations
-        .iter()
-        .filter(|operation| operation.end.is_none())
-        .count();
+    let unknown = operations.iter().filter(|operation| operation.end.is_none()).count();
     write_history(&args.output, &operations, failed)?;
     let path = args.output.display();
     if common.json {
@@ -81,10 +67,7 @@ pub(crate) async fn run(common: &Common, args: &RecordArgs) -> anyhow::Result<Ex
             &json!({ "operations": recorded, "unknown": unknown, "refused": failed, "history": history }),
         );
     } else {
-        println!(
-            "{} operations ({unknown} unknown, {failed} refused) recorded in {path}",
-            operations.len()
-        );
+        println!("{} operations ({unknown} unknown, {failed} refused) recorded in {path}", operations.len());
     }
     Ok(Exit::Ok)
 }

@@ -23,10 +23,7 @@ pub(crate) async fn run(common: &Common) -> anyhow::Result<Exit> {
     let answers = ask_all(&common.client()?).await;
     let is_any_up = answers.iter().any(|(_, answer)| answer.is_ok());
     if common.json {
-        let nodes: Vec<Value> = answers
-            .iter()
-            .map(|(node, answer)| node_json(*node, answer))
-            .collect();
+        let nodes: Vec<Value> = answers.iter().map(|(node, answer)| node_json(*node, answer)).collect();
         print_json(&json!({ "nodes": nodes }));
     } else {
         print_tables(&answers);
@@ -35,12 +32,9 @@ pub(crate) async fn run(common: &Common) -> anyhow::Result<Exit> {
 }
 
 fn print_tables(answers: &[(NodeId, Result<NodeStatus, String>)]) {
-    let mut nodes = table(&[
-        "NODE", "STATE", "UPTIME", "STARTS", "LINKS", "OPEN", "CPU", "MEMORY", "LOG",
-    ]);
-    let mut groups = table(&[
-        "NODE", "GROUP", "ROLE", "LEADER", "BALLOT", "APPLIED", "DECIDED", "LOG", "DIGEST",
-    ]);
+    let mut nodes = table(&["NODE", "STATE", "UPTIME", "STARTS", "LINKS", "OPEN", "CPU", "MEMORY", "LOG"]);
+    let mut groups =
+        table(&["NODE", "GROUP", "ROLE", "LEADER", "BALLOT", "APPLIED", "DECIDED", "LOG", "DIGEST"]);
     for (node, answer) in answers {
         let status = match answer {
             Ok(status) => status,
@@ -54,12 +48,7 @@ fn print_tables(answers: &[(NodeId, Result<NodeStatus, String>)]) {
             "up".to_string(),
             format!("{:.1} s", status.uptime_millis as f64 / 1e3),
             status.incarnation.to_string(),
-            status
-                .connected
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(" "),
+            status.connected.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
             status.open_requests.to_string(),
             format!("{:.1} s", status.process.cpu_micros as f64 / 1e6),
             format!("{} MiB", status.process.resident_bytes >> 20),
@@ -75,9 +64,7 @@ fn print_tables(answers: &[(NodeId, Result<NodeStatus, String>)]) {
                 node.to_string(),
                 group.group.to_string(),
                 role.to_string(),
-                group
-                    .leader
-                    .map_or("unknown".to_string(), |leader| leader.to_string()),
+                group.leader.map_or("unknown".to_string(), |leader| leader.to_string()),
                 group.ballot.clone(),
                 group.applied.to_string(),
                 group.decided.to_string(),

@@ -63,20 +63,13 @@ impl Recorder {
     }
 
     fn add(&self, operation: Operation) {
-        self.operations
-            .lock()
-            .expect("never held while panicking")
-            .push(operation);
+        self.operations.lock().expect("never held while panicking").push(operation);
     }
 }
 
 /// The keys of a workload: every other one is a counter.
 pub(crate) fn key_name(index: usize) -> String {
-    if index.is_multiple_of(2) {
-        format!("register-{index}")
-    } else {
-        format!("counter-{index}")
-    }
+    if index.is_multiple_of(2) { format!("register-{index}") } else { format!("counter-{index}") }
 }
 
 fn is_counter(index: usize) -> bool {
@@ -132,10 +125,8 @@ struct User {
 
 impl User {
     fn below(&mut self, n: u64) -> u64 {
-        self.random = self
-            .random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.random >> 33) % n
     }
 
@@ -160,32 +151,18 @@ impl User {
         let call = self.recorder.now();
         let outcome = self.client.get(&key).await;
         let value = match &outcome {
-            Outcome::Done(value) => value
-                .as_ref()
-                .map(|value| String::from_utf8_lossy(value).into_owned()),
+            Outcome::Done(value) => value.as_ref().map(|value| String::from_utf8_lossy(value).into_owned()),
             _ => None,
         };
         self.seen.insert(key.clone(), value.clone());
-        let done = self.note(
-            key,
-            call,
-            outcome,
-            |_| Action::Get(value.clone()),
-            Action::Get(None),
-        );
+        let done = self.note(key, call, outcome, |_| Action::Get(value.clone()), Action::Get(None));
         done.then_some(value)
     }
 
     async fn put(&mut self, key: String) {
         let (call, value) = (self.recorder.now(), self.new_value());
         let outcome = self.client.put(&key, &value).await;
-        self.note(
-            key,
-            call,
-            outcome,
-            |_| Action::Put(value.clone()),
-            Action::Put(value.clone()),
-        );
+        self.note(key, call, outcome, |_| Action::Put(value.clone()), Action::Put(value.clone()));
     }
 
     async fn delete(&mut self, key: String) {
@@ -198,14 +175,8 @@ impl User {
         let expect = self.seen.get(&key).cloned().flatten();
         let (call, value) = (self.recorder.now(), self.new_value());
         let bytes = |text: &String| Bytes::copy_from_slice(text.as_bytes());
-        let outcome = self
-            .client
-            .cas(
-                &key,
-                Expect::Value(expect.as_ref().map(bytes)),
-                Some(bytes(&value)),
-            )
-            .await;
+        let outcome =
+            self.client.cas(&key, Expect::Value(expect.as_ref().map(bytes)), Some(bytes(&value))).await;
         if matches!(outcome, Outcome::Done((true, _))) {
             self.seen.insert(key.clone(), Some(value.clone()));
         }
@@ -216,13 +187,7 @@ impl User {
     async fn incr(&mut self, key: String) {
         let call = self.recorder.now();
         let outcome = self.client.incr(&key, 1).await;
-        self.note(
-            key,
-            call,
-            outcome,
-            |sum| Action::Incr(1, *sum),
-            Action::Incr(1, 0),
-        );
+        self.note(key, call, outcome, |sum| Action::Incr(1, *sum), Action::Incr(1, 0));
     }
 
     /// Writes an operation down as what it is: done, surely not done, or unknown. True if it was done.
@@ -238,14 +203,7 @@ impl User {
         match outcome {
             Outcome::Done(value) => {
                 let end = Some(self.recorder.now());
-                self.recorder.add(Operation {
-                    process,
-                    key,
-                    action: answered(&value),
-                    call,
-                    end,
-                    line: 0,
-                });
+                self.recorder.add(Operation { process, key, action: answered(&value), call, end, line: 0 });
                 true
             }
             Outcome::Refused(_) => {
@@ -253,14 +211,7 @@ impl User {
                 false
             }
             Outcome::Unknown(_) => {
-                self.recorder.add(Operation {
-                    process,
-                    key,
-                    action: unanswered,
-                    call,
-                    end: None,
-                    line: 0,
-                });
+                self.recorder.add(Operation { process, key, action: unanswered, call, end: None, line: 0 });
                 self.process = self.recorder.new_process();
                 false
             }

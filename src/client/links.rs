@@ -68,11 +68,7 @@ impl Links {
     pub(super) fn new(cluster: ClusterConfig) -> std::io::Result<Self> {
         let is_ipv6 = cluster.nodes.iter().any(|node| node.address.is_ipv6());
         let endpoint = ClientLink::endpoint(is_ipv6)?;
-        let open = cluster
-            .nodes
-            .iter()
-            .map(|node| (node.id, tokio::sync::Mutex::default()))
-            .collect();
+        let open = cluster.nodes.iter().map(|node| (node.id, tokio::sync::Mutex::default())).collect();
         Ok(Self {
             cluster,
             endpoint,
@@ -92,11 +88,7 @@ impl Links {
     }
 
     pub(super) fn leader(&self, group: GroupId) -> Option<NodeId> {
-        self.leaders
-            .lock()
-            .expect("never held while panicking")
-            .get(&group)
-            .copied()
+        self.leaders.lock().expect("never held while panicking").get(&group).copied()
     }
 
     pub(super) fn set_leader(&self, group: GroupId, leader: Option<NodeId>) {
@@ -142,17 +134,9 @@ impl Links {
         if let Some(open) = slot.as_ref().filter(|open| !open.link.is_closed()) {
             return Ok(Arc::clone(open));
         }
-        let ClusterConfig {
-            identity, protocol, ..
-        } = &self.cluster;
-        let connecting = ClientLink::connect(
-            &self.endpoint,
-            identity,
-            known.address,
-            known.key,
-            protocol,
-            patience,
-        );
+        let ClusterConfig { identity, protocol, .. } = &self.cluster;
+        let connecting =
+            ClientLink::connect(&self.endpoint, identity, known.address, known.key, protocol, patience);
         let (link, greeting, frames) = connecting.await?;
         if let Ok(hello) = wire::decode::<Hello>(&greeting) {
             let mut known = self.known.write().expect("never held while panicking");
@@ -160,11 +144,7 @@ impl Links {
         }
         let waiting: Waiting = Arc::new(Mutex::new(Some(BTreeMap::new())));
         tokio::spawn(hand_out(frames, Arc::clone(&waiting)));
-        let open = Arc::new(Open {
-            link,
-            waiting,
-            last_id: AtomicU64::new(0),
-        });
+        let open = Arc::new(Open { link, waiting, last_id: AtomicU64::new(0) });
         *slot = Some(Arc::clone(&open));
         Ok(open)
     }
@@ -183,10 +163,7 @@ impl Links {
             Some(waiting) => drop(waiting.insert(id, sender)),
             None => return Err(CallError::Clogged(node)),
         }
-        let frame = wire::encode(&RequestFrame {
-            id,
-            request: request.clone(),
-        });
+        let frame = wire::encode(&RequestFrame { id, request: request.clone() });
         if !open.link.send(frame) {
             open.forget(id);
             return Err(CallError::Clogged(node));

@@ -59,9 +59,7 @@ impl Sessions {
 
     /// The next number of the session; waits while too many are open.
     pub(super) async fn begin(&self, group: GroupId, session: SessionId) -> Number {
-        let (numbers, room) = self.with(group, |entry| {
-            (Arc::clone(&entry.numbers), Arc::clone(&entry.room))
-        });
+        let (numbers, room) = self.with(group, |entry| (Arc::clone(&entry.numbers), Arc::clone(&entry.room)));
         let permit = room.acquire_owned().await.expect("the semaphore is never closed");
         let (number, ack_below) = {
             let mut by_session = numbers.lock().expect("never held while panicking");
@@ -70,16 +68,8 @@ impl Sessions {
             state.open.insert(state.last);
             (state.last, state.open.first().copied().unwrap_or(state.last))
         };
-        assert!(
-            ack_below <= number,
-            "a request is not acknowledged before it is answered"
-        );
-        Number {
-            request: RequestId { session, number },
-            ack_below,
-            numbers,
-            _room: permit,
-        }
+        assert!(ack_below <= number, "a request is not acknowledged before it is answered");
+        Number { request: RequestId { session, number }, ack_below, numbers, _room: permit }
     }
 
     /// The session has expired at the group.
@@ -132,14 +122,7 @@ mod tests {
         let (group, session) = (GroupId(1), SessionId(1));
         let first = sessions.begin(group, session).await;
         let second = sessions.begin(group, session).await;
-        assert_eq!(
-            (
-                first.request().number,
-                second.request().number,
-                second.ack_below()
-            ),
-            (1, 2, 1)
-        );
+        assert_eq!((first.request().number, second.request().number, second.ack_below()), (1, 2, 1));
         drop(first);
         let third = sessions.begin(group, session).await;
         assert_eq!((third.request().number, third.ack_below()), (3, 2));

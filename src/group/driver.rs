@@ -42,10 +42,7 @@ impl Driver {
         match after.filter(|token| *token > self.durable) {
             None => Some((to, message)),
             Some(token) => {
-                assert!(
-                    token <= self.latest,
-                    "a message waits only for records that were emitted"
-                );
+                assert!(token <= self.latest, "a message waits only for records that were emitted");
                 self.held.push_back((token, (to, message)));
                 None
             }
@@ -76,9 +73,8 @@ impl Driver {
             self.submitted.pop_front();
             self.durable = token;
         }
-        let (ready, held) = std::mem::take(&mut self.held)
-            .into_iter()
-            .partition(|(token, _)| *token <= self.durable);
+        let (ready, held) =
+            std::mem::take(&mut self.held).into_iter().partition(|(token, _)| *token <= self.durable);
         self.held = held;
         let ready: VecDeque<(PersistToken, Outgoing)> = ready;
         (
@@ -100,33 +96,20 @@ mod tests {
     fn a_message_leaves_only_when_its_record_is_durable() {
         let mut driver = Driver::default();
         driver.persist(vec![message("r1")], PersistToken(1), true);
-        assert_eq!(
-            driver.send(ReplicaId(1), message("promise"), Some(PersistToken(1))),
-            None
-        );
+        assert_eq!(driver.send(ReplicaId(1), message("promise"), Some(PersistToken(1))), None);
         assert!(driver.send(ReplicaId(1), message("free"), None).is_some());
         assert_eq!(driver.take_records(), Some((vec![message("r1")], true)));
         driver.submitted(CommitId(4));
         driver.persist(vec![message("r2")], PersistToken(3), false);
-        assert_eq!(
-            driver.send(ReplicaId(2), message("ack"), Some(PersistToken(3))),
-            None
-        );
+        assert_eq!(driver.send(ReplicaId(2), message("ack"), Some(PersistToken(3))), None);
         assert_eq!(driver.durable(CommitId(3)), (None, vec![]));
-        assert_eq!(
-            driver.durable(CommitId(4)).1,
-            vec![(ReplicaId(1), message("promise"))]
-        );
+        assert_eq!(driver.durable(CommitId(4)).1, vec![(ReplicaId(1), message("promise"))]);
         driver.take_records();
         driver.submitted(CommitId(9));
         assert_eq!(
             driver.durable(CommitId(9)),
             (Some(PersistToken(3)), vec![(ReplicaId(2), message("ack"))])
         );
-        assert!(
-            driver
-                .send(ReplicaId(1), message("late"), Some(PersistToken(2)))
-                .is_some()
-        );
+        assert!(driver.send(ReplicaId(1), message("late"), Some(PersistToken(2))).is_some());
     }
 }

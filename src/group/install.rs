@@ -92,22 +92,11 @@ impl Install {
             1 => Phase::Clearing,
             2 => Phase::Copying,
             _ => {
-                return Err(StorageError::corrupt(
-                    "the mark of a snapshot",
-                    "its phase is unknown",
-                ));
+                return Err(StorageError::corrupt("the mark of a snapshot", "its phase is unknown"));
             }
         };
         let hasher = RowHasher::default();
-        Ok(Some(Self {
-            group,
-            range,
-            source: None,
-            next_index: 0,
-            hasher,
-            applied: Some(applied),
-            phase,
-        }))
+        Ok(Some(Self { group, range, source: None, next_index: 0, hasher, applied: Some(applied), phase }))
     }
 
     /// Whether the piece belongs to this transfer.
@@ -117,7 +106,7 @@ impl Install {
 
     /// Whether the state is the snapshot already, though not in place.
     pub(super) fn has_switched(&self) -> bool {
-        matches!(self.phase, Phase::Clearing | Phase::Copying)
+        self.phase != Phase::Gathering
     }
 
     /// What is being installed, once all of it is known.

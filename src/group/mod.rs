@@ -175,10 +175,7 @@ pub struct Group {
 
 impl std::fmt::Debug for Group {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Group")
-            .field("place", &self.place)
-            .field("engine", &self.engine.status())
-            .finish()
+        f.debug_struct("Group").field("place", &self.place).field("engine", &self.engine.status()).finish()
     }
 }
 
@@ -192,11 +189,8 @@ impl Group {
         settings: &Settings,
         records: &[Bytes],
     ) -> Result<Self, OpenError> {
-        let index = place
-            .nodes
-            .iter()
-            .position(|host| *host == node)
-            .expect("the node hosts a replica of the group");
+        let index =
+            place.nodes.iter().position(|host| *host == node).expect("the node hosts a replica of the group");
         let me = ReplicaId(u8::try_from(index).expect("a group has few replicas"));
         let group = place.id;
         let n = place.nodes.len();
@@ -210,10 +204,7 @@ impl Group {
         };
         let machine = Machine::load(storage, group, place.range, settings.limits)?;
         let install = Install::resume(storage, group, place.range)?;
-        let applied = install
-            .as_ref()
-            .and_then(Install::applied)
-            .unwrap_or(machine.applied());
+        let applied = install.as_ref().and_then(Install::applied).unwrap_or(machine.applied());
         let base = base_of(applied);
         let durable_slot = applied.slot;
         let options = settings.options.clone();
@@ -302,10 +293,7 @@ impl Group {
         };
         match message {
             GroupMessage::Engine(message) if !self.is_installing() => {
-                self.engine.step(Event::Receive {
-                    from: replica,
-                    message,
-                });
+                self.engine.step(Event::Receive { from: replica, message });
                 self.carry_out(storage)
             }
             GroupMessage::Engine(_) => Ok(()),
@@ -427,16 +415,13 @@ impl Group {
             self.written.pop_front();
             self.on_written(storage, purpose)?;
         }
-        Ok(())
+        self.switch_if_gathered(storage)
     }
 
     /// The state that the tree durably holds allows the log to be dropped: writes the whole engine as new records, so
     /// that every older record of this group is void.
     pub fn compact(&mut self, storage: &dyn Storage, retain_bytes: usize) -> Result<(), StorageError> {
-        self.engine.step(Event::Compact {
-            slot: Slot(self.durable_slot),
-            retain_bytes,
-        });
+        self.engine.step(Event::Compact { slot: Slot(self.durable_slot), retain_bytes });
         self.carry_out(storage)
     }
 
@@ -459,9 +444,7 @@ impl Group {
         if self.engine.status().is_leader && self.place.nodes.len() > 1 {
             let me = self.leader.expect("a leader knows itself");
             let n = u8::try_from(self.place.nodes.len()).expect("a group has few replicas");
-            self.engine.step(Event::TransferLeadership {
-                to: ReplicaId((me.0 + 1) % n),
-            });
+            self.engine.step(Event::TransferLeadership { to: ReplicaId((me.0 + 1) % n) });
         }
         self.carry_out(storage)
     }
@@ -496,22 +479,14 @@ impl Group {
 
     fn send_engine(&mut self, to: ReplicaId, message: Bytes) {
         let body = encode(&GroupMessage::Engine(message));
-        self.outputs.push(Output::Send {
-            to: self.node_of(to),
-            is_bulk: false,
-            body,
-        });
+        self.outputs.push(Output::Send { to: self.node_of(to), is_bulk: false, body });
     }
 
     /// Carries out the engine's effects, in order.
     fn carry_out(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         for effect in self.engine.take_effects() {
             match effect {
-                Effect::Persist {
-                    records,
-                    token,
-                    promises,
-                } => self.driver.persist(records, token, promises),
+                Effect::Persist { records, token, promises } => self.driver.persist(records, token, promises),
                 Effect::Send { to, message, after } => {
                     if let Some((to, message)) = self.driver.send(to, message, after) {
                         self.send_engine(to, message);
@@ -551,22 +526,10 @@ impl Group {
             Some(Proposal::StopSign(_)) | None => None,
         };
         let (chain, sealed) = (decided.base.chain.0, decided.base.sealed);
-        let applied = kv::Slot {
-            slot: slot.0,
-            chain,
-            sealed,
-            time: decided.time.0,
-            batch,
-        };
+        let applied = kv::Slot { slot: slot.0, chain, sealed, time: decided.time.0, batch };
         for (request, reply) in self.machine.apply(storage, applied)? {
             for ticket in self.requests.finish(&request) {
-                self.answer(
-                    ticket,
-                    Outcome::Applied {
-                        reply: reply.clone(),
-                        slot: slot.0,
-                    },
-                );
+                self.answer(ticket, Outcome::Applied { reply: reply.clone(), slot: slot.0 });
             }
         }
         while self.proposed.front().is_some_and(|proposed| *proposed <= slot) {
@@ -586,14 +549,7 @@ impl Group {
     ) -> Result<(), StorageError> {
         let slot = self.machine.applied().slot;
         match self.machine.get(storage, key) {
-            Ok(found) => self.answer(
-                ticket,
-                Outcome::Value {
-                    found,
-                    slot,
-                    freshness,
-                },
-            ),
+            Ok(found) => self.answer(ticket, Outcome::Value { found, slot, freshness }),
             Err(None) => self.answer(ticket, Outcome::WrongGroup),
             Err(Some(error)) => return Err(error),
         }
@@ -623,8 +579,7 @@ impl Group {
         let slot = self.machine.applied().slot;
         let writes = self.machine.begin_checkpoint(storage)?;
         self.checkpoint_at = self.now;
-        self.writes
-            .push_back((writes, Some(Purpose::Checkpoint { slot })));
+        self.writes.push_back((writes, Some(Purpose::Checkpoint { slot })));
         Ok(())
     }
 
@@ -635,24 +590,9 @@ impl Group {
                 self.durable_slot = slot;
                 self.start_transfer(storage)
             }
-            Purpose::Gathered {
-                from,
-                transfer,
-                index,
-            } => {
+            Purpose::Gathered { from, transfer, index } => {
                 let body = encode(&GroupMessage::PieceStored { transfer, index });
-                self.outputs.push(Output::Send {
-                    to: from,
-                    is_bulk: true,
-                    body,
-                });
-                let is_whole = self
-                    .install
-                    .as_ref()
-                    .is_some_and(|install| install.applied().is_some());
-                if is_whole && self.written.is_empty() && self.writes.is_empty() {
-                    self.switch_to_snapshot(storage)?;
-                }
+                self.outputs.push(Output::Send { to: from, is_bulk: true, body });
                 Ok(())
             }
             Purpose::Installing => self.continue_install(storage),
@@ -676,11 +616,7 @@ impl Group {
             self.carry_out(storage)?;
         }
         let to = self.node_of(to);
-        self.outputs.extend(messages.into_iter().map(|body| Output::Send {
-            to,
-            is_bulk: true,
-            body,
-        }));
+        self.outputs.extend(messages.into_iter().map(|body| Output::Send { to, is_bulk: true, body }));
         Ok(())
     }
 
@@ -700,10 +636,7 @@ impl Group {
         }
         let to = self.snapshots_wanted.pop_front().expect("one was wanted");
         let applied = kv::load_applied(storage, self.place.id)?;
-        assert_eq!(
-            applied.slot, self.durable_slot,
-            "the tree holds the last checkpoint"
-        );
+        assert_eq!(applied.slot, self.durable_slot, "the tree holds the last checkpoint");
         self.transfers += 1;
         let id = (applied.slot << 16) | (self.transfers & 0xffff);
         let bounds = snapshot::state_bounds(self.place.id, self.place.range);
@@ -716,10 +649,7 @@ impl Group {
             return Ok(());
         }
         let transfer = piece.transfer;
-        let is_known = self
-            .install
-            .as_ref()
-            .is_some_and(|install| install.is_from(from, transfer));
+        let is_known = self.install.as_ref().is_some_and(|install| install.is_from(from, transfer));
         if !is_known {
             let is_quiet = self.writes.is_empty() && self.written.is_empty();
             if piece.index != 0 || !is_quiet {
@@ -728,31 +658,24 @@ impl Group {
             let (install, clearing) =
                 Install::begin(storage, self.place.id, self.place.range, from, transfer)?;
             self.install = Some(install);
-            self.writes
-                .extend(clearing.into_iter().map(|writes| (writes, None)));
+            self.writes.extend(clearing.into_iter().map(|writes| (writes, None)));
         }
         let index = piece.index;
         let install = self.install.as_mut().expect("it was just begun");
         if let Some(writes) = install.gather(piece) {
-            self.writes.push_back((
-                writes,
-                Some(Purpose::Gathered {
-                    from,
-                    transfer,
-                    index,
-                }),
-            ));
+            self.writes.push_back((writes, Some(Purpose::Gathered { from, transfer, index })));
         }
         Ok(())
     }
 
-    /// Everything has been gathered. A snapshot that is not ahead of this replica is dropped.
-    fn switch_to_snapshot(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        let slot = self
-            .install
-            .as_ref()
-            .and_then(Install::applied)
-            .map_or(0, |applied| applied.slot);
+    /// Switches to a snapshot when all of it is durable and nothing else is being written. One that is not ahead of
+    /// this replica is dropped.
+    fn switch_if_gathered(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let Some(install) = self.install.as_ref().filter(|install| !install.has_switched()) else { return Ok(()) };
+        let Some(slot) = install.applied().map(|applied| applied.slot) else { return Ok(()) };
+        if !self.written.is_empty() || !self.writes.is_empty() {
+            return Ok(());
+        }
         if slot <= self.machine.applied().slot {
             self.install = None;
             return Ok(());
@@ -769,18 +692,13 @@ impl Group {
             self.writes.push_back((writes, Some(Purpose::Installing)));
             return Ok(());
         }
-        let applied = install
-            .applied()
-            .expect("only a whole snapshot is installed")
-            .clone();
+        let applied = install.applied().expect("only a whole snapshot is installed").clone();
         self.install = None;
         self.machine = Machine::load(storage, self.place.id, self.place.range, self.limits)?;
         assert_eq!(self.machine.applied(), &applied, "the snapshot is in place");
         self.durable_slot = applied.slot;
         self.digests.clear();
-        self.engine.step(Event::SnapshotInstalled {
-            base: base_of(&applied),
-        });
+        self.engine.step(Event::SnapshotInstalled { base: base_of(&applied) });
         self.carry_out(storage)
     }
 
@@ -790,11 +708,7 @@ impl Group {
             return;
         }
         let digest = self.machine.applied().digest;
-        if self
-            .digests
-            .insert(slot, digest)
-            .is_some_and(|other| other != digest)
-        {
+        if self.digests.insert(slot, digest).is_some_and(|other| other != digest) {
             return self.diverged(slot);
         }
         while self.digests.len() > 8 {
@@ -803,18 +717,8 @@ impl Group {
         if self.engine.status().is_leader {
             let body = encode(&GroupMessage::Digest { slot, digest });
             let leader = self.leader();
-            for node in self
-                .place
-                .nodes
-                .clone()
-                .into_iter()
-                .filter(|node| Some(*node) != leader)
-            {
-                self.outputs.push(Output::Send {
-                    to: node,
-                    is_bulk: false,
-                    body: body.clone(),
-                });
+            for node in self.place.nodes.clone().into_iter().filter(|node| Some(*node) != leader) {
+                self.outputs.push(Output::Send { to: node, is_bulk: false, body: body.clone() });
             }
         }
     }
@@ -850,21 +754,23 @@ impl Group {
     }
 }
 
-fn base_of(applied: &kv::Applied) -> LogBase {
-    LogBase {
-        slot: Slot(applied.slot),
-        chain: Digest(applied.chain),
-        sealed: applied.sealed,
+/// The engine's message in a group message, for watchers that hold it against the disk.
+#[cfg(test)]
+pub(crate) fn engine_message(body: &[u8]) -> Option<Bytes> {
+    match decode(body)? {
+        GroupMessage::Engine(message) => Some(message),
+        _ => None,
     }
+}
+
+fn base_of(applied: &kv::Applied) -> LogBase {
+    LogBase { slot: Slot(applied.slot), chain: Digest(applied.chain), sealed: applied.sealed }
 }
 
 fn encode(message: &GroupMessage) -> Bytes {
     let bytes =
         postcard::to_stdvec(message).expect("writing to memory cannot fail and every length is known");
-    assert!(
-        bytes.len() < PEER_FRAME_BYTES_MAX,
-        "limits keep every message below a frame"
-    );
+    assert!(bytes.len() < PEER_FRAME_BYTES_MAX, "limits keep every message below a frame");
     Bytes::from(bytes)
 }
 

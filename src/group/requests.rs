@@ -76,14 +76,8 @@ impl Requests {
     /// The leadership is lost: commands that were never proposed, and those that were.
     pub(super) fn abandon(&mut self) -> (Vec<Ticket>, Vec<Ticket>) {
         self.queued_bytes = 0;
-        let queued = std::mem::take(&mut self.queue)
-            .into_iter()
-            .map(|(ticket, _, _)| ticket)
-            .collect();
-        let proposed = std::mem::take(&mut self.waiting)
-            .into_values()
-            .flatten()
-            .collect();
+        let queued = std::mem::take(&mut self.queue).into_iter().map(|(ticket, _, _)| ticket).collect();
+        let proposed = std::mem::take(&mut self.waiting).into_values().flatten().collect();
         (queued, proposed)
     }
 }
@@ -94,10 +88,7 @@ mod tests {
     use crate::kv::SessionId;
 
     fn request(number: u64) -> RequestId {
-        RequestId {
-            session: SessionId(1),
-            number,
-        }
+        RequestId { session: SessionId(1), number }
     }
 
     #[test]
@@ -115,10 +106,7 @@ mod tests {
         let huge = Bytes::from(vec![0; QUEUED_BYTES_MAX]);
         assert!(requests.push(Ticket(1), request(1), huge.clone()));
         assert!(!requests.push(Ticket(2), request(2), Bytes::from_static(b"c")));
-        assert!(
-            requests.next_batch().is_some(),
-            "even a command larger than a batch is proposed"
-        );
+        assert!(requests.next_batch().is_some(), "even a command larger than a batch is proposed");
         assert!(!requests.has_queued());
     }
 }

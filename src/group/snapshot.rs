@@ -18,10 +18,7 @@ use tetrachord_consensus::{ReplicaId, Ticks};
 
 /// Every range of raw keys that belongs to a group's state, in order.
 pub(super) fn state_bounds(group: GroupId, range: RingInterval) -> Vec<(Bytes, Bytes)> {
-    let data = range
-        .linear()
-        .into_iter()
-        .flat_map(|(first, last)| keys::data_bounds(first, last));
+    let data = range.linear().into_iter().flat_map(|(first, last)| keys::data_bounds(first, last));
     data.chain([keys::session_bounds(group)]).collect()
 }
 
@@ -88,22 +85,14 @@ impl Transfer {
             let rows = self.read_rows(storage)?;
             self.hasher.add(&rows);
             let end = self.is_read.then(|| (self.applied.clone(), self.hasher.finish()));
-            let piece = Piece {
-                transfer: self.id,
-                index: self.next_index,
-                rows,
-                end,
-            };
+            let piece = Piece { transfer: self.id, index: self.next_index, rows, end };
             let message = super::encode(&GroupMessage::Piece(piece));
             self.unstored.push_back((self.next_index, message.clone()));
             self.next_index += 1;
             self.sent_at = now;
             messages.push(message);
         }
-        assert!(
-            self.unstored.len() as u64 <= SNAPSHOT_WINDOW,
-            "the window is bounded"
-        );
+        assert!(self.unstored.len() as u64 <= SNAPSHOT_WINDOW, "the window is bounded");
         Ok(messages)
     }
 
@@ -141,9 +130,6 @@ impl Transfer {
             return (Progress::UnderWay, Vec::new());
         }
         self.sent_at = now;
-        (
-            Progress::UnderWay,
-            self.unstored.iter().map(|(_, message)| message.clone()).collect(),
-        )
+        (Progress::UnderWay, self.unstored.iter().map(|(_, message)| message.clone()).collect())
     }
 }

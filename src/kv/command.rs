@@ -197,10 +197,7 @@ impl Failure {
     /// a retry elsewhere or later may still be applied.
     #[must_use]
     pub fn is_outcome(&self) -> bool {
-        matches!(
-            self,
-            Self::NotANumber | Self::Overflow | Self::ValueTooLarge { .. }
-        )
+        matches!(self, Self::NotANumber | Self::Overflow | Self::ValueTooLarge { .. })
     }
 }
 
@@ -252,10 +249,7 @@ impl Command {
     #[must_use]
     pub fn request(&self) -> RequestId {
         match self {
-            Self::Open { nonce } => RequestId {
-                session: SessionId(*nonce),
-                number: 0,
-            },
+            Self::Open { nonce } => RequestId { session: SessionId(*nonce), number: 0 },
             Self::Write { request, .. } => *request,
         }
     }
@@ -278,35 +272,22 @@ impl Command {
         let value = match write {
             Write::Put { value, .. }
             | Write::Append { value, .. }
-            | Write::Cas {
-                value: Some(value), ..
-            } => value.len(),
+            | Write::Cas { value: Some(value), .. } => value.len(),
             _ => 0,
         };
         let expected = match write {
-            Write::Cas {
-                expect: Expect::Value(Some(value)),
-                ..
-            } => value.len(),
+            Write::Cas { expect: Expect::Value(Some(value)), .. } => value.len(),
             _ => 0,
         };
         let (bytes, max) = (value.max(expected), limits.value_bytes_max);
-        if bytes > max {
-            Err(CommandError::Value { bytes, max })
-        } else {
-            Ok(())
-        }
+        if bytes > max { Err(CommandError::Value { bytes, max }) } else { Ok(()) }
     }
 }
 
 /// Checks the size of a key.
 pub fn check_key(key: &[u8], limits: &Limits) -> Result<(), CommandError> {
     let (bytes, max) = (key.len(), limits.key_bytes_max);
-    if bytes == 0 || bytes > max {
-        Err(CommandError::Key { bytes, max })
-    } else {
-        Ok(())
-    }
+    if bytes == 0 || bytes > max { Err(CommandError::Key { bytes, max }) } else { Ok(()) }
 }
 
 impl Write {
@@ -333,8 +314,7 @@ pub struct Batch {
 impl Batch {
     /// Adds an encoded command.
     pub fn push(&mut self, command: &[u8]) {
-        self.bytes
-            .put_u32(u32::try_from(command.len()).expect("a command fits into a frame"));
+        self.bytes.put_u32(u32::try_from(command.len()).expect("a command fits into a frame"));
         self.bytes.put_slice(command);
         self.commands += 1;
     }
@@ -383,18 +363,9 @@ mod tests {
     use super::*;
 
     fn put(key: &str, value: usize) -> Command {
-        let write = Write::Put {
-            key: Bytes::copy_from_slice(key.as_bytes()),
-            value: Bytes::from(vec![7; value]),
-        };
-        Command::Write {
-            request: RequestId {
-                session: SessionId(1),
-                number: 2,
-            },
-            ack_below: 1,
-            write,
-        }
+        let write =
+            Write::Put { key: Bytes::copy_from_slice(key.as_bytes()), value: Bytes::from(vec![7; value]) };
+        Command::Write { request: RequestId { session: SessionId(1), number: 2 }, ack_below: 1, write }
     }
 
     #[test]
@@ -405,36 +376,18 @@ mod tests {
         batch.push(&command.encode());
         batch.push(&[]);
         assert_eq!((batch.len(), batch.is_empty()), (2, false));
-        assert_eq!(
-            Batch::split(batch.freeze()).unwrap(),
-            vec![command.encode(), Bytes::new()]
-        );
+        assert_eq!(Batch::split(batch.freeze()).unwrap(), vec![command.encode(), Bytes::new()]);
         assert_eq!(Batch::split(Bytes::from_static(&[0, 0, 0, 9, 1])), None);
         assert_eq!(Batch::split(Bytes::from_static(&[0, 0])), None);
     }
 
     #[test]
     fn sizes_are_checked_and_errors_name_the_limit() {
-        let limits = Limits {
-            key_bytes_max: 4,
-            value_bytes_max: 10,
-        };
+        let limits = Limits { key_bytes_max: 4, value_bytes_max: 10 };
         assert_eq!(put("four", 10).check(&limits), Ok(()));
-        assert!(
-            put("fives", 1)
-                .check(&limits)
-                .unwrap_err()
-                .to_string()
-                .contains("1 to 4 bytes")
-        );
+        assert!(put("fives", 1).check(&limits).unwrap_err().to_string().contains("1 to 4 bytes"));
         assert!(put("", 1).check(&limits).is_err());
-        assert!(
-            put("k", 11)
-                .check(&limits)
-                .unwrap_err()
-                .to_string()
-                .contains("at most 10 bytes")
-        );
+        assert!(put("k", 11).check(&limits).unwrap_err().to_string().contains("at most 10 bytes"));
     }
 
     #[test]

@@ -131,11 +131,7 @@ impl Machine {
         storage: &dyn Storage,
         slot: Slot,
     ) -> Result<Vec<(RequestId, Reply)>, StorageError> {
-        assert_eq!(
-            slot.slot,
-            self.applied.slot + 1,
-            "slots are applied without a gap"
-        );
+        assert_eq!(slot.slot, self.applied.slot + 1, "slots are applied without a gap");
         self.applied.slot = slot.slot;
         self.applied.chain = slot.chain;
         self.applied.sealed = slot.sealed;
@@ -145,9 +141,7 @@ impl Machine {
         // Bytes that are no batch mean the same to every replica: nothing.
         let commands = slot.batch.and_then(Batch::split).unwrap_or_default();
         let mut hasher = blake3::Hasher::new();
-        hasher
-            .update(&self.applied.digest)
-            .update(&slot.slot.to_be_bytes());
+        hasher.update(&self.applied.digest).update(&slot.slot.to_be_bytes());
         let mut replies = Vec::with_capacity(commands.len());
         for (index, bytes) in commands.into_iter().enumerate() {
             let Ok(command) = Command::decode(&bytes) else {
@@ -171,19 +165,12 @@ impl Machine {
         let time = self.applied.time;
         let (request, ack_below, write) = match command {
             Command::Open { nonce } => return Ok(self.sessions.open(self.session_id(*nonce, index), time)),
-            Command::Write {
-                request,
-                ack_below,
-                write,
-            } => (*request, *ack_below, write),
+            Command::Write { request, ack_below, write } => (*request, *ack_below, write),
         };
         assert!(index < u32::MAX as usize, "a batch has few commands");
         // The session first: a retry is answered even if the key has moved since.
         let digest = digest64(write_bytes(bytes, write));
-        match self
-            .sessions
-            .lookup(request.session, request.number, ack_below, digest, time)
-        {
+        match self.sessions.lookup(request.session, request.number, ack_below, digest, time) {
             Lookup::Known(reply) => return Ok(reply),
             Lookup::Refused(failure) => return Ok(Reply::Failed(failure)),
             Lookup::Fresh => {}
@@ -195,8 +182,7 @@ impl Machine {
         let reply = self.apply_write(storage, position, write)?;
         let is_outcome = !matches!(&reply, Reply::Failed(failure) if !failure.is_outcome());
         if is_outcome {
-            self.sessions
-                .remember(request.session, request.number, digest, reply.clone());
+            self.sessions.remember(request.session, request.number, digest, reply.clone());
         }
         Ok(reply)
     }
@@ -209,9 +195,7 @@ impl Machine {
     ) -> Result<Reply, StorageError> {
         let placed = (position, write.key().clone());
         match write {
-            Write::Put { value, .. } => Ok(Reply::Put {
-                version: self.store(placed, value.clone()),
-            }),
+            Write::Put { value, .. } => Ok(Reply::Put { version: self.store(placed, value.clone()) }),
             Write::Delete { .. } => {
                 let existed = self.find(storage, &placed)?.is_some();
                 if existed {
@@ -247,22 +231,13 @@ impl Machine {
             Expect::Version(expected) => *expected == version,
         };
         match value {
-            _ if !matches => Reply::Cas {
-                swapped: false,
-                version,
-            },
-            Some(value) => Reply::Cas {
-                swapped: true,
-                version: self.store(placed, value.clone()),
-            },
+            _ if !matches => Reply::Cas { swapped: false, version },
+            Some(value) => Reply::Cas { swapped: true, version: self.store(placed, value.clone()) },
             None => {
                 if version != 0 {
                     self.remove(placed);
                 }
-                Reply::Cas {
-                    swapped: true,
-                    version: 0,
-                }
+                Reply::Cas { swapped: true, version: 0 }
             }
         }
     }
@@ -270,9 +245,7 @@ impl Machine {
     fn increment(&mut self, placed: PlacedKey, found: Option<Versioned>, by: i64) -> Reply {
         let before = match found {
             None => Some(0),
-            Some(found) => std::str::from_utf8(&found.value)
-                .ok()
-                .and_then(|text| text.parse::<i64>().ok()),
+            Some(found) => std::str::from_utf8(&found.value).ok().and_then(|text| text.parse::<i64>().ok()),
         };
         let Some(before) = before else {
             return Reply::Failed(Failure::NotANumber);
@@ -288,16 +261,10 @@ impl Machine {
         let before = found.map_or(Bytes::new(), |found| found.value);
         let (length, max) = (before.len() + tail.len(), self.limits.value_bytes_max);
         if length > max {
-            return Reply::Failed(Failure::ValueTooLarge {
-                bytes: length as u64,
-                max: max as u64,
-            });
+            return Reply::Failed(Failure::ValueTooLarge { bytes: length as u64, max: max as u64 });
         }
         let version = self.store(placed, Bytes::from([before.as_ref(), tail.as_ref()].concat()));
-        Reply::Append {
-            length: length as u64,
-            version,
-        }
+        Reply::Append { length: length as u64, version }
     }
 
     fn store(&mut self, placed: PlacedKey, value: Bytes) -> u64 {
@@ -320,10 +287,7 @@ impl Machine {
     }
 
     fn find(&mut self, storage: &dyn Storage, placed: &PlacedKey) -> Result<Option<Versioned>, StorageError> {
-        let written = self
-            .fresh
-            .get(placed)
-            .or_else(|| self.frozen.as_ref()?.get(placed));
+        let written = self.fresh.get(placed).or_else(|| self.frozen.as_ref()?.get(placed));
         if let Some(known) = written {
             return Ok(known.clone());
         }
@@ -352,12 +316,8 @@ impl Machine {
     /// forgotten session can never be taken for one of a later session.
     fn session_id(&self, nonce: u128, index: usize) -> SessionId {
         let mut hasher = blake3::Hasher::new();
-        hasher
-            .update(&nonce.to_be_bytes())
-            .update(&self.group.0.to_be_bytes());
-        hasher
-            .update(&self.applied.slot.to_be_bytes())
-            .update(&(index as u64).to_be_bytes());
+        hasher.update(&nonce.to_be_bytes()).update(&self.group.0.to_be_bytes());
+        hasher.update(&self.applied.slot.to_be_bytes()).update(&(index as u64).to_be_bytes());
         let mut id = [0; 16];
         id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
         SessionId(u128::from_be_bytes(id))
@@ -401,10 +361,7 @@ impl Machine {
         }
         self.sessions.take_writes(self.group, &mut writes);
         writes.push(applied_write(self.group, &self.applied));
-        assert!(
-            frozen.is_empty() || writes.len() > 1,
-            "what was written is in the batch"
-        );
+        assert!(frozen.is_empty() || writes.len() > 1, "what was written is in the batch");
         self.frozen = Some(frozen);
         self.is_dirty = false;
         Ok(writes)
@@ -451,17 +408,12 @@ pub fn applied_write(group: GroupId, applied: &Applied) -> StateWrite {
 /// The record for a raw key that holds a position of the state.
 #[must_use]
 pub fn encode_applied(raw: &[u8], applied: &Applied) -> Bytes {
-    record::seal(
-        raw,
-        &postcard::to_stdvec(applied).expect("writing to memory cannot fail"),
-    )
+    record::seal(raw, &postcard::to_stdvec(applied).expect("writing to memory cannot fail"))
 }
 
 /// The part of a command's bytes that a retry repeats unchanged: all but the acknowledgement before it.
 fn write_bytes<'a>(bytes: &'a [u8], write: &Write) -> &'a [u8] {
-    let length = postcard::experimental::serialized_size(write)
-        .unwrap_or(bytes.len())
-        .min(bytes.len());
+    let length = postcard::experimental::serialized_size(write).unwrap_or(bytes.len()).min(bytes.len());
     &bytes[bytes.len() - length..]
 }
 

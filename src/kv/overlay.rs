@@ -70,11 +70,7 @@ pub(super) struct Cache {
 
 impl Cache {
     pub(super) fn new(bytes_max: usize) -> Self {
-        Self {
-            young: Overlay::default(),
-            old: Overlay::default(),
-            generation_bytes_max: bytes_max / 2,
-        }
+        Self { young: Overlay::default(), old: Overlay::default(), generation_bytes_max: bytes_max / 2 }
     }
 
     pub(super) fn get(&mut self, key: &PlacedKey) -> Option<Known> {
@@ -91,10 +87,7 @@ impl Cache {
         if self.young.bytes() > self.generation_bytes_max {
             self.old = std::mem::take(&mut self.young);
         }
-        assert!(
-            self.young.bytes() <= self.generation_bytes_max,
-            "a generation is bounded"
-        );
+        assert!(self.young.bytes() <= self.generation_bytes_max, "a generation is bounded");
     }
 
     pub(super) fn absorb(&mut self, written: Overlay) {
@@ -113,10 +106,7 @@ mod tests {
     }
 
     fn known(length: usize) -> Known {
-        Some(Versioned {
-            version: 1,
-            value: Bytes::from(vec![0; length]),
-        })
+        Some(Versioned { version: 1, value: Bytes::from(vec![0; length]) })
     }
 
     #[test]

@@ -48,18 +48,10 @@ pub(super) fn seal(raw_key: &[u8], body: &[u8]) -> Bytes {
 
 /// Takes the checksum off again, if it is right.
 pub(super) fn unseal(raw_key: &[u8], mut record: Bytes) -> Result<Bytes, StorageError> {
-    let damaged = || {
-        StorageError::corrupt(
-            format!("record {}", raw_key.escape_ascii()),
-            "its checksum is wrong",
-        )
-    };
+    let damaged =
+        || StorageError::corrupt(format!("record {}", raw_key.escape_ascii()), "its checksum is wrong");
     let crc = record.try_get_u32().map_err(|_| damaged())?;
-    if crc == checksum(raw_key, &record) {
-        Ok(record)
-    } else {
-        Err(damaged())
-    }
+    if crc == checksum(raw_key, &record) { Ok(record) } else { Err(damaged()) }
 }
 
 fn checksum(raw_key: &[u8], body: &[u8]) -> u32 {
@@ -121,10 +113,7 @@ pub(super) fn read(
     };
     let (version, total, first) = decode_first(&raw, record)?;
     if first.len() == total {
-        return Ok(Some(Versioned {
-            version,
-            value: first,
-        }));
+        return Ok(Some(Versioned { version, value: first }));
     }
     let mut value = BytesMut::with_capacity(total);
     value.put_slice(&first);
@@ -139,24 +128,15 @@ pub(super) fn read(
         value.put_slice(&unseal(&raw, record)?);
     }
     if value.len() != total {
-        return Err(StorageError::corrupt(
-            format!("value {}", key.escape_ascii()),
-            "its length is wrong",
-        ));
+        return Err(StorageError::corrupt(format!("value {}", key.escape_ascii()), "its length is wrong"));
     }
-    Ok(Some(Versioned {
-        version,
-        value: value.freeze(),
-    }))
+    Ok(Some(Versioned { version, value: value.freeze() }))
 }
 
 fn decode_first(raw: &[u8], record: Bytes) -> Result<(u64, usize, Bytes), StorageError> {
     let mut body = unseal(raw, record)?;
     if body.len() < 12 {
-        return Err(StorageError::corrupt(
-            format!("record {}", raw.escape_ascii()),
-            "it is too short",
-        ));
+        return Err(StorageError::corrupt(format!("record {}", raw.escape_ascii()), "it is too short"));
     }
     Ok((body.get_u64(), body.get_u32() as usize, body))
 }
@@ -169,11 +149,7 @@ mod tests {
 
     fn store(disk: &MemoryDisk, id: u64, state: Vec<StateWrite>) -> impl Storage + use<> {
         let (mut storage, _) = disk.open();
-        storage.submit(Commit {
-            id: CommitId(id),
-            state: vec![state],
-            ..Commit::default()
-        });
+        storage.submit(Commit { id: CommitId(id), state: vec![state], ..Commit::default() });
         disk.flush_one();
         storage
     }
@@ -181,15 +157,9 @@ mod tests {
     #[test]
     fn values_of_every_size_come_back_and_no_record_is_too_large() {
         let position = Position(3);
-        for (id, length) in [0, 1, 6_900, 7_000, 7_100, 20_000, 1 << 20]
-            .into_iter()
-            .enumerate()
-        {
+        for (id, length) in [0, 1, 6_900, 7_000, 7_100, 20_000, 1 << 20].into_iter().enumerate() {
             for key in [&b"k"[..], &[9; 4096]] {
-                let versioned = Versioned {
-                    version: 5,
-                    value: Bytes::from(vec![id as u8; length]),
-                };
+                let versioned = Versioned { version: 5, value: Bytes::from(vec![id as u8; length]) };
                 let mut out = Vec::new();
                 write(position, key, &versioned, &mut out);
                 assert!(out.iter().all(|(key, value)| {
@@ -206,10 +176,7 @@ mod tests {
     fn a_shorter_value_or_a_deletion_leaves_nothing_behind() {
         let (position, key) = (Position(3), b"k");
         let disk = MemoryDisk::default();
-        let versioned = |length| Versioned {
-            version: 1,
-            value: Bytes::from(vec![1; length]),
-        };
+        let versioned = |length| Versioned { version: 1, value: Bytes::from(vec![1; length]) };
         let mut out = Vec::new();
         write(position, key, &versioned(30_000), &mut out);
         let storage = store(&disk, 1, out);
@@ -229,15 +196,7 @@ mod tests {
         let (position, key) = (Position(3), b"k");
         let disk = MemoryDisk::default();
         let mut out = Vec::new();
-        write(
-            position,
-            key,
-            &Versioned {
-                version: 1,
-                value: Bytes::from_static(b"value"),
-            },
-            &mut out,
-        );
+        write(position, key, &Versioned { version: 1, value: Bytes::from_static(b"value") }, &mut out);
         let (raw, record) = (out[0].0.clone(), out[0].1.clone().unwrap());
         let storage = store(&disk, 1, out);
         for bit in 0..record.len() * 8 {

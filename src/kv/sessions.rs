@@ -53,26 +53,13 @@ impl Sessions {
     pub(super) fn open(&mut self, id: SessionId, time: u64) -> Reply {
         if !self.by_id.contains_key(&id) {
             if self.by_id.len() >= SESSIONS_MAX {
-                return Reply::Failed(Failure::TooManySessions {
-                    max: SESSIONS_MAX as u64,
-                });
+                return Reply::Failed(Failure::TooManySessions { max: SESSIONS_MAX as u64 });
             }
-            self.by_id.insert(
-                id,
-                Session {
-                    active: time,
-                    ack_below: 1,
-                    outcomes: BTreeMap::new(),
-                },
-            );
+            self.by_id.insert(id, Session { active: time, ack_below: 1, outcomes: BTreeMap::new() });
             self.by_activity.insert((time, id));
             self.dirty.insert(id);
         }
-        assert_eq!(
-            self.by_id.len(),
-            self.by_activity.len(),
-            "every session has its place in the index"
-        );
+        assert_eq!(self.by_id.len(), self.by_activity.len(), "every session has its place in the index");
         Reply::Opened { session: id }
     }
 
@@ -102,14 +89,12 @@ impl Sessions {
         match session.outcomes.get(&number) {
             Some((known, reply)) if *known == digest => Lookup::Known(reply.clone()),
             Some(_) => Lookup::Refused(Failure::NumberReused { number }),
-            None if number < session.ack_below => Lookup::Refused(Failure::Stale {
-                number,
-                ack_below: session.ack_below,
-            }),
-            None if number - session.ack_below >= SESSION_WINDOW => Lookup::Refused(Failure::WindowFull {
-                number,
-                window: SESSION_WINDOW,
-            }),
+            None if number < session.ack_below => {
+                Lookup::Refused(Failure::Stale { number, ack_below: session.ack_below })
+            }
+            None if number - session.ack_below >= SESSION_WINDOW => {
+                Lookup::Refused(Failure::WindowFull { number, window: SESSION_WINDOW })
+            }
             None => Lookup::Fresh,
         }
     }
@@ -132,11 +117,7 @@ impl Sessions {
             self.by_id.remove(&id);
             self.dirty.insert(id);
         }
-        assert_eq!(
-            self.by_id.len(),
-            self.by_activity.len(),
-            "every session has its place in the index"
-        );
+        assert_eq!(self.by_id.len(), self.by_activity.len(), "every session has its place in the index");
     }
 
     /// How many sessions are open.
@@ -150,9 +131,8 @@ impl Sessions {
             let body = self.by_id.get(&id).map(|session| {
                 postcard::to_stdvec(session).expect("writing to memory cannot fail and every length is known")
             });
-            let parts = body
-                .as_deref()
-                .map_or(Vec::new(), |body| body.chunks(PIECE_BYTES).collect::<Vec<_>>());
+            let parts =
+                body.as_deref().map_or(Vec::new(), |body| body.chunks(PIECE_BYTES).collect::<Vec<_>>());
             assert!(parts.len() <= PIECES_MAX, "a full window of small replies fits");
             let stored = self.stored_pieces.get(&id).copied().unwrap_or(0);
             for piece in 0..parts.len().max(stored) {
@@ -226,27 +206,15 @@ mod tests {
             assert_eq!(sessions.lookup(ID, number, 1, number, 1), Lookup::Fresh);
             sessions.remember(ID, number, number, Reply::Put { version: number });
         }
-        assert_eq!(
-            sessions.lookup(ID, 1, 1, 1, 1),
-            Lookup::Known(Reply::Put { version: 1 })
-        );
-        assert_eq!(
-            sessions.lookup(ID, 1, 1, 99, 1),
-            Lookup::Refused(Failure::NumberReused { number: 1 })
-        );
+        assert_eq!(sessions.lookup(ID, 1, 1, 1, 1), Lookup::Known(Reply::Put { version: 1 }));
+        assert_eq!(sessions.lookup(ID, 1, 1, 99, 1), Lookup::Refused(Failure::NumberReused { number: 1 }));
         assert_eq!(sessions.lookup(ID, 4, 4, 4, 1), Lookup::Fresh);
         assert_eq!(
             sessions.lookup(ID, 3, 4, 3, 1),
-            Lookup::Refused(Failure::Stale {
-                number: 3,
-                ack_below: 4
-            })
+            Lookup::Refused(Failure::Stale { number: 3, ack_below: 4 })
         );
         let far = 4 + SESSION_WINDOW;
-        assert!(matches!(
-            sessions.lookup(ID, far, 4, 0, 1),
-            Lookup::Refused(Failure::WindowFull { .. })
-        ));
+        assert!(matches!(sessions.lookup(ID, far, 4, 0, 1), Lookup::Refused(Failure::WindowFull { .. })));
     }
 
     #[test]
@@ -254,17 +222,11 @@ mod tests {
         let mut sessions = opened();
         sessions.expire(SESSION_RETENTION_MICROS);
         assert_eq!(sessions.len(), 1);
-        assert_eq!(
-            sessions.lookup(ID, 1, 1, 0, SESSION_RETENTION_MICROS),
-            Lookup::Fresh
-        );
+        assert_eq!(sessions.lookup(ID, 1, 1, 0, SESSION_RETENTION_MICROS), Lookup::Fresh);
         sessions.expire(SESSION_RETENTION_MICROS + 1);
         assert_eq!(sessions.len(), 1, "it was active since");
         sessions.expire(2 * SESSION_RETENTION_MICROS + 1);
-        assert_eq!(
-            sessions.lookup(ID, 1, 1, 0, 0),
-            Lookup::Refused(Failure::SessionExpired)
-        );
+        assert_eq!(sessions.lookup(ID, 1, 1, 0, 0), Lookup::Refused(Failure::SessionExpired));
     }
 
     #[test]
@@ -274,25 +236,13 @@ mod tests {
         let mut sessions = opened();
         for number in 1..=SESSION_WINDOW {
             assert_eq!(sessions.lookup(ID, number, 1, number, 1), Lookup::Fresh);
-            sessions.remember(
-                ID,
-                number,
-                u64::MAX,
-                Reply::Incr {
-                    value: i64::MIN,
-                    version: u64::MAX,
-                },
-            );
+            sessions.remember(ID, number, u64::MAX, Reply::Incr { value: i64::MIN, version: u64::MAX });
         }
         for (id, ack_below) in [(1, 1), (2, SESSION_WINDOW + 1)] {
             sessions.lookup(ID, SESSION_WINDOW + 1, ack_below, 0, 1);
             let mut out = Vec::new();
             sessions.take_writes(GroupId(1), &mut out);
-            storage.submit(Commit {
-                id: CommitId(id),
-                state: vec![out],
-                ..Commit::default()
-            });
+            storage.submit(Commit { id: CommitId(id), state: vec![out], ..Commit::default() });
             disk.flush_one();
             if id == 1 {
                 let loaded = Sessions::load(&storage, GroupId(1)).unwrap();

@@ -13,10 +13,7 @@ struct Bench {
     commits: u64,
 }
 
-const RANGE: RingInterval = RingInterval {
-    start: Position(u64::MAX),
-    end: Position(u64::MAX),
-};
+const RANGE: RingInterval = RingInterval { start: Position(u64::MAX), end: Position(u64::MAX) };
 
 fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
@@ -27,14 +24,7 @@ impl Bench {
         let disk = MemoryDisk::default();
         let (storage, _) = disk.open();
         let machine = Machine::load(&storage, GroupId(1), RANGE, Limits::default()).unwrap();
-        let mut bench = Self {
-            disk,
-            storage,
-            machine,
-            session: SessionId(0),
-            number: 0,
-            commits: 0,
-        };
+        let mut bench = Self { disk, storage, machine, session: SessionId(0), number: 0, commits: 0 };
         let Reply::Opened { session } = bench.apply(&Command::Open { nonce: 1 }) else {
             panic!("not opened")
         };
@@ -50,25 +40,12 @@ impl Bench {
         let mut batch = Batch::default();
         batch.push(&command.encode());
         let slot = self.machine.applied().slot + 1;
-        let slot = Slot {
-            slot,
-            chain: [0; 32],
-            sealed: false,
-            time,
-            batch: Some(batch.freeze()),
-        };
+        let slot = Slot { slot, chain: [0; 32], sealed: false, time, batch: Some(batch.freeze()) };
         self.machine.apply(&self.storage, slot).unwrap().remove(0).1
     }
 
     fn command(&self, number: u64, write: Write) -> Command {
-        Command::Write {
-            request: RequestId {
-                session: self.session,
-                number,
-            },
-            ack_below: 1,
-            write,
-        }
+        Command::Write { request: RequestId { session: self.session, number }, ack_below: 1, write }
     }
 
     fn write(&mut self, write: Write) -> Reply {
@@ -78,10 +55,7 @@ impl Bench {
     }
 
     fn put(&mut self, key: &str, value: &str) -> u64 {
-        match self.write(Write::Put {
-            key: bytes(key),
-            value: bytes(value),
-        }) {
+        match self.write(Write::Put { key: bytes(key), value: bytes(value) }) {
             Reply::Put { version } => version,
             other => panic!("{other:?}"),
         }
@@ -95,11 +69,7 @@ impl Bench {
     fn checkpoint(&mut self) {
         let writes = self.machine.begin_checkpoint(&self.storage).unwrap();
         self.commits += 1;
-        self.storage.submit(Commit {
-            id: CommitId(self.commits),
-            state: vec![writes],
-            ..Commit::default()
-        });
+        self.storage.submit(Commit { id: CommitId(self.commits), state: vec![writes], ..Commit::default() });
         self.disk.flush_one();
         self.machine.end_checkpoint();
     }
@@ -118,60 +88,23 @@ fn each_command_does_what_it_says() {
     let second = bench.put("k", "2");
     assert!(second > first);
     assert_eq!(bench.get("k").as_deref(), Some("2"));
-    let cas = |expect, value: Option<&str>| Write::Cas {
-        key: bytes("k"),
-        expect,
-        value: value.map(bytes),
-    };
+    let cas = |expect, value: Option<&str>| Write::Cas { key: bytes("k"), expect, value: value.map(bytes) };
     let wrong = bench.write(cas(Expect::Value(Some(bytes("1"))), Some("3")));
-    assert_eq!(
-        wrong,
-        Reply::Cas {
-            swapped: false,
-            version: second
-        }
-    );
+    assert_eq!(wrong, Reply::Cas { swapped: false, version: second });
+    assert!(matches!(bench.write(cas(Expect::Version(second), Some("3"))), Reply::Cas { swapped: true, .. }));
+    assert_eq!(bench.write(Write::Incr { key: bytes("k"), by: -5 }), {
+        let version = bench.machine.applied().clock;
+        Reply::Incr { value: -2, version }
+    });
     assert!(matches!(
-        bench.write(cas(Expect::Version(second), Some("3"))),
-        Reply::Cas { swapped: true, .. }
-    ));
-    assert_eq!(
-        bench.write(Write::Incr {
-            key: bytes("k"),
-            by: -5
-        }),
-        {
-            let version = bench.machine.applied().clock;
-            Reply::Incr { value: -2, version }
-        }
-    );
-    assert!(matches!(
-        bench.write(Write::Append {
-            key: bytes("k"),
-            value: bytes("0")
-        }),
+        bench.write(Write::Append { key: bytes("k"), value: bytes("0") }),
         Reply::Append { length: 3, .. }
     ));
     assert_eq!(bench.get("k").as_deref(), Some("-20"));
-    assert_eq!(
-        bench.write(Write::Delete { key: bytes("k") }),
-        Reply::Deleted { existed: true }
-    );
-    assert_eq!(
-        bench.write(Write::Delete { key: bytes("k") }),
-        Reply::Deleted { existed: false }
-    );
-    assert_eq!(
-        bench.write(cas(Expect::Value(None), None)),
-        Reply::Cas {
-            swapped: true,
-            version: 0
-        }
-    );
-    assert!(matches!(
-        bench.write(cas(Expect::Version(0), Some("n"))),
-        Reply::Cas { swapped: true, .. }
-    ));
+    assert_eq!(bench.write(Write::Delete { key: bytes("k") }), Reply::Deleted { existed: true });
+    assert_eq!(bench.write(Write::Delete { key: bytes("k") }), Reply::Deleted { existed: false });
+    assert_eq!(bench.write(cas(Expect::Value(None), None)), Reply::Cas { swapped: true, version: 0 });
+    assert!(matches!(bench.write(cas(Expect::Version(0), Some("n"))), Reply::Cas { swapped: true, .. }));
     assert_eq!(bench.get("k").as_deref(), Some("n"));
 }
 
@@ -180,25 +113,10 @@ fn failures_change_nothing_and_say_why() {
     let mut bench = Bench::new();
     bench.put("text", "abc");
     bench.put("big", &i64::MAX.to_string());
-    assert_eq!(
-        bench.write(Write::Incr {
-            key: bytes("text"),
-            by: 1
-        }),
-        Reply::Failed(Failure::NotANumber)
-    );
-    assert_eq!(
-        bench.write(Write::Incr {
-            key: bytes("big"),
-            by: 1
-        }),
-        Reply::Failed(Failure::Overflow)
-    );
+    assert_eq!(bench.write(Write::Incr { key: bytes("text"), by: 1 }), Reply::Failed(Failure::NotANumber));
+    assert_eq!(bench.write(Write::Incr { key: bytes("big"), by: 1 }), Reply::Failed(Failure::Overflow));
     let tail = Bytes::from(vec![b'x'; crate::limits::VALUE_BYTES_CAP]);
-    let reply = bench.write(Write::Append {
-        key: bytes("text"),
-        value: tail,
-    });
+    let reply = bench.write(Write::Append { key: bytes("text"), value: tail });
     assert!(matches!(reply, Reply::Failed(Failure::ValueTooLarge { .. })));
     assert_eq!(bench.get("text").as_deref(), Some("abc"));
 }
@@ -206,13 +124,7 @@ fn failures_change_nothing_and_say_why() {
 #[test]
 fn a_retry_gets_the_first_outcome_also_after_a_restart() {
     let mut bench = Bench::new();
-    let incr = bench.command(
-        7,
-        Write::Incr {
-            key: bytes("n"),
-            by: 1,
-        },
-    );
+    let incr = bench.command(7, Write::Incr { key: bytes("n"), by: 1 });
     let first = bench.apply(&incr);
     assert_eq!(bench.apply(&incr), first);
     bench.checkpoint();
@@ -220,54 +132,24 @@ fn a_retry_gets_the_first_outcome_also_after_a_restart() {
     assert_eq!(bench.apply(&incr), first);
     assert_eq!(bench.get("n").as_deref(), Some("1"));
     // A retry may acknowledge more than the first attempt did; it is still the same request.
-    let Command::Write { request, write, .. } = incr else {
-        unreachable!()
-    };
-    assert_eq!(
-        bench.apply(&Command::Write {
-            request,
-            ack_below: 5,
-            write
-        }),
-        first
-    );
+    let Command::Write { request, write, .. } = incr else { unreachable!() };
+    assert_eq!(bench.apply(&Command::Write { request, ack_below: 5, write }), first);
 }
 
 #[test]
 fn a_number_cannot_be_used_for_two_commands() {
     let mut bench = Bench::new();
-    let one = bench.command(
-        7,
-        Write::Incr {
-            key: bytes("n"),
-            by: 1,
-        },
-    );
-    let two = bench.command(
-        7,
-        Write::Incr {
-            key: bytes("n"),
-            by: 2,
-        },
-    );
+    let one = bench.command(7, Write::Incr { key: bytes("n"), by: 1 });
+    let two = bench.command(7, Write::Incr { key: bytes("n"), by: 2 });
     bench.apply(&one);
-    assert_eq!(
-        bench.apply(&two),
-        Reply::Failed(Failure::NumberReused { number: 7 })
-    );
+    assert_eq!(bench.apply(&two), Reply::Failed(Failure::NumberReused { number: 7 }));
 }
 
 #[test]
 fn an_expired_session_applies_nothing() {
     let mut bench = Bench::new();
     let late = bench.machine.applied().time + crate::limits::SESSION_RETENTION_MICROS + 2;
-    let put = bench.command(
-        1,
-        Write::Put {
-            key: bytes("k"),
-            value: bytes("v"),
-        },
-    );
+    let put = bench.command(1, Write::Put { key: bytes("k"), value: bytes("v") });
     assert_eq!(bench.apply_at(&put, late), Reply::Failed(Failure::SessionExpired));
     assert_eq!(bench.get("k"), None);
 }
@@ -276,25 +158,10 @@ fn an_expired_session_applies_nothing() {
 fn a_key_of_another_group_is_refused_and_the_number_stays_free() {
     let mut bench = Bench::new();
     let here = Position::of_key(b"here");
-    bench.machine.range = RingInterval {
-        start: Position(here.0.wrapping_sub(1)),
-        end: here,
-    };
-    let elsewhere = bench.command(
-        1,
-        Write::Put {
-            key: bytes("elsewhere"),
-            value: bytes("v"),
-        },
-    );
+    bench.machine.range = RingInterval { start: Position(here.0.wrapping_sub(1)), end: here };
+    let elsewhere = bench.command(1, Write::Put { key: bytes("elsewhere"), value: bytes("v") });
     assert_eq!(bench.apply(&elsewhere), Reply::Failed(Failure::WrongGroup));
-    let put = bench.command(
-        1,
-        Write::Put {
-            key: bytes("here"),
-            value: bytes("v"),
-        },
-    );
+    let put = bench.command(1, Write::Put { key: bytes("here"), value: bytes("v") });
     assert!(matches!(bench.apply(&put), Reply::Put { .. }));
     assert_eq!(bench.machine.get(&bench.storage, &bytes("elsewhere")), Err(None));
 }
@@ -326,11 +193,7 @@ fn while_a_checkpoint_is_under_way_reads_see_everything() {
     assert_eq!(bench.get("a").as_deref(), Some("1"));
     bench.put("a", "2");
     assert_eq!(bench.get("a").as_deref(), Some("2"));
-    bench.storage.submit(Commit {
-        id: CommitId(1),
-        state: vec![writes],
-        ..Commit::default()
-    });
+    bench.storage.submit(Commit { id: CommitId(1), state: vec![writes], ..Commit::default() });
     bench.disk.flush_one();
     bench.machine.end_checkpoint();
     assert_eq!(bench.get("a").as_deref(), Some("2"));
@@ -341,11 +204,7 @@ fn replicas_that_apply_the_same_have_the_same_digest_and_others_do_not() {
     let run = |value: &str| {
         let mut bench = Bench::new();
         bench.put("a", "1");
-        bench.write(Write::Cas {
-            key: bytes("a"),
-            expect: Expect::Value(Some(bytes(value))),
-            value: None,
-        });
+        bench.write(Write::Cas { key: bytes("a"), expect: Expect::Value(Some(bytes(value))), value: None });
         bench.machine.applied().digest
     };
     assert_eq!(run("1"), run("1"));
@@ -356,12 +215,6 @@ fn replicas_that_apply_the_same_have_the_same_digest_and_others_do_not() {
 fn a_slot_that_is_no_batch_means_nothing() {
     let mut bench = Bench::new();
     let slot = bench.machine.applied().slot + 1;
-    let slot = Slot {
-        slot,
-        chain: [0; 32],
-        sealed: false,
-        time: 5,
-        batch: Some(bytes("nonsense")),
-    };
+    let slot = Slot { slot, chain: [0; 32], sealed: false, time: 5, batch: Some(bytes("nonsense")) };
     assert_eq!(bench.machine.apply(&bench.storage, slot).unwrap(), Vec::new());
 }

@@ -172,10 +172,7 @@ enum Compaction {
 
 impl std::fmt::Debug for NodeCore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NodeCore")
-            .field("node", &self.settings.node)
-            .field("groups", &self.groups)
-            .finish()
+        f.debug_struct("NodeCore").field("node", &self.settings.node).field("groups", &self.groups).finish()
     }
 }
 
@@ -191,23 +188,13 @@ impl NodeCore {
             records.entry(group).or_default().push(record);
         }
         let mut groups = BTreeMap::new();
-        for place in settings
-            .ring
-            .groups()
-            .iter()
-            .filter(|place| place.nodes.contains(&settings.node))
-        {
+        for place in settings.ring.groups().iter().filter(|place| place.nodes.contains(&settings.node)) {
             let records = records.remove(&place.id).unwrap_or_default();
             let seed = settings.group.options.seed ^ (u64::from(place.id.0) << 32) ^ recovery.incarnation;
             let mut group_settings = settings.group.clone();
             group_settings.options.seed = seed;
-            let group = Group::open(
-                storage.as_ref(),
-                place.clone(),
-                settings.node,
-                &group_settings,
-                &records,
-            )?;
+            let group =
+                Group::open(storage.as_ref(), place.clone(), settings.node, &group_settings, &records)?;
             groups.insert(place.id, group);
         }
         if let Some(group) = records.keys().next() {
@@ -237,9 +224,7 @@ impl NodeCore {
     /// Tells the node what happened.
     pub fn step(&mut self, event: NodeEvent) {
         if let Err(error) = self.try_step(event) {
-            self.effects.push(NodeEffect::Stop {
-                reason: error.to_string(),
-            });
+            self.effects.push(NodeEffect::Stop { reason: error.to_string() });
         }
         self.collect();
     }
@@ -269,9 +254,7 @@ impl NodeCore {
     /// Orders and logs what has gathered since the last call, and hands out what must be done.
     pub fn flush(&mut self) -> Vec<NodeEffect> {
         if let Err(error) = self.try_flush() {
-            self.effects.push(NodeEffect::Stop {
-                reason: error.to_string(),
-            });
+            self.effects.push(NodeEffect::Stop { reason: error.to_string() });
         }
         std::mem::take(&mut self.effects)
     }
@@ -290,16 +273,10 @@ impl NodeCore {
     /// Hands everything that should become durable to the store as one commit.
     fn submit(&mut self, replaces_log: bool) {
         let id = CommitId(self.last_commit.0 + 1);
-        let mut commit = Commit {
-            id,
-            replaces_log,
-            ..Commit::default()
-        };
+        let mut commit = Commit { id, replaces_log, ..Commit::default() };
         for (name, group) in &mut self.groups {
             if let Some((records, promises)) = group.take_records() {
-                commit
-                    .log
-                    .extend(records.into_iter().map(|record| (*name, record)));
+                commit.log.extend(records.into_iter().map(|record| (*name, record)));
                 commit.promises |= promises;
                 group.submitted(id);
             }
@@ -309,10 +286,7 @@ impl NodeCore {
             return;
         }
         self.last_commit = id;
-        assert!(
-            !replaces_log || !commit.log.is_empty(),
-            "a log is replaced by something"
-        );
+        assert!(!replaces_log || !commit.log.is_empty(), "a log is replaced by something");
         self.storage.submit(commit);
     }
 
@@ -342,33 +316,18 @@ impl NodeCore {
                 .get(&forward.owner)
                 .and_then(Group::leader)
                 .filter(|leader| *leader != forward.to);
-            let reason = if leader.is_some() {
-                RetryReason::NotLeader
-            } else {
-                RetryReason::NoLeader
-            };
-            self.finish(
-                forward.ticket,
-                Answer::Retry {
-                    reason,
-                    leader,
-                    maybe_applied: true,
-                },
-            );
+            let reason = if leader.is_some() { RetryReason::NotLeader } else { RetryReason::NoLeader };
+            self.finish(forward.ticket, Answer::Retry { reason, leader, maybe_applied: true });
         }
     }
 
     /// A group has another leader, or none: what was passed on to the old one may never be answered.
     fn watch_leaders(&mut self) {
-        let now: BTreeMap<GroupId, Option<NodeId>> = self
-            .groups
-            .iter()
-            .map(|(name, group)| (*name, group.leader()))
-            .collect();
+        let now: BTreeMap<GroupId, Option<NodeId>> =
+            self.groups.iter().map(|(name, group)| (*name, group.leader())).collect();
         if now != self.leaders {
             self.give_up_forwards(|forward| {
-                now.get(&forward.owner)
-                    .is_some_and(|leader| *leader != Some(forward.to))
+                now.get(&forward.owner).is_some_and(|leader| *leader != Some(forward.to))
             });
             self.leaders = now;
         }
@@ -398,10 +357,7 @@ impl NodeCore {
         match wire::decode::<RequestFrame>(body) {
             Ok(RequestFrame { id, request }) => self.take_request(Origin::Client { connection, id }, request),
             Err(error) => {
-                self.effects.push(NodeEffect::Disconnect {
-                    connection,
-                    reason: error.to_string(),
-                });
+                self.effects.push(NodeEffect::Disconnect { connection, reason: error.to_string() });
                 Ok(())
             }
         }
@@ -431,9 +387,7 @@ impl NodeCore {
         let Some(owner) = router::group_of(&self.settings.ring, &request, command.as_ref()) else {
             self.finish(
                 ticket,
-                Answer::Refused {
-                    error: "there is no such group in this cluster".to_string(),
-                },
+                Answer::Refused { error: "there is no such group in this cluster".to_string() },
             );
             return Ok(());
         };
@@ -464,11 +418,8 @@ impl NodeCore {
                 Ok(())
             }
             Some(None) => {
-                let answer = Answer::Retry {
-                    reason: RetryReason::NoLeader,
-                    leader: None,
-                    maybe_applied: false,
-                };
+                let answer =
+                    Answer::Retry { reason: RetryReason::NoLeader, leader: None, maybe_applied: false };
                 self.finish(ticket, answer);
                 Ok(())
             }
@@ -477,11 +428,8 @@ impl NodeCore {
                 Ok(())
             }
             None => {
-                let answer = Answer::Retry {
-                    reason: RetryReason::NotLeader,
-                    leader: None,
-                    maybe_applied: false,
-                };
+                let answer =
+                    Answer::Retry { reason: RetryReason::NotLeader, leader: None, maybe_applied: false };
                 self.finish(ticket, answer);
                 Ok(())
             }
@@ -496,36 +444,21 @@ impl NodeCore {
         command: Option<Command>,
     ) -> Result<(), StorageError> {
         let storage = self.storage.as_ref();
-        let group = self
-            .groups
-            .get_mut(&owner)
-            .expect("the caller has found the group here");
+        let group = self.groups.get_mut(&owner).expect("the caller has found the group here");
         match (request, command) {
             (Request::Command { command: bytes, .. }, Some(command)) => {
                 group.write(ticket, command.request(), bytes);
                 Ok(())
             }
-            (
-                Request::Get {
-                    key,
-                    consistency: Consistency::Linearizable,
-                },
-                _,
-            ) => group.read(storage, ticket, key),
-            (
-                Request::Get {
-                    key,
-                    consistency: Consistency::Session { at_least },
-                },
-                _,
-            ) => group.read_applied(storage, ticket, &key, at_least),
-            (
-                Request::Get {
-                    key,
-                    consistency: Consistency::Eventual,
-                },
-                _,
-            ) => group.read_applied(storage, ticket, &key, 0),
+            (Request::Get { key, consistency: Consistency::Linearizable }, _) => {
+                group.read(storage, ticket, key)
+            }
+            (Request::Get { key, consistency: Consistency::Session { at_least } }, _) => {
+                group.read_applied(storage, ticket, &key, at_least)
+            }
+            (Request::Get { key, consistency: Consistency::Eventual }, _) => {
+                group.read_applied(storage, ticket, &key, 0)
+            }
             (Request::Command { .. }, None) | (Request::Status, _) => {
                 unreachable!("checked where it entered")
             }
@@ -535,46 +468,20 @@ impl NodeCore {
     fn forward(&mut self, ticket: Ticket, owner: GroupId, to: NodeId, request: Request) {
         self.last_forward += 1;
         let id = self.last_forward;
-        self.forwards.insert(
-            id,
-            Forward {
-                ticket,
-                since: self.now,
-                owner,
-                to,
-            },
-        );
+        self.forwards.insert(id, Forward { ticket, since: self.now, owner, to });
         let frame = wire::encode(&PeerMessage::Forward { id, request });
-        self.effects.push(NodeEffect::Send {
-            to,
-            class: Class::Request,
-            frame,
-        });
+        self.effects.push(NodeEffect::Send { to, class: Class::Request, frame });
     }
 
     /// No replica of the group is here: its replicas are asked in turn, those first to which there is a link.
     fn forward_to_stranger(&mut self, ticket: Ticket, owner: GroupId, request: Request) {
-        let nodes = self
-            .settings
-            .ring
-            .group(owner)
-            .map(|place| place.nodes.clone())
-            .unwrap_or_default();
+        let nodes = self.settings.ring.group(owner).map(|place| place.nodes.clone()).unwrap_or_default();
         let turn = usize::try_from(self.last_forward % nodes.len().max(1) as u64).expect("a small remainder");
         let in_turn = nodes.iter().cycle().skip(turn).take(nodes.len());
-        let chosen = in_turn
-            .clone()
-            .find(|node| self.linked.contains(node))
-            .or(nodes.first())
-            .copied();
+        let chosen = in_turn.clone().find(|node| self.linked.contains(node)).or(nodes.first()).copied();
         match chosen {
             Some(node) => self.forward(ticket, owner, node, request),
-            None => self.finish(
-                ticket,
-                Answer::Refused {
-                    error: "the group has no replicas".to_string(),
-                },
-            ),
+            None => self.finish(ticket, Answer::Refused { error: "the group has no replicas".to_string() }),
         }
     }
 
@@ -620,11 +527,7 @@ impl NodeCore {
     fn collect(&mut self) {
         let names: Vec<GroupId> = self.groups.keys().copied().collect();
         for name in names {
-            let outputs = self
-                .groups
-                .get_mut(&name)
-                .map(Group::take_outputs)
-                .unwrap_or_default();
+            let outputs = self.groups.get_mut(&name).map(Group::take_outputs).unwrap_or_default();
             for output in outputs {
                 match output {
                     Output::Send { to, is_bulk, body } => {
@@ -644,36 +547,19 @@ impl NodeCore {
 
     fn answer_of(&self, group: GroupId, outcome: Outcome) -> Answer {
         let leader = self.groups.get(&group).and_then(Group::leader);
-        let retry = |reason, maybe_applied| Answer::Retry {
-            reason,
-            leader,
-            maybe_applied,
-        };
+        let retry = |reason, maybe_applied| Answer::Retry { reason, leader, maybe_applied };
         match outcome {
             Outcome::Applied { reply, slot } => Answer::Reply { reply, slot },
-            Outcome::Value {
-                found,
-                slot,
-                freshness,
-            } => {
+            Outcome::Value { found, slot, freshness } => {
                 let consistency = match freshness {
                     Freshness::Linearizable => Consistency::Linearizable,
                     Freshness::AtLeast(0) => Consistency::Eventual,
                     Freshness::AtLeast(at_least) => Consistency::Session { at_least },
                 };
                 let found = found.map(|found| (found.version, found.value));
-                Answer::Value {
-                    found,
-                    served: Served {
-                        group,
-                        slot,
-                        consistency,
-                    },
-                }
+                Answer::Value { found, served: Served { group, slot, consistency } }
             }
-            Outcome::WrongGroup => Answer::Refused {
-                error: format!("group {group} does not own the key"),
-            },
+            Outcome::WrongGroup => Answer::Refused { error: format!("group {group} does not own the key") },
             Outcome::NotLeader if leader.is_none() => retry(RetryReason::NoLeader, false),
             Outcome::NotLeader => retry(RetryReason::NotLeader, false),
             Outcome::Busy => retry(RetryReason::Busy, false),
@@ -696,11 +582,7 @@ impl NodeCore {
             }
             Origin::Peer { node, id } => {
                 let frame = wire::encode(&PeerMessage::Forwarded { id, answer });
-                self.effects.push(NodeEffect::Send {
-                    to: node,
-                    class: Class::Request,
-                    frame,
-                });
+                self.effects.push(NodeEffect::Send { to: node, class: Class::Request, frame });
             }
         }
     }
@@ -716,11 +598,7 @@ impl NodeCore {
             open_requests: self.gateway.open_requests() as u64,
             log_bytes: self.storage.log_bytes(),
             process: self.process,
-            groups: self
-                .groups
-                .iter()
-                .map(|(name, group)| group_status(*name, group))
-                .collect(),
+            groups: self.groups.iter().map(|(name, group)| group_status(*name, group)).collect(),
         }
     }
 
@@ -744,10 +622,7 @@ fn group_status(name: GroupId, group: &Group) -> GroupStatus {
         decided: engine.decided.0,
         last: engine.last.0,
         sessions: group.machine().sessions() as u64,
-        digest: applied.digest[..8]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect(),
+        digest: applied.digest[..8].iter().map(|byte| format!("{byte:02x}")).collect(),
         is_installing: group.is_installing(),
     }
 }

@@ -29,9 +29,7 @@ const HAND_OVER: Duration = Duration::from_millis(300);
 
 /// Runs one node until it is asked to stop (SIGTERM, SIGINT) or must stop.
 pub fn run(config: NodeConfig) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(config))
 }
 
@@ -46,14 +44,7 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     let listen = config.listen;
     let transport = Transport::start(transport_settings(&config), inbound)?;
     tracing::info!(node = %config.node, %listen, incarnation, "serving");
-    Shell {
-        core,
-        transport,
-        started: Instant::now(),
-        ticks: 0,
-    }
-    .turn(inbox, reported)
-    .await
+    Shell { core, transport, started: Instant::now(), ticks: 0 }.turn(inbox, reported).await
 }
 
 fn node_settings(config: &NodeConfig, incarnation: u64) -> NodeSettings {
@@ -68,11 +59,7 @@ fn node_settings(config: &NodeConfig, incarnation: u64) -> NodeSettings {
     NodeSettings {
         node: config.node,
         ring: genesis.ring(),
-        group: Settings {
-            limits: genesis.limits,
-            quorums,
-            options,
-        },
+        group: Settings { limits: genesis.limits, quorums, options },
         log_bytes_max: config.storage.log_max_bytes,
         log_retain_bytes: usize::try_from(config.storage.log_retain_bytes).unwrap_or(usize::MAX),
     }
@@ -81,23 +68,15 @@ fn node_settings(config: &NodeConfig, incarnation: u64) -> NodeSettings {
 fn transport_settings(config: &NodeConfig) -> TransportSettings {
     let genesis = &config.genesis;
     let cluster = genesis.protocol_name();
-    let hello = Hello {
-        cluster: cluster.clone(),
-        node: config.node,
-        ring: genesis.ring(),
-        limits: genesis.limits,
-    };
+    let hello =
+        Hello { cluster: cluster.clone(), node: config.node, ring: genesis.ring(), limits: genesis.limits };
     let others = genesis.nodes.iter().filter(|node| node.id != config.node);
     TransportSettings {
         node: config.node,
         identity: config.identity.clone(),
         listen: config.listen,
         peers: others
-            .map(|node| PeerAddress {
-                node: node.id,
-                address: node.address,
-                key: node.key,
-            })
+            .map(|node| PeerAddress { node: node.id, address: node.address, key: node.key })
             .collect(),
         clients: genesis.clients.iter().map(|client| client.key).collect(),
         cluster,
@@ -167,10 +146,7 @@ impl Shell {
             self.core.step(NodeEvent::Process(process_stats()));
         }
         self.ticks += 1;
-        self.core.step(NodeEvent::Tick {
-            now: Ticks(millis + 1),
-            wall,
-        });
+        self.core.step(NodeEvent::Tick { now: Ticks(millis + 1), wall });
     }
 
     fn on_report(&mut self, report: Report) -> anyhow::Result<()> {
@@ -235,18 +211,8 @@ fn process_stats() -> ProcessStats {
     const PAGE_BYTES: u64 = 4_096;
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // The second field, the program's name in parentheses, may hold spaces.
-    let fields: Vec<&str> = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .collect();
-    let field = |index: usize| {
-        fields
-            .get(index)
-            .and_then(|text| text.parse::<u64>().ok())
-            .unwrap_or(0)
-    };
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let field = |index: usize| fields.get(index).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
     ProcessStats {
         cpu_micros: (field(11) + field(12)) * MICROS_PER_CLOCK_TICK,
         resident_bytes: field(21) * PAGE_BYTES,

@@ -1,1 +1,143 @@
-//! x
+//! Whole nodes in one thread: the very core of production over a network that loses and disks that forget.
+
+mod sim;
+
+use crate::kv::Command;
+use crate::ring::NodeId;
+use sim::{Defect, Plan, Sim};
+
+#[test]
+fn three_nodes_elect_a_leader_and_answer() {
+    let mut sim = Sim::new(Plan { nodes: 3, groups: 2, ..Plan::default() }, 1);
+    sim.run(2_000);
+    sim.work(3, 4);
+    sim.run(3_000);
+    sim.judge();
+    assert!(sim.answered() > 50, "{} answers", sim.answered());
+}
+
+#[test]
+fn no_message_leaves_before_the_record_it_rests_on_is_durable() {
+    // Disks are slow and lose what was not flushed; the watcher in `sim` reads every promise and acknowledgement that
+    // leaves a node and looks it up in what that node's disk durably holds.
+    for seed in 0..10 {
+        let mut sim =
+            Sim::new(Plan { nodes: 3, slow_disk_percent: 70, crash_per_mille: 4, ..Plan::default() }, seed);
+        sim.run(2_000);
+        sim.work(4, 4);
+        sim.run(4_000);
+        assert!(
+            sim.promises_checked > 0 && sim.acknowledgements_checked > 10,
+            "seed {seed}: nothing was watched"
+        );
+        sim.calm();
+        sim.judge();
+    }
+}
+
+#[test]
+fn random_faults_leave_every_history_linearizable() {
+    let mut totals = (0, 0, 0, 0);
+    for seed in 0..40 {
+        let plan = Plan::draw(seed);
+        println!("seed {seed}: {plan:?}");
+        let mut sim = Sim::new(plan, seed);
+        sim.run(1_500);
+        sim.work(4, 4);
+        sim.run(8_000);
+        sim.calm();
+        sim.judge();
+        totals.0 += sim.answered();
+        totals.1 += sim.crashes;
+        totals.2 += sim.installed;
+        totals.3 += sim.compactions;
+    }
+    println!(
+        "{} answers, {} crashes, {} snapshots installed, {} logs rewritten",
+        totals.0, totals.1, totals.2, totals.3
+    );
+    assert!(
+        totals.0 > 5_000 && totals.1 > 40 && totals.2 > 2 && totals.3 > 20,
+        "too little was reached: {totals:?}"
+    );
+}
+
+#[test]
+fn a_replica_that_missed_a_truncated_log_comes_back_by_snapshot() {
+    let mut sim = Sim::new(Plan { nodes: 3, log_bytes_max: 20_000, ..Plan::default() }, 5);
+    sim.run(2_000);
+    sim.work(4, 4);
+    sim.stop_node(NodeId(3));
+    sim.run(6_000);
+    assert!(sim.compactions > 0, "the log was never rewritten");
+    sim.start_node(NodeId(3));
+    sim.run(3_000);
+    assert!(sim.installed > 0, "no snapshot was installed");
+    sim.calm();
+    sim.judge();
+}
+
+#[test]
+fn a_crash_at_every_flush_of_an_installation_is_survived() {
+    // The receiver of a snapshot is stopped after each of its first flushes in turn.
+    for flushes in 1..25 {
+        let mut sim = Sim::new(Plan { nodes: 3, log_bytes_max: 20_000, ..Plan::default() }, 5);
+        sim.run(2_000);
+        sim.work(4, 4);
+        sim.stop_node(NodeId(3));
+        sim.run(5_000);
+        sim.start_node(NodeId(3));
+        sim.stop_after_flushes(NodeId(3), flushes);
+        sim.run(2_000);
+        sim.start_node(NodeId(3));
+        sim.calm();
+        sim.judge();
+    }
+}
+
+/// A defect must be noticed by at least one of a number of seeds.
+fn is_noticed(defect: Defect) -> bool {
+    std::panic::set_hook(Box::new(|_| {}));
+    let noticed = (0..40).any(|seed| {
+        std::panic::catch_unwind(|| {
+            let plan =
+                Plan { crash_per_mille: 6, drop_percent: 10, defect: Some(defect), ..Plan::draw(seed) };
+            let mut sim = Sim::new(plan, seed);
+            sim.run(1_500);
+            sim.work(4, 2);
+            sim.run(8_000);
+            sim.calm();
+            sim.judge();
+        })
+        .is_err()
+    });
+    let _ = std::panic::take_hook();
+    noticed
+}
+
+#[test]
+fn sessions_that_are_forgotten_at_a_restart_are_noticed() {
+    assert!(is_noticed(Defect::ForgetSessions));
+}
+
+#[test]
+fn reads_without_a_read_index_are_noticed() {
+    assert!(is_noticed(Defect::Engine(tetrachord_consensus::Mutation::ReadWithoutIndex)));
+}
+
+#[test]
+fn acknowledgements_before_the_barrier_are_noticed() {
+    assert!(is_noticed(Defect::Engine(tetrachord_consensus::Mutation::AckBeforeBarrier)));
+}
+
+#[test]
+fn hostile_frames_are_answered_or_ignored_and_never_stop_a_node() {
+    let mut sim = Sim::new(Plan { nodes: 3, ..Plan::default() }, 9);
+    sim.run(2_000);
+    let golden = Command::Open { nonce: 7 }.encode();
+    sim.bombard(&golden, 3_000);
+    sim.work(2, 2);
+    sim.run(2_000);
+    sim.judge();
+    assert!(sim.answered() > 20);
+}

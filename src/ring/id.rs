@@ -17,11 +17,7 @@ impl Position {
         let mut low = [0u8; 8];
         low.copy_from_slice(&hash.as_bytes()[..8]);
         let position = (u64::from(slot_of(key)) << 50) | (u64::from_be_bytes(low) >> 14);
-        assert_eq!(
-            position >> 50,
-            u64::from(slot_of(key)),
-            "the slot is the top of the position"
-        );
+        assert_eq!(position >> 50, u64::from(slot_of(key)), "the slot is the top of the position");
         Self(position)
     }
 }
@@ -51,11 +47,7 @@ pub fn tag_of(key: &[u8]) -> &[u8] {
 pub fn slot_of(key: &[u8]) -> u16 {
     let crc = tag_of(key).iter().fold(0u16, |crc, byte| {
         (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| {
-            if crc & 0x8000 != 0 {
-                (crc << 1) ^ 0x1021
-            } else {
-                crc << 1
-            }
+            if crc & 0x8000 != 0 { (crc << 1) ^ 0x1021 } else { crc << 1 }
         })
     });
     crc % 16_384
@@ -119,10 +111,7 @@ mod tests {
 
     #[test]
     fn intervals_wrap() {
-        let interval = |start, end| RingInterval {
-            start: Position(start),
-            end: Position(end),
-        };
+        let interval = |start, end| RingInterval { start: Position(start), end: Position(end) };
         let plain = interval(10, 20);
         assert!(
             !plain.contains(Position(10)) && plain.contains(Position(11)) && plain.contains(Position(20))
@@ -134,18 +123,10 @@ mod tests {
                 && !wrapped.contains(Position(6))
         );
         assert!(interval(7, 7).contains(Position(7)) && interval(7, 7).contains(Position(8)));
-        for (interval, inside) in [
-            (plain, 15),
-            (wrapped, 3),
-            (interval(7, 7), 0),
-            (interval(u64::MAX, 9), 0),
-        ] {
+        for (interval, inside) in [(plain, 15), (wrapped, 3), (interval(7, 7), 0), (interval(u64::MAX, 9), 0)]
+        {
             let linear = interval.linear();
-            assert!(
-                linear
-                    .iter()
-                    .any(|(first, last)| (*first..=*last).contains(&Position(inside)))
-            );
+            assert!(linear.iter().any(|(first, last)| (*first..=*last).contains(&Position(inside))));
         }
     }
 }

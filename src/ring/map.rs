@@ -46,27 +46,19 @@ impl RingMap {
     /// ones that follow clockwise from its end. The preferred leaders are spread over the nodes.
     #[must_use]
     pub fn even(groups: usize, nodes: usize, replicas: usize) -> Self {
-        assert!(
-            groups > 0 && replicas > 0 && replicas <= nodes,
-            "the caller has checked the sizes"
-        );
+        assert!(groups > 0 && replicas > 0 && replicas <= nodes, "the caller has checked the sizes");
         let end_of = |index: usize| {
             let wide = ((index as u128 + 1) << 64) / groups as u128 - 1;
             Position(u64::try_from(wide).expect("the last interval ends with the ring"))
         };
         let place = |index: usize| GroupPlace {
             id: GroupId(u32::try_from(index + 1).expect("few groups")),
-            range: RingInterval {
-                start: end_of((index + groups - 1) % groups),
-                end: end_of(index),
-            },
+            range: RingInterval { start: end_of((index + groups - 1) % groups), end: end_of(index) },
             nodes: (0..replicas)
                 .map(|step| NodeId(u32::try_from((index + step) % nodes + 1).expect("few nodes")))
                 .collect(),
         };
-        Self {
-            groups: (0..groups).map(place).collect(),
-        }
+        Self { groups: (0..groups).map(place).collect() }
     }
 
     /// All groups, by ascending interval end.
@@ -99,21 +91,10 @@ mod tests {
     fn every_position_has_exactly_one_owner() {
         for groups in [1, 2, 3, 4, 7, 64] {
             let map = RingMap::even(groups, 5, 3);
-            for probe in [
-                0,
-                1,
-                1 << 20,
-                u64::MAX / 3,
-                u64::MAX / 2,
-                u64::MAX / 2 + 1,
-                u64::MAX - 1,
-                u64::MAX,
-            ] {
-                let owners = map
-                    .groups()
-                    .iter()
-                    .filter(|group| group.range.contains(Position(probe)))
-                    .count();
+            for probe in [0, 1, 1 << 20, u64::MAX / 3, u64::MAX / 2, u64::MAX / 2 + 1, u64::MAX - 1, u64::MAX]
+            {
+                let owners =
+                    map.groups().iter().filter(|group| group.range.contains(Position(probe))).count();
                 assert_eq!(owners, 1, "{groups} groups, position {probe}");
                 assert!(map.owner(Position(probe)).range.contains(Position(probe)));
             }

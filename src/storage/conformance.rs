@@ -71,23 +71,12 @@ fn text(text: &str) -> Bytes {
 }
 
 fn log_commit(id: u64, group: u32, record: &str) -> Commit {
-    Commit {
-        id: CommitId(id),
-        log: vec![(GroupId(group), text(record))],
-        ..Commit::default()
-    }
+    Commit { id: CommitId(id), log: vec![(GroupId(group), text(record))], ..Commit::default() }
 }
 
 fn state_commit(id: u64, writes: &[(&str, Option<&str>)]) -> Commit {
-    let batch = writes
-        .iter()
-        .map(|(key, value)| (text(key), value.map(text)))
-        .collect();
-    Commit {
-        id: CommitId(id),
-        state: vec![batch],
-        ..Commit::default()
-    }
+    let batch = writes.iter().map(|(key, value)| (text(key), value.map(text))).collect();
+    Commit { id: CommitId(id), state: vec![batch], ..Commit::default() }
 }
 
 fn log_survives_in_order(bench: &mut dyn Bench) {
@@ -100,11 +89,7 @@ fn log_survives_in_order(bench: &mut dyn Bench) {
     bench.wait_for(CommitId(3));
     drop(storage);
     let (_, recovery) = bench.open();
-    let expected = vec![
-        (GroupId(1), text("a")),
-        (GroupId(2), text(&large)),
-        (GroupId(1), text("c")),
-    ];
+    let expected = vec![(GroupId(1), text("a")), (GroupId(2), text(&large)), (GroupId(1), text("c"))];
     assert_eq!((recovery.log, recovery.incarnation), (expected, 2));
 }
 
@@ -113,10 +98,7 @@ fn a_replacing_commit_stands_for_everything_before(bench: &mut dyn Bench) {
     for id in 1..=300 {
         storage.submit(log_commit(id, 1, &"old".repeat(2000)));
     }
-    storage.submit(Commit {
-        replaces_log: true,
-        ..log_commit(301, 1, "whole state")
-    });
+    storage.submit(Commit { replaces_log: true, ..log_commit(301, 1, "whole state") });
     storage.submit(log_commit(302, 1, "after"));
     bench.wait_for(CommitId(302));
     assert!(storage.log_bytes() < 10_000, "the old log no longer counts");
@@ -128,31 +110,15 @@ fn a_replacing_commit_stands_for_everything_before(bench: &mut dyn Bench) {
     drop(storage);
     let (_, recovery) = bench.open();
     // A store may still hold old records if it was stopped in the middle, but never without the new ones.
-    let position = recovery
-        .log
-        .iter()
-        .position(|(_, record)| *record == text("whole state"))
-        .unwrap();
+    let position = recovery.log.iter().position(|(_, record)| *record == text("whole state")).unwrap();
     assert_eq!(recovery.log.len() - position, 20);
-    assert!(
-        position == 0
-            || recovery.log[..position]
-                .iter()
-                .all(|(_, record)| record.len() == 6000)
-    );
+    assert!(position == 0 || recovery.log[..position].iter().all(|(_, record)| record.len() == 6000));
 }
 
 fn state_is_read_back_and_ranges_are_ordered(bench: &mut dyn Bench) {
     let (mut storage, _) = bench.open();
-    storage.submit(state_commit(
-        1,
-        &[
-            ("b", Some("2")),
-            ("a", Some("1")),
-            ("c", Some("3")),
-            ("d", Some("4")),
-        ],
-    ));
+    storage
+        .submit(state_commit(1, &[("b", Some("2")), ("a", Some("1")), ("c", Some("3")), ("d", Some("4"))]));
     storage.submit(state_commit(2, &[("b", Some("two")), ("c", None)]));
     bench.wait_for(CommitId(2));
     let check = |storage: &dyn Storage| {
@@ -160,11 +126,7 @@ fn state_is_read_back_and_ranges_are_ordered(bench: &mut dyn Bench) {
         assert_eq!(storage.get(b"c").unwrap(), None);
         let rows = storage.scan(b"a", b"d", 1 << 20).unwrap();
         assert_eq!(rows, vec![(text("a"), text("1")), (text("b"), text("two"))]);
-        assert_eq!(
-            storage.scan(b"a", b"z", 1).unwrap().len(),
-            1,
-            "a scan always makes progress"
-        );
+        assert_eq!(storage.scan(b"a", b"z", 1).unwrap().len(), 1, "a scan always makes progress");
     };
     check(storage.as_ref());
     drop(storage);
@@ -197,10 +159,7 @@ fn memory_loses_exactly_what_was_not_flushed() {
     }
     assert_eq!(disk.flush_one(), Some(CommitId(1)));
     disk.crash(1);
-    assert_eq!(
-        disk.open().1.log,
-        vec![(GroupId(1), text("1")), (GroupId(1), text("2"))]
-    );
+    assert_eq!(disk.open().1.log, vec![(GroupId(1), text("1")), (GroupId(1), text("2"))]);
 }
 
 fn open_error(dir: &std::path::Path) -> String {

@@ -17,6 +17,7 @@ struct Disk {
     state: BTreeMap<Bytes, Bytes>,
     pending: VecDeque<Commit>,
     incarnation: u64,
+    replacements: u64,
 }
 
 /// What survives a crash, and what would not.
@@ -25,9 +26,7 @@ pub struct MemoryDisk(Arc<Mutex<Disk>>);
 
 impl MemoryDisk {
     fn disk(&self) -> MutexGuard<'_, Disk> {
-        self.0
-            .lock()
-            .expect("no holder of the lock panics while it holds it")
+        self.0.lock().expect("no holder of the lock panics while it holds it")
     }
 
     /// Opens the store. What was pending is lost: call [`Self::crash`] first to keep a part of it.
@@ -36,10 +35,7 @@ impl MemoryDisk {
         let mut disk = self.disk();
         disk.pending.clear();
         disk.incarnation += 1;
-        let recovery = Recovery {
-            log: disk.log.clone(),
-            incarnation: disk.incarnation,
-        };
+        let recovery = Recovery { log: disk.log.clone(), incarnation: disk.incarnation };
         (MemoryStorage { disk: self.clone() }, recovery)
     }
 
@@ -70,10 +66,12 @@ impl MemoryDisk {
         disk.pending.clear();
     }
 
-    /// Everything in the write-ahead log, for watchers.
+    /// The durable write-ahead log from a record on, and how often the log has been replaced so far, for watchers
+    /// that follow it.
     #[must_use]
-    pub fn durable_log(&self) -> Vec<(GroupId, Bytes)> {
-        self.disk().log.clone()
+    pub fn durable_log_from(&self, first: usize) -> (Vec<(GroupId, Bytes)>, u64) {
+        let disk = self.disk();
+        (disk.log.get(first..).unwrap_or_default().to_vec(), disk.replacements)
     }
 
     /// Changes durable state behind the store's back, to play a damaged disk.
@@ -91,12 +89,9 @@ impl Disk {
         if commit.replaces_log {
             self.log.clear();
             self.log_bytes = 0;
+            self.replacements += 1;
         }
-        self.log_bytes += commit
-            .log
-            .iter()
-            .map(|(_, record)| record.len() as u64)
-            .sum::<u64>();
+        self.log_bytes += commit.log.iter().map(|(_, record)| record.len() as u64).sum::<u64>();
         self.log.extend(commit.log);
         for (key, value) in commit.state.into_iter().flatten() {
             match value {
@@ -116,10 +111,7 @@ pub struct MemoryStorage {
 impl Storage for MemoryStorage {
     fn submit(&mut self, commit: Commit) {
         let mut disk = self.disk.disk();
-        assert!(
-            disk.pending.back().is_none_or(|last| last.id < commit.id),
-            "commit ids grow"
-        );
+        assert!(disk.pending.back().is_none_or(|last| last.id < commit.id), "commit ids grow");
         disk.pending.push_back(commit);
     }
 

@@ -64,9 +64,7 @@ pub struct SledStorage {
 
 impl std::fmt::Debug for SledStorage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SledStorage")
-            .field("log_bytes", &self.log_bytes)
-            .finish_non_exhaustive()
+        f.debug_struct("SledStorage").field("log_bytes", &self.log_bytes).finish_non_exhaustive()
     }
 }
 
@@ -83,14 +81,7 @@ impl SledStorage {
         let run = move || writer.run(&inbox, &report);
         let spawned = std::thread::Builder::new().name("storage".to_string()).spawn(run);
         spawned.map_err(|error| StorageError::io("start the storage thread", error))?;
-        Ok((
-            Self {
-                kv,
-                commits,
-                log_bytes,
-            },
-            recovery,
-        ))
+        Ok((Self { kv, commits, log_bytes }, recovery))
     }
 }
 
@@ -101,10 +92,7 @@ impl Storage for SledStorage {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        let value = self
-            .kv
-            .get(key)
-            .map_err(|error| StorageError::io("read a record", error))?;
+        let value = self.kv.get(key).map_err(|error| StorageError::io("read a record", error))?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
@@ -154,10 +142,7 @@ impl Writer {
         let is_new = prepare_directory(dir)?;
         let db = open_sled(dir, cache_bytes)?;
         let file = File::open(dir.join("db")).map_err(|error| StorageError::io("open sled's file", error))?;
-        let tree = |name| {
-            db.open_tree(name)
-                .map_err(|error| StorageError::io("open a tree", error))
-        };
+        let tree = |name| db.open_tree(name).map_err(|error| StorageError::io("open a tree", error));
         let (wal, kv) = (tree("wal")?, tree("kv")?);
         if is_new {
             sync_directories(dir)?;
@@ -165,10 +150,7 @@ impl Writer {
         refuse_blobs(dir)?;
         let (witness, said) = Witness::open(&dir.join("witness"))?;
         let bootstrap = dir.join(BOOTSTRAP_FILE);
-        let base = match wal
-            .get(BASE_KEY)
-            .map_err(|error| StorageError::io("read the log", error))?
-        {
+        let base = match wal.get(BASE_KEY).map_err(|error| StorageError::io("read the log", error))? {
             Some(bytes) => WalEnd::decode_base(&bytes)?,
             None => WalEnd::default(),
         };
@@ -183,24 +165,14 @@ impl Writer {
             first: base.number + 1,
             cut: None,
             witness,
-            testified: Testimony {
-                incarnation,
-                end: log.end,
-            },
+            testified: Testimony { incarnation, end: log.end },
             testified_at: Instant::now(),
             log_bytes: Arc::new(AtomicU64::new(
                 log.records.iter().map(|(_, record)| record.len() as u64).sum(),
             )),
         };
         writer.settle_after_open(&log, dir, &bootstrap)?;
-        Ok((
-            writer,
-            kv,
-            Recovery {
-                log: log.records,
-                incarnation,
-            },
-        ))
+        Ok((writer, kv, Recovery { log: log.records, incarnation }))
     }
 
     /// Drops the torn tail and makes sure that everything that was read is on disk before anybody acts on it.
@@ -249,11 +221,7 @@ impl Writer {
 
     /// Waits for a commit and takes all that are there. With old pieces to delete it does not wait.
     fn next_commits(&self, inbox: &Receiver<Commit>) -> Result<Vec<Commit>, RecvTimeoutError> {
-        let patience = if self.cut.is_some() {
-            Duration::ZERO
-        } else {
-            Duration::from_secs(3600)
-        };
+        let patience = if self.cut.is_some() { Duration::ZERO } else { Duration::from_secs(3600) };
         let first = inbox.recv_timeout(patience)?;
         Ok(std::iter::once(first).chain(inbox.try_iter()).collect())
     }
@@ -268,10 +236,7 @@ impl Writer {
         let mut states = Vec::new();
         for commit in commits {
             if commit.replaces_log {
-                cut = Some(Cut {
-                    next: self.first,
-                    end: self.end,
-                });
+                cut = Some(Cut { next: self.first, end: self.end });
                 self.log_bytes.store(0, Ordering::Relaxed);
             }
             let encoded = wal::encode(&mut self.end, &commit.log);
@@ -286,10 +251,7 @@ impl Writer {
         }
         self.barrier()?;
         if let Some(cut) = cut {
-            self.cut = Some(Cut {
-                next: self.cut.map_or(cut.next, |earlier| earlier.next),
-                end: cut.end,
-            });
+            self.cut = Some(Cut { next: self.cut.map_or(cut.next, |earlier| earlier.next), end: cut.end });
         }
         if promises || self.testified_at.elapsed() >= WITNESS_INTERVAL {
             self.testify()?;
@@ -304,11 +266,7 @@ impl Writer {
             return Ok(());
         }
         if let [(number, piece)] = pieces.as_slice() {
-            return self
-                .wal
-                .insert(piece_key(*number), piece.as_slice())
-                .map(drop)
-                .map_err(io);
+            return self.wal.insert(piece_key(*number), piece.as_slice()).map(drop).map_err(io);
         }
         let mut batch = sled::Batch::default();
         for (number, piece) in pieces {
@@ -335,19 +293,13 @@ impl Writer {
                 None => batch.remove(&key[..]),
             }
         }
-        self.kv
-            .apply_batch(batch)
-            .map_err(|error| StorageError::io("write applied state", error))
+        self.kv.apply_batch(batch).map_err(|error| StorageError::io("write applied state", error))
     }
 
     /// Everything written so far is on disk when this returns.
     fn barrier(&self) -> Result<(), StorageError> {
-        self.db
-            .flush()
-            .map_err(|error| StorageError::io("flush sled", error))?;
-        self.file
-            .sync_data()
-            .map_err(|error| StorageError::io("sync sled's file", error))
+        self.db.flush().map_err(|error| StorageError::io("flush sled", error))?;
+        self.file.sync_data().map_err(|error| StorageError::io("sync sled's file", error))
     }
 
     fn testify(&mut self) -> Result<(), StorageError> {
@@ -368,38 +320,22 @@ impl Writer {
         for number in cut.next..=last {
             batch.remove(&piece_key(number)[..]);
         }
-        let base = if last == cut.end.number {
-            cut.end
-        } else {
-            WalEnd {
-                number: last,
-                hash: self.hash_of(last)?,
-            }
-        };
+        let base =
+            if last == cut.end.number { cut.end } else { WalEnd { number: last, hash: self.hash_of(last)? } };
         batch.insert(BASE_KEY, base.encode_base());
-        self.wal
-            .apply_batch(batch)
-            .map_err(|error| StorageError::io("delete old log pieces", error))?;
+        self.wal.apply_batch(batch).map_err(|error| StorageError::io("delete old log pieces", error))?;
         self.barrier()?;
         self.first = last + 1;
-        self.cut = (last < cut.end.number).then_some(Cut {
-            next: last + 1,
-            end: cut.end,
-        });
+        self.cut = (last < cut.end.number).then_some(Cut { next: last + 1, end: cut.end });
         Ok(())
     }
 
     fn hash_of(&self, number: u64) -> Result<[u8; 32], StorageError> {
-        let piece = self
-            .wal
-            .get(piece_key(number))
-            .map_err(|error| StorageError::io("read a log piece", error))?;
+        let piece =
+            self.wal.get(piece_key(number)).map_err(|error| StorageError::io("read a log piece", error))?;
         let piece =
             piece.ok_or_else(|| StorageError::corrupt(format!("log piece {number}"), "it is missing"))?;
-        let hash = piece
-            .len()
-            .checked_sub(32)
-            .and_then(|at| <[u8; 32]>::try_from(&piece[at..]).ok());
+        let hash = piece.len().checked_sub(32).and_then(|at| <[u8; 32]>::try_from(&piece[at..]).ok());
         hash.ok_or_else(|| StorageError::corrupt(format!("log piece {number}"), "it is too short"))
     }
 }
@@ -455,9 +391,7 @@ fn prepare_directory(dir: &Path) -> Result<bool, StorageError> {
             dir.display()
         )));
     }
-    for path in files_named(dir, |name| {
-        name.starts_with("snap.") && name.ends_with(".generating")
-    })? {
+    for path in files_named(dir, |name| name.starts_with("snap.") && name.ends_with(".generating"))? {
         std::fs::remove_file(path).map_err(io)?;
     }
     if !is_new {
@@ -521,10 +455,9 @@ fn try_open_sled(dir: &Path, cache_bytes: u64) -> Result<sled::Db, OpenFailure> 
 fn refuse_blobs(dir: &Path) -> Result<(), StorageError> {
     match files_named(&dir.join("blobs"), |_| true)?.first() {
         None => Ok(()),
-        Some(path) => Err(StorageError::corrupt(
-            path.display().to_string(),
-            "no record is large enough to need it",
-        )),
+        Some(path) => {
+            Err(StorageError::corrupt(path.display().to_string(), "no record is large enough to need it"))
+        }
     }
 }
 
@@ -534,21 +467,16 @@ fn files_named(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(StorageError::io("list a directory", error)),
     };
-    let names = entries
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_name().to_str().is_some_and(&wanted));
+    let names =
+        entries.filter_map(Result::ok).filter(|entry| entry.file_name().to_str().is_some_and(&wanted));
     Ok(names.map(|entry| entry.path()).collect())
 }
 
 /// Makes names durable: the store's files, its directory, and the directory's own name.
 fn sync_directories(dir: &Path) -> Result<(), StorageError> {
-    let absolute = dir
-        .canonicalize()
-        .map_err(|error| StorageError::io("find the data directory", error))?;
-    let mut paths: Vec<PathBuf> = ["conf", "db", "blobs", "."]
-        .iter()
-        .map(|name| absolute.join(name))
-        .collect();
+    let absolute = dir.canonicalize().map_err(|error| StorageError::io("find the data directory", error))?;
+    let mut paths: Vec<PathBuf> =
+        ["conf", "db", "blobs", "."].iter().map(|name| absolute.join(name)).collect();
     paths.extend(absolute.parent().map(Path::to_path_buf));
     for path in paths.iter().filter(|path| path.exists()) {
         let synced = File::open(path).and_then(|file| file.sync_all());

@@ -55,10 +55,7 @@ impl WalEnd {
         }
         let mut hash = [0; HASH_BYTES];
         hash.copy_from_slice(&body[11..]);
-        Ok(Self {
-            number: u64::from_be_bytes(body[3..11].try_into().expect("8 bytes")),
-            hash,
-        })
+        Ok(Self { number: u64::from_be_bytes(body[3..11].try_into().expect("8 bytes")), hash })
     }
 }
 
@@ -92,11 +89,7 @@ pub(super) fn encode(end: &mut WalEnd, records: &[(GroupId, Bytes)]) -> Vec<(u64
 }
 
 fn piece_hash(number: u64, body: &[u8]) -> [u8; HASH_BYTES] {
-    *blake3::Hasher::new()
-        .update(&number.to_be_bytes())
-        .update(body)
-        .finalize()
-        .as_bytes()
+    *blake3::Hasher::new().update(&number.to_be_bytes()).update(body).finalize().as_bytes()
 }
 
 /// What reading the log has found so far.
@@ -122,11 +115,7 @@ pub(super) struct ReadLog {
 
 impl Reader {
     pub(super) fn behind(base: WalEnd) -> Self {
-        Self {
-            end: base,
-            whole: base,
-            ..Self::default()
-        }
+        Self { end: base, whole: base, ..Self::default() }
     }
 
     /// Takes the next piece.
@@ -154,17 +143,10 @@ impl Reader {
         if piece != self.next_piece + 1 || piece > total {
             return Err(damaged("its place in its commit is wrong"));
         }
-        self.end = WalEnd {
-            number,
-            hash: hash.try_into().expect("32 bytes"),
-        };
+        self.end = WalEnd { number, hash: hash.try_into().expect("32 bytes") };
         self.payload.extend_from_slice(payload);
         self.next_piece = piece;
-        if piece == total {
-            self.finish_commit(number)
-        } else {
-            Ok(())
-        }
+        if piece == total { self.finish_commit(number) } else { Ok(()) }
     }
 
     fn finish_commit(&mut self, number: u64) -> Result<(), StorageError> {
@@ -187,11 +169,7 @@ impl Reader {
     }
 
     pub(super) fn finish(self) -> ReadLog {
-        ReadLog {
-            records: self.records,
-            end: self.whole,
-            last: self.end.number,
-        }
+        ReadLog { records: self.records, end: self.whole, last: self.end.number }
     }
 }
 
@@ -246,18 +224,12 @@ mod tests {
             damaged[0].1[bit / 8] ^= 1 << (bit % 8);
             assert!(read(WalEnd::default(), &damaged).is_err(), "bit {bit}");
         }
-        assert!(
-            read(WalEnd::default(), &[(2, pieces[0].1.clone())]).is_err(),
-            "a missing piece"
-        );
+        assert!(read(WalEnd::default(), &[(2, pieces[0].1.clone())]).is_err(), "a missing piece");
     }
 
     #[test]
     fn a_base_survives_the_round_trip_and_notices_damage() {
-        let base = WalEnd {
-            number: 7,
-            hash: [3; 32],
-        };
+        let base = WalEnd { number: 7, hash: [3; 32] };
         let bytes = base.encode_base();
         assert_eq!(WalEnd::decode_base(&bytes).unwrap(), base);
         for bit in 0..bytes.len() * 8 {

@@ -38,13 +38,8 @@ impl Witness {
     /// Opens the file, or creates it, and reads what it says. `None` if it says nothing.
     pub(super) fn open(path: &Path) -> Result<(Self, Option<Testimony>), StorageError> {
         let io = |error: std::io::Error| StorageError::io("open the witness file", error);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(io)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
         let slots = [0, 1].map(|slot| read_slot(&file, slot));
         let latest = slots.into_iter().flatten().max_by_key(|(counter, _)| *counter);
         let counter = latest.map_or(0, |(counter, _)| counter);
@@ -62,9 +57,7 @@ impl Witness {
         slot.put_slice(&testimony.end.hash);
         slot.put_u32(crc32fast::hash(&slot));
         let io = |error: std::io::Error| StorageError::io("write the witness file", error);
-        self.file
-            .write_all_at(&slot, (self.counter % 2) * SLOT_STRIDE)
-            .map_err(io)?;
+        self.file.write_all_at(&slot, (self.counter % 2) * SLOT_STRIDE).map_err(io)?;
         self.file.sync_data().map_err(io)
     }
 }
@@ -80,13 +73,7 @@ fn read_slot(file: &File, slot: u64) -> Option<(u64, Testimony)> {
     let (counter, incarnation, number) = (rest.get_u64(), rest.get_u64(), rest.get_u64());
     let mut hash = [0; 32];
     hash.copy_from_slice(rest);
-    Some((
-        counter,
-        Testimony {
-            incarnation,
-            end: WalEnd { number, hash },
-        },
-    ))
+    Some((counter, Testimony { incarnation, end: WalEnd { number, hash } }))
 }
 
 #[cfg(test)]
@@ -99,13 +86,8 @@ mod tests {
         let path = dir.path().join("witness");
         let (mut witness, said) = Witness::open(&path).unwrap();
         assert_eq!(said, None);
-        let testimony = |number| Testimony {
-            incarnation: 1,
-            end: WalEnd {
-                number,
-                hash: [number as u8; 32],
-            },
-        };
+        let testimony =
+            |number| Testimony { incarnation: 1, end: WalEnd { number, hash: [number as u8; 32] } };
         witness.write(testimony(1)).unwrap();
         witness.write(testimony(2)).unwrap();
         assert_eq!(Witness::open(&path).unwrap().1, Some(testimony(2)));

@@ -82,10 +82,7 @@ impl ClientLink {
         };
         match tokio::time::timeout(patience, attempt).await {
             Ok(result) => result,
-            Err(_) => Err(unreachable(format!(
-                "no answer within {} ms",
-                patience.as_millis()
-            ))),
+            Err(_) => Err(unreachable(format!("no answer within {} ms", patience.as_millis()))),
         }
     }
 
@@ -121,10 +118,7 @@ fn classify(address: SocketAddr, error: &quinn::ConnectionError) -> LinkError {
     if denied {
         LinkError::Denied(address)
     } else {
-        LinkError::Unreachable {
-            address,
-            reason: error.to_string(),
-        }
+        LinkError::Unreachable { address, reason: error.to_string() }
     }
 }
 

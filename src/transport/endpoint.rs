@@ -111,9 +111,7 @@ pub struct Transport {
 
 impl std::fmt::Debug for Transport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Transport")
-            .field("links", &self.links)
-            .finish_non_exhaustive()
+        f.debug_struct("Transport").field("links", &self.links).finish_non_exhaustive()
     }
 }
 
@@ -125,18 +123,12 @@ impl Transport {
         let protocols = vec![peer_protocol.clone(), client_protocol(&settings.cluster)];
         let peers: BTreeMap<PublicKey, NodeId> =
             settings.peers.iter().map(|peer| (peer.key, peer.node)).collect();
-        let keys = peers
-            .keys()
-            .copied()
-            .chain(settings.clients.iter().copied())
-            .collect();
+        let keys = peers.keys().copied().chain(settings.clients.iter().copied()).collect();
         let crypto = server_crypto(&settings.identity, keys, protocols)?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         config.transport_config(idle_config());
-        let reset_key = ring::hmac::Key::new(
-            ring::hmac::HMAC_SHA256,
-            &settings.identity.derive("tetrachord reset v1"),
-        );
+        let reset_key =
+            ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &settings.identity.derive("tetrachord reset v1"));
         let socket = std::net::UdpSocket::bind(settings.listen).map_err(|error| {
             let listen = settings.listen;
             anyhow::anyhow!(
@@ -149,12 +141,8 @@ impl Transport {
             u64::from_be_bytes(settings.identity.derive("tetrachord connection ids v1")[..8].try_into()?);
         let mut endpoint_config = quinn::EndpointConfig::new(Arc::new(reset_key));
         endpoint_config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
-        let endpoint = quinn::Endpoint::new(
-            endpoint_config,
-            Some(config),
-            socket,
-            Arc::new(quinn::TokioRuntime),
-        )?;
+        let endpoint =
+            quinn::Endpoint::new(endpoint_config, Some(config), socket, Arc::new(quinn::TokioRuntime))?;
         let identity = settings.identity;
         let shared = Shared {
             endpoint,
@@ -164,24 +152,14 @@ impl Transport {
             clients: Arc::default(),
             last_connection: Arc::default(),
         };
-        let links: BTreeMap<NodeId, Arc<Link>> = settings
-            .peers
-            .into_iter()
-            .map(|peer| (peer.node, Arc::new(Link::new(peer))))
-            .collect();
+        let links: BTreeMap<NodeId, Arc<Link>> =
+            settings.peers.into_iter().map(|peer| (peer.node, Arc::new(Link::new(peer)))).collect();
         for link in links.values().filter(|link| link.peer.node > settings.node) {
             tokio::spawn(dial(Arc::clone(link), shared.clone()));
         }
-        let by_key = peers
-            .into_iter()
-            .filter_map(|(key, node)| Some((key, Arc::clone(links.get(&node)?))))
-            .collect();
-        tokio::spawn(accept(
-            shared.clone(),
-            by_key,
-            settings.clients,
-            settings.greeting,
-        ));
+        let by_key =
+            peers.into_iter().filter_map(|(key, node)| Some((key, Arc::clone(links.get(&node)?)))).collect();
+        tokio::spawn(accept(shared.clone(), by_key, settings.clients, settings.greeting));
         Ok(Self { shared, links })
     }
 
@@ -283,18 +261,15 @@ async fn serve_client(connection: quinn::Connection, shared: &Shared, greeting: 
         clients.insert(id, (outbox.clone(), connection.clone()));
     }
     let writer = tokio::spawn(write_frames(outbox.clone(), send));
-    frames_of(recv, CLIENT_FRAME_BYTES_MAX, shared.clone(), move |body| {
-        Inbound::ClientFrame { connection: id, body }
+    frames_of(recv, CLIENT_FRAME_BYTES_MAX, shared.clone(), move |body| Inbound::ClientFrame {
+        connection: id,
+        body,
     })
     .await;
     outbox.close();
     writer.abort();
     connection.close(0u32.into(), b"");
-    shared
-        .clients
-        .lock()
-        .expect("never held while panicking")
-        .remove(&id);
+    shared.clients.lock().expect("never held while panicking").remove(&id);
     shared.tell(Inbound::ClientGone { connection: id }).await;
 }
 
@@ -341,14 +316,8 @@ mod tests {
 
     #[test]
     fn frames_come_out_whole_however_the_bytes_arrive() {
-        let stream = [
-            &5u32.to_le_bytes()[..],
-            b"first",
-            &0u32.to_le_bytes(),
-            &6u32.to_le_bytes(),
-            b"second",
-        ]
-        .concat();
+        let stream =
+            [&5u32.to_le_bytes()[..], b"first", &0u32.to_le_bytes(), &6u32.to_le_bytes(), b"second"].concat();
         for cut in 0..stream.len() {
             let mut buffer = BytesMut::from(&stream[..cut]);
             let mut bodies = Vec::new();

@@ -32,25 +32,16 @@ pub(super) enum Pushed {
 
 impl Outbox {
     pub(super) fn new(bytes_max: usize) -> Self {
-        Self {
-            queue: Arc::default(),
-            filled: Arc::default(),
-            bytes_max,
-        }
+        Self { queue: Arc::default(), filled: Arc::default(), bytes_max }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue
-            .lock()
-            .expect("no holder of the lock panics while it holds it")
+        self.queue.lock().expect("no holder of the lock panics while it holds it")
     }
 
     /// Begins anew: what waited for an earlier connection is dropped.
     pub(super) fn open(&self) {
-        *self.queue() = Queue {
-            is_open: true,
-            ..Queue::default()
-        };
+        *self.queue() = Queue { is_open: true, ..Queue::default() };
     }
 
     /// Ends: nothing is queued any more, and the reader is told.
@@ -111,18 +102,10 @@ mod tests {
         let outbox = Outbox::new(10);
         assert_eq!(outbox.push(Bytes::from_static(b"x")), Pushed::Closed);
         outbox.open();
-        assert_eq!(
-            outbox.push(Bytes::from(vec![0; 20])),
-            Pushed::Queued,
-            "one frame always fits"
-        );
+        assert_eq!(outbox.push(Bytes::from(vec![0; 20])), Pushed::Queued, "one frame always fits");
         assert_eq!(outbox.push(Bytes::from_static(b"x")), Pushed::Full);
         outbox.open();
-        assert_eq!(
-            outbox.push(Bytes::from_static(b"x")),
-            Pushed::Queued,
-            "a new connection begins empty"
-        );
+        assert_eq!(outbox.push(Bytes::from_static(b"x")), Pushed::Queued, "a new connection begins empty");
         outbox.close();
         assert_eq!(outbox.push(Bytes::from_static(b"x")), Pushed::Closed);
     }

@@ -48,12 +48,7 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn new(peer: PeerAddress) -> Self {
         let outboxes = std::array::from_fn(|_| Outbox::new(OUTBOX_BYTES));
-        Self {
-            peer,
-            outboxes,
-            generation: AtomicU64::new(0),
-            current: Mutex::new(None),
-        }
+        Self { peer, outboxes, generation: AtomicU64::new(0), current: Mutex::new(None) }
     }
 
     /// Queues a frame; true if it was.
@@ -65,11 +60,7 @@ impl Link {
     /// Uses a connection until it ends or a newer one takes its place.
     pub(super) async fn serve(&self, connection: quinn::Connection, shared: &Shared) {
         let generation = self.generation.fetch_add(1, Ordering::SeqCst) + 1;
-        let before = self
-            .current
-            .lock()
-            .expect("never held while panicking")
-            .replace(connection.clone());
+        let before = self.current.lock().expect("never held while panicking").replace(connection.clone());
         if let Some(before) = before {
             before.close(0u32.into(), b"replaced by a newer connection");
         }
@@ -82,12 +73,9 @@ impl Link {
                 is_up = true;
                 shared.tell(Inbound::PeerUp { node }).await;
             }
-            tokio::spawn(frames_of(
-                stream,
-                PEER_FRAME_BYTES_MAX,
-                shared.clone(),
-                move |body| Inbound::PeerFrame { from: node, body },
-            ));
+            tokio::spawn(frames_of(stream, PEER_FRAME_BYTES_MAX, shared.clone(), move |body| {
+                Inbound::PeerFrame { from: node, body }
+            }));
         }
         connection.close(0u32.into(), b"");
         for writer in writers {
@@ -147,9 +135,7 @@ async fn dial_once(link: &Link, shared: &Shared) -> Result<quinn::Connection, St
     let crypto = client_crypto(&shared.identity, link.peer.key, shared.peer_protocol.clone());
     let mut config = quinn::ClientConfig::new(Arc::new(crypto.map_err(|error| error.to_string())?));
     config.transport_config(idle_config());
-    let connecting = shared
-        .endpoint
-        .connect_with(config, link.peer.address, "tetrachord");
+    let connecting = shared.endpoint.connect_with(config, link.peer.address, "tetrachord");
     let connecting = connecting.map_err(|error| error.to_string())?;
     match tokio::time::timeout(DIAL_TIMEOUT, connecting).await {
         Ok(connected) => connected.map_err(|error| error.to_string()),

@@ -19,14 +19,11 @@ use std::sync::Arc;
 use thiserror::Error;
 
 /// What stands before the 32 bytes of an ed25519 key in its `SubjectPublicKeyInfo` (RFC 8410).
-const SPKI_PREFIX: [u8; 12] = [
-    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
-];
+const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// What stands before the 32 bytes of an ed25519 secret in PKCS #8 (RFC 8410).
-const PKCS8_PREFIX: [u8; 16] = [
-    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
-];
+const PKCS8_PREFIX: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
 /// An ed25519 public key. Written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -161,19 +158,12 @@ fn tls(error: impl fmt::Display) -> IdentityError {
 
 /// The key that the other end of a connection has proved.
 pub(super) fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
-    let identity = connection
-        .peer_identity()?
-        .downcast::<Vec<CertificateDer<'static>>>()
-        .ok()?;
+    let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     key_of(identity.first()?)
 }
 
 fn key_of(spki: &CertificateDer<'_>) -> Option<PublicKey> {
-    spki.as_ref()
-        .strip_prefix(&SPKI_PREFIX)?
-        .try_into()
-        .ok()
-        .map(PublicKey)
+    spki.as_ref().strip_prefix(&SPKI_PREFIX)?.try_into().ok().map(PublicKey)
 }
 
 /// Accepts exactly the keys of a set.
@@ -189,13 +179,9 @@ impl Pinned {
             Some(key) if self.keys.contains(&key) => Ok(()),
             Some(key) => {
                 tracing::warn!(%key, "refused a key that the genesis record does not name");
-                Err(rustls::Error::General(
-                    "the key is not known in this cluster".to_string(),
-                ))
+                Err(rustls::Error::General("the key is not known in this cluster".to_string()))
             }
-            None => Err(rustls::Error::General(
-                "not an ed25519 raw public key".to_string(),
-            )),
+            None => Err(rustls::Error::General("not an ed25519 raw public key".to_string())),
         }
     }
 
@@ -302,17 +288,12 @@ pub(super) fn server_crypto(
     protocols: Vec<Vec<u8>>,
 ) -> Result<quinn::crypto::rustls::QuicServerConfig, IdentityError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let pinned = Arc::new(Pinned {
-        keys,
-        provider: Arc::clone(&provider),
-    });
+    let pinned = Arc::new(Pinned { keys, provider: Arc::clone(&provider) });
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(tls)?
         .with_client_cert_verifier(pinned)
-        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(
-            identity.certified()?,
-        )));
+        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(identity.certified()?)));
     config.alpn_protocols = protocols;
     quinn::crypto::rustls::QuicServerConfig::try_from(config).map_err(tls)
 }
@@ -324,18 +305,13 @@ pub(super) fn client_crypto(
     protocol: Vec<u8>,
 ) -> Result<quinn::crypto::rustls::QuicClientConfig, IdentityError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let pinned = Arc::new(Pinned {
-        keys: BTreeSet::from([expected]),
-        provider: Arc::clone(&provider),
-    });
+    let pinned = Arc::new(Pinned { keys: BTreeSet::from([expected]), provider: Arc::clone(&provider) });
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(tls)?
         .dangerous()
         .with_custom_certificate_verifier(pinned)
-        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(
-            identity.certified()?,
-        )));
+        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(identity.certified()?)));
     config.alpn_protocols = vec![protocol];
     quinn::crypto::rustls::QuicClientConfig::try_from(config).map_err(tls)
 }
@@ -348,12 +324,7 @@ mod tests {
     fn keys_survive_the_round_trip_through_text() {
         let identity = Identity::from_seed([7; 32]);
         assert_eq!(identity.public().to_string().parse(), Ok(identity.public()));
-        assert_eq!(
-            Identity::from_secret_hex(&identity.secret_hex())
-                .unwrap()
-                .public(),
-            identity.public()
-        );
+        assert_eq!(Identity::from_secret_hex(&identity.secret_hex()).unwrap().public(), identity.public());
         assert!(identity.certified().is_ok());
     }
 

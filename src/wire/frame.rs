@@ -44,20 +44,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn request() -> RequestFrame {
-        let request = Request::Get {
-            key: Bytes::from_static(b"key"),
-            consistency: Consistency::Linearizable,
-        };
+        let request =
+            Request::Get { key: Bytes::from_static(b"key"), consistency: Consistency::Linearizable };
         RequestFrame { id: 7, request }
     }
 
     #[test]
     fn a_frame_is_its_length_and_its_message() {
         let frame = encode(&request());
-        assert_eq!(
-            u32::from_le_bytes(frame[..4].try_into().unwrap()) as usize,
-            frame.len() - 4
-        );
+        assert_eq!(u32::from_le_bytes(frame[..4].try_into().unwrap()) as usize, frame.len() - 4);
         assert_eq!(decode::<RequestFrame>(&frame[4..]).unwrap(), request());
         for length in 4..frame.len() {
             assert!(decode::<RequestFrame>(&frame[4..length]).is_err());

@@ -47,16 +47,9 @@ impl Acceptor {
     ///
     /// The caller has made sure, with a barrier, that what it read is on disk and not only in a cache.
     pub fn recover(recovered: Recovered, applied: LogBase) -> Result<Self, RecoverError> {
-        let Recovered {
-            promised,
-            accepted,
-            mut log,
-        } = recovered;
+        let Recovered { promised, accepted, mut log } = recovered;
         if applied.slot < log.base().slot {
-            return Err(RecoverError::StateBehindLog {
-                applied: applied.slot,
-                base: log.base().slot,
-            });
+            return Err(RecoverError::StateBehindLog { applied: applied.slot, base: log.base().slot });
         }
         // A snapshot may have become live just before the crash, its State record not written yet. What the state
         // machine holds is decided, so a log that ends earlier or says otherwise gives way.
@@ -130,19 +123,9 @@ impl Acceptor {
     pub fn view(&self, decided: Slot, options: &Options) -> LogView {
         let base = self.log.base().slot;
         if mutated!(options, PromiseWithoutAccepted) {
-            return LogView {
-                accepted: Ballot::ZERO,
-                base,
-                last: base,
-                decided: base,
-            };
+            return LogView { accepted: Ballot::ZERO, base, last: base, decided: base };
         }
-        LogView {
-            accepted: self.accepted,
-            base,
-            last: self.log.last().slot,
-            decided,
-        }
+        LogView { accepted: self.accepted, base, last: self.log.last().slot, decided }
     }
 
     /// Promises a higher ballot.
@@ -155,10 +138,7 @@ impl Acceptor {
     /// Adds entries behind the log, in the ballot in which the log was accepted.
     pub fn append(&mut self, entries: Vec<Entry>, options: &Options) {
         assert!(!entries.is_empty(), "an empty append promises nothing");
-        assert_eq!(
-            self.accepted, self.promised,
-            "only the log of the promised ballot grows"
-        );
+        assert_eq!(self.accepted, self.promised, "only the log of the promised ballot grows");
         for entry in &entries {
             assert!(entry.slot == self.log.last().slot.next(), "an append has no gap");
             self.log.push(entry.clone());
@@ -171,10 +151,7 @@ impl Acceptor {
     pub fn replace(&mut self, ballot: Ballot, keep: Slot, entries: Vec<Entry>, options: &Options) {
         let again = mutated!(options, SyncTwice);
         assert!(ballot > self.accepted || again, "a ballot's log is adopted once");
-        assert_eq!(
-            ballot, self.promised,
-            "a log is adopted only in the promised ballot"
-        );
+        assert_eq!(ballot, self.promised, "a log is adopted only in the promised ballot");
         assert!(keep >= self.log.base().slot, "the base is decided");
         self.log.truncate(keep);
         for entry in &entries {
@@ -182,11 +159,7 @@ impl Acceptor {
         }
         self.accepted = ballot;
         self.durable = Slot::ZERO;
-        self.record(&Record::Replace {
-            accepted: ballot,
-            keep,
-            entries: Vec::new(),
-        });
+        self.record(&Record::Replace { accepted: ballot, keep, entries: Vec::new() });
         self.record_appends(entries);
         self.claim(options);
     }
@@ -194,10 +167,7 @@ impl Acceptor {
     /// Takes over a snapshot: the state up to `base` is decided and durable elsewhere. The log behind it stays only
     /// if it follows it; `accepted` does not change.
     pub fn install(&mut self, base: LogBase) {
-        assert!(
-            base.slot > self.log.base().slot,
-            "a snapshot only moves the base up"
-        );
+        assert!(base.slot > self.log.base().slot, "a snapshot only moves the base up");
         if self.log.position(base.slot) == Some(base) {
             self.log.compact(base.slot);
         } else {
@@ -229,10 +199,7 @@ impl Acceptor {
                 self.durable = self.durable.max(claim.last.min(self.log.last().slot));
             }
         }
-        assert!(
-            self.durable <= self.log.last().slot,
-            "only what the log holds can be durable"
-        );
+        assert!(self.durable <= self.log.last().slot, "only what the log holds can be durable");
         self.durable > before
     }
 
@@ -248,34 +215,18 @@ impl Acceptor {
 
     fn persist_all(&mut self) {
         let (promised, accepted, base) = (self.promised, self.accepted, self.log.base());
-        self.record(&Record::State {
-            promised,
-            accepted,
-            base,
-            entries: Vec::new(),
-        });
+        self.record(&Record::State { promised, accepted, base, entries: Vec::new() });
         self.record_appends(self.log.above(base.slot));
-        self.claims.push_back(Claim {
-            token: self.last_token,
-            accepted,
-            last: self.log.last().slot,
-        });
+        self.claims.push_back(Claim { token: self.last_token, accepted, last: self.log.last().slot });
     }
 
     fn claim(&mut self, options: &Options) {
         let last = self.log.last().slot;
-        self.claims.push_back(Claim {
-            token: self.last_token,
-            accepted: self.accepted,
-            last,
-        });
+        self.claims.push_back(Claim { token: self.last_token, accepted: self.accepted, last });
         if mutated!(options, AckBeforeBarrier) {
             self.durable = last;
         }
-        assert!(
-            self.claims.len() as u64 <= self.last_token.0,
-            "each claim has its record"
-        );
+        assert!(self.claims.len() as u64 <= self.last_token.0, "each claim has its record");
     }
 
     fn record_appends(&mut self, entries: Vec<Entry>) {
@@ -283,20 +234,14 @@ impl Acceptor {
         let mut bytes = 0;
         for entry in entries {
             if !piece.is_empty() && bytes + entry.bytes() > RECORD_BYTES {
-                self.record(&Record::Append {
-                    accepted: self.accepted,
-                    entries: std::mem::take(&mut piece),
-                });
+                self.record(&Record::Append { accepted: self.accepted, entries: std::mem::take(&mut piece) });
                 bytes = 0;
             }
             bytes += entry.bytes();
             piece.push(entry);
         }
         if !piece.is_empty() {
-            self.record(&Record::Append {
-                accepted: self.accepted,
-                entries: piece,
-            });
+            self.record(&Record::Append { accepted: self.accepted, entries: piece });
         }
     }
 

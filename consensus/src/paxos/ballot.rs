@@ -17,29 +17,14 @@ pub struct Ballot {
 
 impl Ballot {
     /// Below every ballot that anybody uses: rounds start at 1.
-    pub const ZERO: Self = Self {
-        epoch: Epoch(0),
-        round: 0,
-        replica: ReplicaId(0),
-    };
+    pub const ZERO: Self = Self { epoch: Epoch(0), round: 0, replica: ReplicaId(0) };
 
     /// The lowest ballot of `replica` in `epoch` that is above this one.
     #[must_use]
     pub fn successor(self, epoch: Epoch, replica: ReplicaId) -> Self {
-        let round = if self.epoch == epoch {
-            self.round.saturating_add(1)
-        } else {
-            1
-        };
-        let next = Self {
-            epoch,
-            round,
-            replica,
-        };
-        assert!(
-            next > self || self.epoch > epoch,
-            "a new attempt outranks what was seen in its epoch"
-        );
+        let round = if self.epoch == epoch { self.round.saturating_add(1) } else { 1 };
+        let next = Self { epoch, round, replica };
+        assert!(next > self || self.epoch > epoch, "a new attempt outranks what was seen in its epoch");
         next
     }
 }
@@ -62,11 +47,8 @@ mod tests {
 
     #[test]
     fn epochs_dominate_rounds_and_rounds_dominate_replicas() {
-        let ballot = |epoch, round, replica| Ballot {
-            epoch: Epoch(epoch),
-            round,
-            replica: ReplicaId(replica),
-        };
+        let ballot =
+            |epoch, round, replica| Ballot { epoch: Epoch(epoch), round, replica: ReplicaId(replica) };
         assert!(ballot(2, 1, 0) > ballot(1, 9, 9));
         assert!(ballot(1, 2, 0) > ballot(1, 1, 9));
         assert!(ballot(1, 1, 1) > ballot(1, 1, 0));

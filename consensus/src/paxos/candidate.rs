@@ -55,16 +55,8 @@ impl Fetch {
 impl Candidate {
     /// The ballot in which the adopted log had been accepted: that of the fetched one, or the candidate's own.
     pub(super) fn best_accepted(&self) -> Ballot {
-        let accepted = self
-            .promises
-            .values()
-            .map(|view| view.accepted)
-            .max()
-            .unwrap_or(Ballot::ZERO);
-        assert!(
-            accepted < self.ballot,
-            "nothing was accepted yet in a ballot that nobody leads"
-        );
+        let accepted = self.promises.values().map(|view| view.accepted).max().unwrap_or(Ballot::ZERO);
+        assert!(accepted < self.ballot, "nothing was accepted yet in a ballot that nobody leads");
         accepted
     }
 
@@ -84,10 +76,7 @@ impl Replica {
         assert!(!self.is_leader(), "a leader does not campaign against itself");
         let ballot = self.election.seen.successor(self.config.epoch, self.me);
         self.set_leader(None);
-        self.role = Role::PreCandidate(PreCandidate {
-            ballot,
-            granted: ReplicaSet::of(self.me),
-        });
+        self.role = Role::PreCandidate(PreCandidate { ballot, granted: ReplicaSet::of(self.me) });
         self.election.restart_attempt(self.now);
         self.broadcast(&Message::PreVote { ballot });
         self.campaign_if_granted();
@@ -97,14 +86,7 @@ impl Replica {
     /// candidate's log reaches does not matter, a leader adopts the best one. Nothing is promised.
     pub(super) fn on_pre_vote(&mut self, from: ReplicaId, ballot: Ballot) {
         let granted = !self.election.hears_leader(self.now) && !self.is_quorate_leader();
-        self.send(
-            from,
-            &Message::PreVoteReply {
-                ballot,
-                granted,
-                promised: self.promised(),
-            },
-        );
+        self.send(from, &Message::PreVoteReply { ballot, granted, promised: self.promised() });
     }
 
     pub(super) fn on_pre_vote_reply(
@@ -138,10 +120,7 @@ impl Replica {
         self.become_follower();
         self.election.see(self.promised());
         let ballot = self.election.seen.successor(self.config.epoch, self.me);
-        assert!(
-            ballot > self.promised(),
-            "an attempt outranks what this replica promised"
-        );
+        assert!(ballot > self.promised(), "an attempt outranks what this replica promised");
         self.acceptor.promise(ballot);
         self.election.see(ballot);
         self.election.campaigned = Some(self.now);
@@ -149,13 +128,8 @@ impl Replica {
         self.set_leader(None);
         let own = self.acceptor.view(self.decided, &self.options);
         let promises = BTreeMap::from([(self.me, own)]);
-        self.role = Role::Candidate(Candidate {
-            ballot,
-            promises,
-            messages: 1,
-            fetch: None,
-            asked_at: self.now,
-        });
+        self.role =
+            Role::Candidate(Candidate { ballot, promises, messages: 1, fetch: None, asked_at: self.now });
         self.broadcast(&Message::Prepare { ballot });
         self.choose_if_promised();
     }
@@ -178,11 +152,7 @@ impl Replica {
             return self.send(source, &Message::FetchLog { ballot, from: slot });
         }
         let promised: Vec<ReplicaId> = candidate.promises.keys().copied().collect();
-        for to in self
-            .others()
-            .into_iter()
-            .filter(|replica| !promised.contains(replica))
-        {
+        for to in self.others().into_iter().filter(|replica| !promised.contains(replica)) {
             self.send(to, &Message::Prepare { ballot });
         }
     }
@@ -193,13 +163,7 @@ impl Replica {
     pub(super) fn on_prepare(&mut self, from: ReplicaId, ballot: Ballot) {
         self.election.see(ballot);
         if ballot < self.promised() {
-            return self.send(
-                from,
-                &Message::Reject {
-                    ballot,
-                    reason: Reason::Promised(self.promised()),
-                },
-            );
+            return self.send(from, &Message::Reject { ballot, reason: Reason::Promised(self.promised()) });
         }
         if ballot > self.promised() {
             self.become_follower();
@@ -236,11 +200,8 @@ impl Replica {
         let Role::Candidate(candidate) = &self.role else {
             return;
         };
-        let count = if mutated!(self.options, CountMessages) {
-            candidate.messages
-        } else {
-            candidate.promises.len()
-        };
+        let count =
+            if mutated!(self.options, CountMessages) { candidate.messages } else { candidate.promises.len() };
         if candidate.fetch.is_some() || count < self.config.quorums.phase1() {
             return;
         }
@@ -261,43 +222,21 @@ impl Replica {
     /// Asks the replica with the best log for what is missing; if its log no longer reaches back that far, it should
     /// lead instead.
     fn fetch(&mut self, source: ReplicaId, own: LogView, best: LogView) {
-        let shared = if own.accepted == best.accepted {
-            own.last.min(best.last)
-        } else {
-            self.decided
-        };
-        let Some(keep) = self
-            .acceptor
-            .log()
-            .position(shared)
-            .filter(|keep| keep.slot >= best.base)
-        else {
+        let shared = if own.accepted == best.accepted { own.last.min(best.last) } else { self.decided };
+        let Some(keep) = self.acceptor.log().position(shared).filter(|keep| keep.slot >= best.base) else {
             let ballot = self.promised();
             self.become_follower();
             return self.send(source, &Message::TransferLeader { ballot });
         };
-        let Role::Candidate(candidate) = &mut self.role else {
-            unreachable!("only a candidate fetches")
-        };
+        let Role::Candidate(candidate) = &mut self.role else { unreachable!("only a candidate fetches") };
         let ballot = candidate.ballot;
         if keep.slot == best.last {
             return self.lead(keep.slot, Vec::new());
         }
-        candidate.fetch = Some(Fetch {
-            source,
-            best,
-            keep,
-            entries: Vec::new(),
-        });
+        candidate.fetch = Some(Fetch { source, best, keep, entries: Vec::new() });
         candidate.asked_at = self.now;
         assert!(keep.slot < best.last, "there is something to fetch");
-        self.send(
-            source,
-            &Message::FetchLog {
-                ballot,
-                from: keep.slot,
-            },
-        );
+        self.send(source, &Message::FetchLog { ballot, from: keep.slot });
     }
 
     /// Sends a piece of this log to a candidate, if
@@ -313,14 +252,7 @@ impl Replica {
         };
         let entries = log.run(slot.next(), usize::MAX, self.options.message_bytes);
         assert!(!entries.is_empty(), "the log goes on behind the position");
-        self.send(
-            from,
-            &Message::LogChunk {
-                ballot,
-                previous,
-                entries,
-            },
-        );
+        self.send(from, &Message::LogChunk { ballot, previous, entries });
     }
 
     /// Takes a piece of the best log, if
@@ -364,11 +296,8 @@ impl Replica {
     /// shared. Only a base moved by a snapshot can cause this.
     fn restart_fetch_from_decided(&mut self) {
         let decided = self.decided;
-        let position = self
-            .acceptor
-            .log()
-            .position(decided)
-            .expect("the decided slot is in the log or its base");
+        let position =
+            self.acceptor.log().position(decided).expect("the decided slot is in the log or its base");
         let Role::Candidate(candidate) = &mut self.role else {
             return;
         };
@@ -377,21 +306,13 @@ impl Replica {
             return;
         };
         if fetch.keep == position {
-            return self.fail(format!(
-                "the best log contradicts what was decided at slot {decided}"
-            ));
+            return self.fail(format!("the best log contradicts what was decided at slot {decided}"));
         }
         fetch.keep = position;
         fetch.entries.clear();
         let source = fetch.source;
         assert!(position.slot <= decided, "a restart goes back");
-        self.send(
-            source,
-            &Message::FetchLog {
-                ballot,
-                from: position.slot,
-            },
-        );
+        self.send(source, &Message::FetchLog { ballot, from: position.slot });
     }
 
     /// Another replica should lead and says so.

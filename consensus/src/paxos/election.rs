@@ -36,15 +36,7 @@ impl Election {
         );
         let random = options.seed ^ (u64::from(me.0) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let election_ticks = options.election_ticks;
-        Self {
-            me,
-            election_ticks,
-            random,
-            seen,
-            deadline: Ticks(0),
-            leader_heard: None,
-            campaigned: None,
-        }
+        Self { me, election_ticks, random, seen, deadline: Ticks(0), leader_heard: None, campaigned: None }
     }
 
     /// Starts the timer anew: a leader was heard, or a candidate was helped.
@@ -68,15 +60,13 @@ impl Election {
     /// Whether a quorate leader was heard within the election timeout.
     #[must_use]
     pub(super) fn hears_leader(&self, now: Ticks) -> bool {
-        self.leader_heard
-            .is_some_and(|heard| now.since(heard) < self.election_ticks)
+        self.leader_heard.is_some_and(|heard| now.since(heard) < self.election_ticks)
     }
 
     /// Whether phase 1 was begun within the election timeout.
     #[must_use]
     pub(super) fn campaigned_lately(&self, now: Ticks) -> bool {
-        self.campaigned
-            .is_some_and(|then| now.since(then) < self.election_ticks)
+        self.campaigned.is_some_and(|then| now.since(then) < self.election_ticks)
     }
 
     /// Remembers a ballot, so that the next attempt outranks it.

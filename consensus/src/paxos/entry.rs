@@ -40,13 +40,7 @@ impl Entry {
     pub fn after(previous: LogBase, ballot: Ballot, time: Timestamp, body: Body) -> Self {
         let slot = previous.slot.next();
         let chain = chain(previous.chain, slot, ballot, time, &body);
-        Self {
-            slot,
-            ballot,
-            time,
-            body,
-            chain,
-        }
+        Self { slot, ballot, time, body, chain }
     }
 
     /// Whether the entry directly follows `previous` and its hash is right.
@@ -59,11 +53,7 @@ impl Entry {
     /// Position and hash of the log that ends with this entry.
     #[must_use]
     pub fn base(&self) -> LogBase {
-        LogBase {
-            slot: self.slot,
-            chain: self.chain,
-            sealed: self.is_stop_sign(),
-        }
+        LogBase { slot: self.slot, chain: self.chain, sealed: self.is_stop_sign() }
     }
 
     /// Whether the entry ends its epoch.
@@ -91,11 +81,7 @@ impl Entry {
             Body::Batch(bytes) => Some(Proposal::Batch(bytes.clone())),
             Body::StopSign(next) => Some(Proposal::StopSign(next.clone())),
         };
-        Decided {
-            base: self.base(),
-            time: self.time,
-            proposal,
-        }
+        Decided { base: self.base(), time: self.time, proposal }
     }
 }
 
@@ -141,11 +127,7 @@ mod tests {
     use crate::types::{Epoch, ReplicaId};
 
     fn ballot(round: u64) -> Ballot {
-        Ballot {
-            epoch: Epoch(1),
-            round,
-            replica: ReplicaId(0),
-        }
+        Ballot { epoch: Epoch(1), round, replica: ReplicaId(0) }
     }
 
     #[test]
@@ -167,10 +149,7 @@ mod tests {
         let second = Entry::after(first.base(), ballot(1), Timestamp(1), Body::Noop);
         assert!(first.follows(LogBase::default()) && second.follows(first.base()));
         assert!(!second.follows(LogBase::default()));
-        let forged = Entry {
-            time: Timestamp(9),
-            ..second
-        };
+        let forged = Entry { time: Timestamp(9), ..second };
         assert!(!forged.follows(first.base()));
     }
 }

@@ -36,13 +36,7 @@ impl Replica {
     pub(super) fn admit_leader(&mut self, from: ReplicaId, ballot: Ballot, quorate: bool) -> bool {
         self.election.see(ballot);
         if ballot < self.promised() {
-            self.send(
-                from,
-                &Message::Reject {
-                    ballot,
-                    reason: Reason::Promised(self.promised()),
-                },
-            );
+            self.send(from, &Message::Reject { ballot, reason: Reason::Promised(self.promised()) });
             return false;
         }
         if quorate {
@@ -53,13 +47,7 @@ impl Replica {
             }
         }
         if ballot > self.promised() {
-            self.send(
-                from,
-                &Message::Reject {
-                    ballot,
-                    reason: Reason::NeedPrepare,
-                },
-            );
+            self.send(from, &Message::Reject { ballot, reason: Reason::NeedPrepare });
             return false;
         }
         assert!(!self.is_leader(), "nobody else sends in this replica's ballot");
@@ -90,19 +78,11 @@ impl Replica {
             Ok(fresh) => fresh,
             Err(Mismatch::Malformed) => return,
             Err(Mismatch::Contradiction(slot)) => {
-                return self.fail(format!(
-                    "two entries accepted in ballot {ballot} differ at slot {slot}"
-                ));
+                return self.fail(format!("two entries accepted in ballot {ballot} differ at slot {slot}"));
             }
         };
         if !self.is_time_plausible(&fresh) {
-            return self.send(
-                from,
-                &Message::Reject {
-                    ballot,
-                    reason: Reason::TimeAhead,
-                },
-            );
+            return self.send(from, &Message::Reject { ballot, reason: Reason::TimeAhead });
         }
         let repeated = fresh.is_empty();
         if !repeated {
@@ -145,11 +125,7 @@ impl Replica {
     fn is_time_plausible(&self, fresh: &[Entry]) -> bool {
         let elapsed_micros = self.now.since(self.appended_at).saturating_mul(1000);
         let slack = elapsed_micros.saturating_add(TIME_AHEAD_MAX_MICROS);
-        let mut last = self
-            .acceptor
-            .log()
-            .last_entry()
-            .map_or(Timestamp(0), |entry| entry.time);
+        let mut last = self.acceptor.log().last_entry().map_or(Timestamp(0), |entry| entry.time);
         fresh.iter().all(|entry| {
             let plausible = last.0 == 0 || entry.time.0 <= last.0.saturating_add(slack);
             last = last.max(entry.time);
@@ -172,17 +148,10 @@ impl Replica {
         if self.acceptor.accepted() == ballot && !mutated!(self.options, SyncTwice) {
             return self.acknowledge();
         }
-        let is_new = self
-            .staging
-            .as_ref()
-            .is_none_or(|staging| staging.ballot != ballot || staging.sync != sync);
+        let is_new =
+            self.staging.as_ref().is_none_or(|staging| staging.ballot != ballot || staging.sync != sync);
         if is_new && entries.first().is_none_or(|entry| entry.slot == sync.slot.next()) {
-            self.staging = Some(Staging {
-                ballot,
-                sync,
-                adopted,
-                entries: Vec::new(),
-            });
+            self.staging = Some(Staging { ballot, sync, adopted, entries: Vec::new() });
         }
         let Some(staging) = self.staging.as_mut().filter(|staging| staging.ballot == ballot) else {
             return self.need_sync(from, ballot);
@@ -215,27 +184,18 @@ impl Replica {
             match log.position(entry.slot) {
                 Some(at) if at == entry.base() && entries.is_empty() => keep = at,
                 _ if entry.slot == keep.slot && entries.is_empty() => {
-                    return self.fail(format!(
-                        "ballot {ballot} contradicts the snapshot at slot {}",
-                        entry.slot
-                    ));
+                    return self
+                        .fail(format!("ballot {ballot} contradicts the snapshot at slot {}", entry.slot));
                 }
                 _ => entries.push(entry),
             }
         }
         if keep.slot < self.decided {
-            return self.fail(format!(
-                "ballot {ballot} would drop decided slots behind {}",
-                keep.slot
-            ));
+            return self.fail(format!("ballot {ballot} would drop decided slots behind {}", keep.slot));
         }
         self.acceptor.replace(ballot, keep.slot, entries, &self.options);
         self.appended_at = self.now;
-        assert_eq!(
-            self.acceptor.accepted(),
-            ballot,
-            "the leader's log is now this replica's"
-        );
+        assert_eq!(self.acceptor.accepted(), ballot, "the leader's log is now this replica's");
         if mutated!(self.options, AckBeforeBarrier) {
             self.acknowledge();
         }
@@ -248,24 +208,12 @@ impl Replica {
             self.learn_decided(decided);
         }
         let view = self.acceptor.view(self.decided, &self.options);
-        let durable = if adopted {
-            self.acceptor.durable()
-        } else {
-            Slot::ZERO
-        };
+        let durable = if adopted { self.acceptor.durable() } else { Slot::ZERO };
         assert!(
             durable <= view.last || !adopted || cfg!(feature = "mutants"),
             "durable is a part of the log"
         );
-        self.send(
-            from,
-            &Message::HeartbeatReply {
-                ballot,
-                round,
-                view,
-                durable,
-            },
-        );
+        self.send(from, &Message::HeartbeatReply { ballot, round, view, durable });
         if !adopted {
             self.need_sync(from, ballot);
         }
@@ -278,6 +226,9 @@ impl Replica {
             return;
         }
         let durable = self.acceptor.durable();
+        if durable == Slot::ZERO {
+            return;
+        }
         self.send_after(
             ballot.replica,
             &Message::Accepted { ballot, durable },
@@ -289,17 +240,8 @@ impl Replica {
         let view = self.acceptor.view(self.decided, &self.options);
         let staged = self.staging.as_ref().filter(|staging| staging.ballot == ballot);
         let staged = staged.map_or(Slot::ZERO, |staging| staging.at().slot);
-        assert!(
-            self.acceptor.accepted() < ballot || cfg!(feature = "mutants"),
-            "a log is adopted once"
-        );
-        self.send(
-            from,
-            &Message::Reject {
-                ballot,
-                reason: Reason::NeedSync { view, staged },
-            },
-        );
+        assert!(self.acceptor.accepted() < ballot || cfg!(feature = "mutants"), "a log is adopted once");
+        self.send(from, &Message::Reject { ballot, reason: Reason::NeedSync { view, staged } });
     }
 }
 

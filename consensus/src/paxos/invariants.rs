@@ -20,28 +20,15 @@ pub(super) fn check(replica: &Replica) {
 /// An acceptor accepts only in a ballot that it has promised ("Paxos Made Simple", P1a).
 fn accepted_was_promised(replica: &Replica) {
     let acceptor = &replica.acceptor;
-    assert!(
-        acceptor.accepted() <= acceptor.promised(),
-        "accepted {} above the promise",
-        acceptor.accepted()
-    );
+    assert!(acceptor.accepted() <= acceptor.promised(), "accepted {} above the promise", acceptor.accepted());
 }
 
 /// base <= decided <= last, and durable <= last.
 fn pointers_are_ordered(replica: &Replica) {
     let log = replica.acceptor.log();
-    assert!(
-        log.base().slot <= replica.decided,
-        "undecided slots are never dropped"
-    );
-    assert!(
-        replica.decided <= log.last().slot,
-        "a decided slot is in the log or below its base"
-    );
-    assert!(
-        replica.acceptor.durable() <= log.last().slot,
-        "only what the log holds is durable"
-    );
+    assert!(log.base().slot <= replica.decided, "undecided slots are never dropped");
+    assert!(replica.decided <= log.last().slot, "a decided slot is in the log or below its base");
+    assert!(replica.acceptor.durable() <= log.last().slot, "only what the log holds is durable");
 }
 
 /// The leader of a ballot has promised it, accepted its log in it, and is named by it.
@@ -52,19 +39,9 @@ fn a_leader_leads_in_its_own_promised_ballot(replica: &Replica) {
             replica.acceptor.promised(),
             "a leader that promised another ballot steps down"
         );
-        assert_eq!(
-            leader.ballot,
-            replica.acceptor.accepted(),
-            "a leader has accepted its own log"
-        );
-        assert_eq!(
-            leader.ballot.replica, replica.me,
-            "nobody leads in another's ballot"
-        );
-        assert!(
-            leader.adopted <= replica.acceptor.log().last().slot,
-            "the adopted log is never cut"
-        );
+        assert_eq!(leader.ballot, replica.acceptor.accepted(), "a leader has accepted its own log");
+        assert_eq!(leader.ballot.replica, replica.me, "nobody leads in another's ballot");
+        assert!(leader.adopted <= replica.acceptor.log().last().slot, "the adopted log is never cut");
     }
 }
 
@@ -72,9 +49,6 @@ fn a_leader_leads_in_its_own_promised_ballot(replica: &Replica) {
 fn a_follower_stages_only_for_its_promise(replica: &Replica) {
     if replica.staging.is_some() {
         assert!(!replica.is_leader(), "a leader has adopted its log");
-        assert!(
-            replica.acceptor.promised().round > 0 || replica.decided == Slot::ZERO,
-            "someone leads"
-        );
+        assert!(replica.acceptor.promised().round > 0 || replica.decided == Slot::ZERO, "someone leads");
     }
 }

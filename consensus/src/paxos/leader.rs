@@ -126,10 +126,7 @@ impl Leader {
         others: Vec<ReplicaId>,
         now: Ticks,
     ) -> Self {
-        assert!(
-            ballot > adopted_from,
-            "the adopted log is older than the ballot that adopts it"
-        );
+        assert!(ballot > adopted_from, "the adopted log is older than the ballot that adopts it");
         Self {
             ballot,
             adopted_from,
@@ -148,9 +145,9 @@ impl Leader {
     /// The stamp for the next entry: the wall clock, within what the log allows.
     #[must_use]
     pub fn stamp(&self, wall: Timestamp, last: Timestamp, now: Ticks) -> Timestamp {
-        let limit = self.time_limit.map_or(u64::MAX, |limit| {
-            limit.0.saturating_add(now.since(self.since).saturating_mul(1000))
-        });
+        let limit = self
+            .time_limit
+            .map_or(u64::MAX, |limit| limit.0.saturating_add(now.since(self.since).saturating_mul(1000)));
         Timestamp(wall.0.min(limit).max(last.0))
     }
 
@@ -166,16 +163,8 @@ impl Leader {
     /// The highest slot that `quorum` replicas hold durably as accepted in this ballot.
     #[must_use]
     pub fn quorum_durable(&self, own: Slot, quorum: usize) -> Slot {
-        let mut durable: Vec<Slot> = self
-            .peers
-            .values()
-            .map(|peer| peer.durable)
-            .chain([own])
-            .collect();
-        assert!(
-            quorum >= 1 && quorum <= durable.len(),
-            "a quorum is part of the group"
-        );
+        let mut durable: Vec<Slot> = self.peers.values().map(|peer| peer.durable).chain([own]).collect();
+        assert!(quorum >= 1 && quorum <= durable.len(), "a quorum is part of the group");
         durable.sort_unstable_by(|a, b| b.cmp(a));
         durable[quorum - 1]
     }
@@ -184,16 +173,10 @@ impl Leader {
     /// where the sync will end; the replica may know more to be decided than that, from a snapshot.
     pub(super) fn sync_point(&self, view: &LogView, end: Slot) -> Slot {
         assert!(end >= self.adopted, "a sync covers the whole adopted log");
-        let shared = if view.accepted == self.adopted_from {
-            view.last.min(self.adopted)
-        } else {
-            Slot::ZERO
-        };
+        let shared =
+            if view.accepted == self.adopted_from { view.last.min(self.adopted) } else { Slot::ZERO };
         let point = shared.max(view.decided.min(end));
-        assert!(
-            view.accepted < self.ballot && point <= end,
-            "only a log of an older ballot needs a sync"
-        );
+        assert!(view.accepted < self.ballot && point <= end, "only a log of an older ballot needs a sync");
         point
     }
 }

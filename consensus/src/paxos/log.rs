@@ -22,10 +22,7 @@ impl Log {
     /// An empty log whose next entry follows `base`.
     #[must_use]
     pub fn starting_at(base: LogBase) -> Self {
-        Self {
-            base,
-            ..Self::default()
-        }
+        Self { base, ..Self::default() }
     }
 
     /// Where the log begins: the entry at this position is not in it, the next one is.
@@ -69,11 +66,7 @@ impl Log {
     /// Position and hash at `slot`, if the log knows it (entries, or its base).
     #[must_use]
     pub fn position(&self, slot: Slot) -> Option<LogBase> {
-        if slot == self.base.slot {
-            Some(self.base)
-        } else {
-            self.get(slot).map(Entry::base)
-        }
+        if slot == self.base.slot { Some(self.base) } else { self.get(slot).map(Entry::base) }
     }
 
     /// Entries from `first` on, at most `entries_max` and about `bytes_max`, but at least one if there is one.
@@ -97,11 +90,7 @@ impl Log {
     /// All entries above `slot`.
     #[must_use]
     pub fn above(&self, slot: Slot) -> Vec<Entry> {
-        if slot >= self.last().slot {
-            Vec::new()
-        } else {
-            self.run(slot.next(), usize::MAX, usize::MAX)
-        }
+        if slot >= self.last().slot { Vec::new() } else { self.run(slot.next(), usize::MAX, usize::MAX) }
     }
 
     /// Adds the next entry.
@@ -110,10 +99,7 @@ impl Log {
     /// If it does not follow the last one, or follows a stop-sign: the caller has checked both.
     pub fn push(&mut self, entry: Entry) {
         assert_eq!(entry.slot, self.last().slot.next(), "a log has no gaps");
-        assert!(
-            !self.is_sealed() || cfg!(feature = "mutants"),
-            "nothing follows a stop-sign"
-        );
+        assert!(!self.is_sealed() || cfg!(feature = "mutants"), "nothing follows a stop-sign");
         self.bytes += entry.bytes();
         self.entries.push_back(entry);
     }
@@ -129,10 +115,7 @@ impl Log {
 
     /// Forgets entries up to and including `slot`, which becomes the base.
     pub fn compact(&mut self, slot: Slot) {
-        assert!(
-            slot <= self.last().slot,
-            "only what the log holds can be forgotten"
-        );
+        assert!(slot <= self.last().slot, "only what the log holds can be forgotten");
         while self.base.slot < slot {
             let entry = self.entries.pop_front().expect("the slot is above the base");
             self.bytes -= entry.bytes();
@@ -188,10 +171,7 @@ mod tests {
         log.truncate(Slot(6));
         assert_eq!(log.last().slot, Slot(6));
         assert_eq!(log.above(Slot(4)).len(), 2);
-        assert_eq!(
-            log.bytes(),
-            log.above(Slot(4)).iter().map(Entry::bytes).sum::<usize>()
-        );
+        assert_eq!(log.bytes(), log.above(Slot(4)).iter().map(Entry::bytes).sum::<usize>());
     }
 
     #[test]
@@ -215,12 +195,7 @@ mod tests {
     fn a_log_is_sealed_exactly_while_its_last_entry_is_a_stop_sign() {
         let mut log = log(2);
         assert!(!log.is_sealed());
-        log.push(Entry::after(
-            log.last(),
-            Ballot::ZERO,
-            Timestamp(0),
-            Body::StopSign(Bytes::new()),
-        ));
+        log.push(Entry::after(log.last(), Ballot::ZERO, Timestamp(0), Body::StopSign(Bytes::new())));
         assert!(log.is_sealed());
         let mut compacted = log.clone();
         compacted.compact(Slot(3));

@@ -40,13 +40,7 @@ impl Reads {
     pub fn begin(&mut self, number: u64, decided: Slot, me: ReplicaId) {
         assert!(self.wants_round(), "one round at a time, and only for somebody");
         let reads = std::mem::take(&mut self.waiting);
-        self.round = Some(Round {
-            number,
-            slot: decided,
-            reads,
-            confirmed: ReplicaSet::of(me),
-            messages: 1,
-        });
+        self.round = Some(Round { number, slot: decided, reads, confirmed: ReplicaSet::of(me), messages: 1 });
     }
 
     /// A replica answered the heartbeat `number` in the leader's ballot.
@@ -54,21 +48,14 @@ impl Reads {
         if let Some(round) = self.round.as_mut().filter(|round| number >= round.number) {
             round.confirmed.insert(from);
             round.messages += 1;
-            assert!(
-                round.confirmed.len() <= round.messages,
-                "distinct replicas are at most the messages"
-            );
+            assert!(round.confirmed.len() <= round.messages, "distinct replicas are at most the messages");
         }
     }
 
     /// The reads that are confirmed by `quorum` distinct replicas, with the slot from which they may be served.
     pub fn take_confirmed(&mut self, quorum: usize, count_messages: bool) -> Option<(Vec<ReadId>, Slot)> {
         let round = self.round.as_ref()?;
-        let count = if count_messages {
-            round.messages
-        } else {
-            round.confirmed.len()
-        };
+        let count = if count_messages { round.messages } else { round.confirmed.len() };
         if count < quorum {
             return None;
         }

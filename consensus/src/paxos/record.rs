@@ -111,13 +111,15 @@ impl Recovered {
     pub fn replay<R: AsRef<[u8]>>(records: impl IntoIterator<Item = R>) -> Result<Self, RecoverError> {
         let mut state = Self::default();
         for (index, bytes) in records.into_iter().enumerate() {
-            let record =
-                codec::decode(bytes.as_ref()).map_err(|source| RecoverError::Unreadable { index, source })?;
-            state
-                .apply(record)
-                .map_err(|what| RecoverError::Contradiction { index, what })?;
+            state.replay_one(index, bytes.as_ref())?;
         }
         Ok(state)
+    }
+
+    /// Replays one more encoded record; `index` only names it in an error.
+    pub fn replay_one(&mut self, index: usize, bytes: &[u8]) -> Result<(), RecoverError> {
+        let record = codec::decode(bytes).map_err(|source| RecoverError::Unreadable { index, source })?;
+        self.apply(record).map_err(|what| RecoverError::Contradiction { index, what })
     }
 
     fn apply(&mut self, record: Record) -> Result<(), &'static str> {
@@ -130,11 +132,7 @@ impl Recovered {
                 self.accept_in(accepted)?;
                 self.append(entries)
             }
-            Record::Replace {
-                accepted,
-                keep,
-                entries,
-            } => {
+            Record::Replace { accepted, keep, entries } => {
                 self.accept_in(accepted)?;
                 if keep < self.log.base().slot || keep > self.log.last().slot {
                     return Err("it keeps more, or less, than the log held");
@@ -142,17 +140,8 @@ impl Recovered {
                 self.log.truncate(keep);
                 self.append(entries)
             }
-            Record::State {
-                promised,
-                accepted,
-                base,
-                entries,
-            } => {
-                *self = Self {
-                    promised,
-                    accepted,
-                    log: Log::starting_at(base),
-                };
+            Record::State { promised, accepted, base, entries } => {
+                *self = Self { promised, accepted, log: Log::starting_at(base) };
                 self.append(entries)
             }
         }

@@ -56,32 +56,14 @@ pub struct Replica {
 /// An effect in the making: messages are encoded when they leave.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Note {
-    Send {
-        to: ReplicaId,
-        message: Bytes,
-        after: Option<PersistToken>,
-    },
+    Send { to: ReplicaId, message: Bytes, after: Option<PersistToken> },
     Apply(Entry),
-    ReadReady {
-        id: ReadId,
-        slot: Slot,
-    },
-    ReadRefused {
-        id: ReadId,
-    },
-    SendSnapshot {
-        to: ReplicaId,
-    },
-    LeaderChanged {
-        leader: Option<ReplicaId>,
-    },
-    EpochEnded {
-        slot: Slot,
-        next: Bytes,
-    },
-    Fatal {
-        reason: String,
-    },
+    ReadReady { id: ReadId, slot: Slot },
+    ReadRefused { id: ReadId },
+    SendSnapshot { to: ReplicaId },
+    LeaderChanged { leader: Option<ReplicaId> },
+    EpochEnded { slot: Slot, next: Bytes },
+    Fatal { reason: String },
 }
 
 impl Replica {
@@ -175,13 +157,7 @@ impl Replica {
         }
         if ballot.epoch != self.config.epoch {
             if message.only_sender().is_some() {
-                self.send(
-                    from,
-                    &Message::Reject {
-                        ballot,
-                        reason: Reason::Epoch(self.config.epoch),
-                    },
-                );
+                self.send(from, &Message::Reject { ballot, reason: Reason::Epoch(self.config.epoch) });
             }
             return;
         }
@@ -191,60 +167,32 @@ impl Replica {
     fn dispatch(&mut self, from: ReplicaId, message: Message) {
         match message {
             Message::PreVote { ballot } => self.on_pre_vote(from, ballot),
-            Message::PreVoteReply {
-                ballot,
-                granted,
-                promised,
-            } => {
+            Message::PreVoteReply { ballot, granted, promised } => {
                 self.on_pre_vote_reply(from, ballot, granted, promised);
             }
             Message::Prepare { ballot } => self.on_prepare(from, ballot),
             Message::Promise { ballot, view } => self.on_promise(from, ballot, view),
             Message::FetchLog { ballot, from: slot } => self.on_fetch_log(from, ballot, slot),
-            Message::LogChunk {
-                ballot,
-                previous,
-                entries,
-            } => self.on_log_chunk(from, ballot, previous, entries),
-            Message::AcceptSync {
-                ballot,
-                sync,
-                entries,
-                adopted,
-                quorate,
-            } => {
+            Message::LogChunk { ballot, previous, entries } => {
+                self.on_log_chunk(from, ballot, previous, entries)
+            }
+            Message::AcceptSync { ballot, sync, entries, adopted, quorate } => {
                 if self.admit_leader(from, ballot, quorate) {
                     self.on_accept_sync(from, ballot, sync, entries, adopted);
                 }
             }
-            Message::Accept {
-                ballot,
-                previous,
-                entries,
-                decided,
-                quorate,
-            } => {
+            Message::Accept { ballot, previous, entries, decided, quorate } => {
                 if self.admit_leader(from, ballot, quorate) {
                     self.on_accept(from, ballot, previous, entries, decided);
                 }
             }
-            Message::Heartbeat {
-                ballot,
-                round,
-                decided,
-                quorate,
-            } => {
+            Message::Heartbeat { ballot, round, decided, quorate } => {
                 if self.admit_leader(from, ballot, quorate) {
                     self.on_heartbeat(from, ballot, round, decided);
                 }
             }
             Message::Accepted { ballot, durable } => self.on_accepted(from, ballot, durable),
-            Message::HeartbeatReply {
-                ballot,
-                round,
-                view,
-                durable,
-            } => {
+            Message::HeartbeatReply { ballot, round, view, durable } => {
                 self.on_heartbeat_reply(from, ballot, round, view, durable);
             }
             Message::Reject { ballot, reason } => self.on_reject(from, ballot, reason),
@@ -254,11 +202,8 @@ impl Replica {
 
     /// Sends a message. While the latest promise is not durable, nothing that rests on it may leave.
     pub(super) fn send(&mut self, to: ReplicaId, message: &Message) {
-        let gate = if mutated!(self.options, PromiseBeforeBarrier) {
-            None
-        } else {
-            self.acceptor.promise_token()
-        };
+        let gate =
+            if mutated!(self.options, PromiseBeforeBarrier) { None } else { self.acceptor.promise_token() };
         self.send_after(to, message, gate);
     }
 
@@ -269,10 +214,7 @@ impl Replica {
 
     /// Sends bytes that were encoded before, for messages that go to several replicas.
     pub(super) fn send_encoded(&mut self, to: ReplicaId, message: Bytes, after: Option<PersistToken>) {
-        assert!(
-            to != self.me && self.config.contains(to),
-            "messages go to other replicas of the group"
-        );
+        assert!(to != self.me && self.config.contains(to), "messages go to other replicas of the group");
         let after = after.filter(|token| *token > self.acceptor.durable_token());
         self.effects.push(Note::Send { to, message, after });
     }
@@ -280,11 +222,8 @@ impl Replica {
     /// Sends the same message to every other replica.
     pub(super) fn broadcast(&mut self, message: &Message) {
         let bytes = codec::encode(message);
-        let gate = if mutated!(self.options, PromiseBeforeBarrier) {
-            None
-        } else {
-            self.acceptor.promise_token()
-        };
+        let gate =
+            if mutated!(self.options, PromiseBeforeBarrier) { None } else { self.acceptor.promise_token() };
         for to in self.others() {
             self.send_encoded(to, bytes.clone(), gate);
         }
@@ -292,10 +231,7 @@ impl Replica {
 
     /// Every other replica of the group.
     pub(super) fn others(&self) -> Vec<ReplicaId> {
-        self.config
-            .replicas()
-            .filter(|replica| *replica != self.me)
-            .collect()
+        self.config.replicas().filter(|replica| *replica != self.me).collect()
     }
 
     /// Learns that everything up to `slot` is decided, as far as this log reaches, and hands it out to be applied.
@@ -303,12 +239,8 @@ impl Replica {
         let slot = slot.min(self.acceptor.log().last().slot);
         while self.decided < slot {
             self.decided = self.decided.next();
-            let entry = self
-                .acceptor
-                .log()
-                .get(self.decided)
-                .expect("undecided entries are above the base")
-                .clone();
+            let entry =
+                self.acceptor.log().get(self.decided).expect("undecided entries are above the base").clone();
             if let Body::StopSign(next) = &entry.body {
                 let (slot, next) = (entry.slot, next.clone());
                 self.effects.push(Note::Apply(entry));
@@ -348,8 +280,7 @@ impl Replica {
 
     pub(super) fn read_ready(&mut self, reads: Vec<ReadId>, slot: Slot) {
         assert!(slot <= self.decided, "a read index is decided");
-        self.effects
-            .extend(reads.into_iter().map(|id| Note::ReadReady { id, slot }));
+        self.effects.extend(reads.into_iter().map(|id| Note::ReadReady { id, slot }));
     }
 
     pub(super) fn read_refused(&mut self, id: ReadId) {
@@ -396,10 +327,7 @@ impl Replica {
     }
 
     fn on_compact(&mut self, slot: Slot, retain_bytes: usize) {
-        assert!(
-            slot <= self.decided,
-            "only decided slots can be durable outside the log"
-        );
+        assert!(slot <= self.decided, "only decided slots can be durable outside the log");
         let point = self.acceptor.log().compaction_point(slot, retain_bytes);
         self.acceptor.compact(point);
     }
@@ -433,11 +361,7 @@ impl Engine for Replica {
         let mut effects = Vec::with_capacity(self.effects.len() + 1);
         let promises = self.acceptor.promise_token().is_some();
         if let Some((records, token)) = self.acceptor.take_records() {
-            effects.push(Effect::Persist {
-                records,
-                token,
-                promises,
-            });
+            effects.push(Effect::Persist { records, token, promises });
         }
         effects.extend(self.effects.drain(..).map(|note| match note {
             Note::Send { to, message, after } => Effect::Send { to, message, after },

@@ -32,13 +32,8 @@ impl Replica {
         let adopted = self.acceptor.log().last().slot;
         let mut leader = Leader::new(ballot, adopted_from, adopted, self.others(), self.now);
         let last_time = self.acceptor.log().last_entry().map(|entry| entry.time);
-        leader.time_limit = last_time.map(|time| {
-            Timestamp(
-                time.0
-                    .saturating_add(TIME_AHEAD_MICROS)
-                    .saturating_add(idle_micros),
-            )
-        });
+        leader.time_limit = last_time
+            .map(|time| Timestamp(time.0.saturating_add(TIME_AHEAD_MICROS).saturating_add(idle_micros)));
         let late = self.take_promises(&mut leader);
         self.role = Role::Leader(Box::new(leader));
         self.staging = None;
@@ -92,9 +87,7 @@ impl Replica {
             return Err(ProposeError::NotLeader { leader: leader_now });
         };
         if self.acceptor.log().is_sealed() {
-            return Err(ProposeError::EpochEnded {
-                epoch: self.config.epoch,
-            });
+            return Err(ProposeError::EpochEnded { epoch: self.config.epoch });
         }
         if leader.transfer.is_some() {
             return Err(ProposeError::NotLeader { leader: None });
@@ -108,10 +101,7 @@ impl Replica {
             Proposal::StopSign(next) => (next.len(), Body::StopSign(next)),
         };
         if bytes > PROPOSAL_BYTES_MAX {
-            return Err(ProposeError::TooLarge {
-                bytes,
-                max: PROPOSAL_BYTES_MAX,
-            });
+            return Err(ProposeError::TooLarge { bytes, max: PROPOSAL_BYTES_MAX });
         }
         let slot = self.append_own(body);
         self.replicate_all();
@@ -124,9 +114,7 @@ impl Replica {
     }
 
     fn append_own(&mut self, body: Body) -> Slot {
-        let Role::Leader(leader) = &self.role else {
-            unreachable!("only a leader appends its own entries")
-        };
+        let Role::Leader(leader) = &self.role else { unreachable!("only a leader appends its own entries") };
         let log = self.acceptor.log();
         let last_time = log.last_entry().map_or(Timestamp(0), |entry| entry.time);
         let time = leader.stamp(self.wall, last_time, self.now);
@@ -168,22 +156,11 @@ impl Replica {
                 return;
             }
             let log = self.acceptor.log();
-            let previous = log
-                .position(next.previous())
-                .expect("the entry before is in the log or its base");
+            let previous = log.position(next.previous()).expect("the entry before is in the log or its base");
             let entries = log.run(next, entries_max - ahead, self.options.message_bytes);
             let bytes = entries.iter().map(Entry::bytes).sum();
             let sent = entries.last().expect("there is at least one entry to send").slot;
-            self.send(
-                to,
-                &Message::Accept {
-                    ballot,
-                    previous,
-                    entries,
-                    decided,
-                    quorate,
-                },
-            );
+            self.send(to, &Message::Accept { ballot, previous, entries, decided, quorate });
             let peer = self.leader_mut().peers.get_mut(&to).expect("still a member");
             peer.sent(sent, bytes);
             peer.stage = Stage::Replicate { next: sent.next() };
@@ -210,12 +187,7 @@ impl Replica {
             }
             (Stage::Sync { .. }, Some(_)) => {}
             (Stage::Prepare | Stage::Replicate { .. }, Some(sync)) if sync >= base => {
-                peer.stage = Stage::Sync {
-                    sync,
-                    end,
-                    sent: sync,
-                    at: now,
-                };
+                peer.stage = Stage::Sync { sync, end, sent: sync, at: now };
                 self.send_sync(from);
             }
             (Stage::Prepare | Stage::Replicate { .. }, Some(_)) => {
@@ -238,11 +210,7 @@ impl Replica {
             return;
         };
         let Some(position) = self.acceptor.log().position(sync) else {
-            self.leader_mut()
-                .peers
-                .get_mut(&to)
-                .expect("still a member")
-                .stage = Stage::Snapshot;
+            self.leader_mut().peers.get_mut(&to).expect("still a member").stage = Stage::Snapshot;
             return self.request_snapshot_for(to);
         };
         let mut at = sent;
@@ -251,35 +219,18 @@ impl Replica {
             let left = usize::try_from(end.0 - at.0).expect("a log in memory has fewer entries");
             let mut entries = Vec::new();
             if left > 0 {
-                entries = self
-                    .acceptor
-                    .log()
-                    .run(at.next(), left, self.options.message_bytes);
+                entries = self.acceptor.log().run(at.next(), left, self.options.message_bytes);
                 at = entries.last().expect("the adopted log goes on").slot;
             }
             budget = budget.saturating_sub(entries.iter().map(Entry::bytes).sum());
-            self.send(
-                to,
-                &Message::AcceptSync {
-                    ballot,
-                    sync: position,
-                    entries,
-                    adopted: end,
-                    quorate,
-                },
-            );
+            self.send(to, &Message::AcceptSync { ballot, sync: position, entries, adopted: end, quorate });
             if at == end || budget == 0 {
                 break;
             }
         }
         assert!(at <= end, "a sync stops at its end");
         let peer = self.leader_mut().peers.get_mut(&to).expect("still a member");
-        peer.stage = Stage::Sync {
-            sync,
-            end,
-            sent: at,
-            at: now,
-        };
+        peer.stage = Stage::Sync { sync, end, sent: at, at: now };
     }
 
     /// Counts an acknowledgement, if it was given in this ballot. One from an older ballot says nothing about the log
@@ -315,11 +266,8 @@ impl Replica {
     /// Decides what a phase 2 quorum holds durably, acknowledged in this ballot. The leader's own copy counts only
     /// once it is durable too.
     pub(super) fn try_decide(&mut self) {
-        let own = if self.acceptor.accepted() == self.promised() {
-            self.acceptor.durable()
-        } else {
-            Slot::ZERO
-        };
+        let own =
+            if self.acceptor.accepted() == self.promised() { self.acceptor.durable() } else { Slot::ZERO };
         let quorum = self.config.quorums.phase2();
         let Role::Leader(leader) = &self.role else { return };
         assert_eq!(
@@ -390,12 +338,7 @@ impl Replica {
                 peer.probe = (round, next);
             }
         }
-        self.broadcast(&Message::Heartbeat {
-            ballot,
-            round,
-            decided,
-            quorate,
-        });
+        self.broadcast(&Message::Heartbeat { ballot, round, decided, quorate });
     }
 
     /// Heartbeats at their interval; gives up leading, and all leader traffic, when no quorum answers any more.
@@ -404,16 +347,9 @@ impl Replica {
             self.set_leader(None);
             return self.become_follower();
         }
-        let (now, interval, election) = (
-            self.now,
-            self.options.heartbeat_ticks,
-            self.options.election_ticks,
-        );
+        let (now, interval, election) = (self.now, self.options.heartbeat_ticks, self.options.election_ticks);
         let leader = self.leader_mut();
-        if leader
-            .transfer
-            .is_some_and(|(_, since)| now.since(since) >= election)
-        {
+        if leader.transfer.is_some_and(|(_, since)| now.since(since) >= election) {
             leader.transfer = None;
         }
         if now.since(leader.heartbeat_at) < interval {
@@ -426,10 +362,7 @@ impl Replica {
             .filter(|(_, peer)| peer.stage == Stage::Prepare)
             .map(|(replica, _)| *replica)
             .collect();
-        assert!(
-            unprepared.len() < self.config.quorums.n(),
-            "a leader is not its own peer"
-        );
+        assert!(unprepared.len() < self.config.quorums.n(), "a leader is not its own peer");
         self.heartbeat();
         for replica in unprepared {
             self.send(replica, &Message::Prepare { ballot });
@@ -482,11 +415,7 @@ impl Replica {
         match reason {
             Reason::Promised(promised) if promised > ballot => self.outrank(),
             Reason::NeedPrepare => {
-                let peer = self
-                    .leader_mut()
-                    .peers
-                    .get_mut(&from)
-                    .expect("members were checked");
+                let peer = self.leader_mut().peers.get_mut(&from).expect("members were checked");
                 if peer.stage != Stage::Snapshot {
                     peer.stage = Stage::Prepare;
                 }
@@ -528,20 +457,10 @@ impl Replica {
             return self.on_view(from, view);
         };
         if staged > sync && staged <= end && staged >= sent {
-            peer.stage = Stage::Sync {
-                sync,
-                end,
-                sent: staged,
-                at: now,
-            };
+            peer.stage = Stage::Sync { sync, end, sent: staged, at: now };
         } else if staged > sync && sync >= base && now.since(at) >= patience {
             // A piece was lost on the way: go on behind what arrived.
-            peer.stage = Stage::Sync {
-                sync,
-                end,
-                sent: staged.min(end),
-                at: now,
-            };
+            peer.stage = Stage::Sync { sync, end, sent: staged.min(end), at: now };
         } else if now.since(at) >= patience {
             // Nothing arrived, or the position is not in that log: begin again from what is surely shared.
             let sync = view.decided.min(latest_end);
@@ -549,12 +468,7 @@ impl Replica {
                 peer.stage = Stage::Snapshot;
                 return self.request_snapshot_for(from);
             }
-            peer.stage = Stage::Sync {
-                sync,
-                end: latest_end,
-                sent: sync,
-                at: now,
-            };
+            peer.stage = Stage::Sync { sync, end: latest_end, sent: sync, at: now };
         } else {
             return;
         }

@@ -72,10 +72,7 @@ impl Cluster {
     }
 
     pub(crate) fn with_quorums(quorums: Quorums, options: Options) -> Self {
-        let config = GroupConfig {
-            epoch: Epoch(1),
-            quorums,
-        };
+        let config = GroupConfig { epoch: Epoch(1), quorums };
         let mut cluster = Self {
             nodes: vec![Node::default(); quorums.n()],
             network: Vec::new(),
@@ -112,20 +109,13 @@ impl Cluster {
         let node = &mut self.nodes[index];
         assert!(node.replica.is_none());
         node.applied.truncate(node.durable_applied);
-        let applied = node
-            .applied
-            .last()
-            .map_or(LogBase::default(), |decided| decided.base);
+        let applied = node.applied.last().map_or(LogBase::default(), |decided| decided.base);
         let me = ReplicaId(u8::try_from(index).unwrap());
-        let options = Options {
-            seed: self.options.seed + 31 * index as u64 + self.now,
-            ..self.options.clone()
-        };
+        let options =
+            Options { seed: self.options.seed + 31 * index as u64 + self.now, ..self.options.clone() };
         match Replica::recover(me, self.config.clone(), options, &node.disk, applied) {
             Ok(replica) => node.replica = Some(replica),
-            Err(error) => self
-                .violations
-                .push(Violation(format!("r{index} cannot recover: {error}"))),
+            Err(error) => self.violations.push(Violation(format!("r{index} cannot recover: {error}"))),
         }
         self.tick(index);
     }
@@ -206,9 +196,8 @@ impl Cluster {
         node.disk.extend(records);
         node.durable_token = token;
         self.persists += 1;
-        let (ready, wait) = std::mem::take(&mut node.gated)
-            .into_iter()
-            .partition(|(_, after)| *after <= token);
+        let (ready, wait) =
+            std::mem::take(&mut node.gated).into_iter().partition(|(_, after)| *after <= token);
         node.gated = wait;
         let ready: Vec<(Envelope, PersistToken)> = ready;
         for (envelope, _) in ready {
@@ -228,20 +217,10 @@ impl Cluster {
         if self.cut.contains(&(envelope.from.0, envelope.to.0)) {
             return;
         }
-        self.note(|| {
-            format!(
-                "{} -> {} {}",
-                envelope.from,
-                envelope.to,
-                describe(&envelope.message)
-            )
-        });
+        self.note(|| format!("{} -> {} {}", envelope.from, envelope.to, describe(&envelope.message)));
         self.step(
             usize::from(envelope.to.0),
-            Event::Receive {
-                from: envelope.from,
-                message: envelope.message,
-            },
+            Event::Receive { from: envelope.from, message: envelope.message },
         );
     }
 
@@ -270,15 +249,8 @@ impl Cluster {
     }
 
     pub(crate) fn leader(&self) -> Option<usize> {
-        let leads = |index: &usize| {
-            self.nodes[*index]
-                .replica
-                .as_ref()
-                .is_some_and(Replica::is_leader)
-        };
-        (0..self.nodes.len())
-            .filter(leads)
-            .max_by_key(|index| self.replica(*index).promised())
+        let leads = |index: &usize| self.nodes[*index].replica.as_ref().is_some_and(Replica::is_leader);
+        (0..self.nodes.len()).filter(leads).max_by_key(|index| self.replica(*index).promised())
     }
 
     /// Cuts all links between the two sides, in both directions.
@@ -342,8 +314,7 @@ impl Cluster {
             let ballot = replica.promised().to_string();
             let me = replica.id();
             if *self.leaders.entry(ballot.clone()).or_insert(me) != me {
-                self.violations
-                    .push(Violation(format!("two leaders in ballot {ballot}")));
+                self.violations.push(Violation(format!("two leaders in ballot {ballot}")));
             }
         }
         let mut snapshots = Vec::new();
@@ -362,11 +333,7 @@ impl Cluster {
                 self.nodes[index].pending.push_back((records, token));
             }
             Effect::Send { to, message, after } => {
-                let envelope = Envelope {
-                    from: ReplicaId(index as u8),
-                    to,
-                    message,
-                };
+                let envelope = Envelope { from: ReplicaId(index as u8), to, message };
                 match after.filter(|token| *token > self.nodes[index].durable_token) {
                     Some(token) => self.nodes[index].gated.push((envelope, token)),
                     None => self.network.push(envelope),
@@ -393,47 +360,31 @@ impl Cluster {
             Effect::SendSnapshot { to } => snapshots.push(usize::from(to.0)),
             Effect::LeaderChanged { leader } => {
                 self.note(|| {
-                    format!(
-                        "r{index} leader is {}",
-                        leader.map_or("unknown".into(), |l| l.to_string())
-                    )
+                    format!("r{index} leader is {}", leader.map_or("unknown".into(), |l| l.to_string()))
                 });
             }
             Effect::EpochEnded { slot, .. } => self.note(|| format!("r{index} epoch ended at {slot}")),
             Effect::Fatal { reason } => {
                 self.note(|| format!("r{index} fatal: {reason}"));
-                self.violations
-                    .push(Violation(format!("r{index} stopped: {reason}")));
+                self.violations.push(Violation(format!("r{index} stopped: {reason}")));
                 self.nodes[index].fatal = Some(reason);
             }
         }
     }
 
     fn apply(&mut self, index: usize, decided: Decided) {
-        self.note(|| {
-            format!(
-                "r{index} applies {} {}",
-                decided.base.slot,
-                describe_proposal(&decided)
-            )
-        });
+        self.note(|| format!("r{index} applies {} {}", decided.base.slot, describe_proposal(&decided)));
         let node = &mut self.nodes[index];
         if decided.base.slot.0 <= node.applied.len() as u64 {
             return;
         }
         if decided.base.slot.0 != node.applied.len() as u64 + 1 {
-            let text = format!(
-                "r{index} applies {} after {}",
-                decided.base.slot,
-                node.applied.len()
-            );
+            let text = format!("r{index} applies {} after {}", decided.base.slot, node.applied.len());
             self.violations.push(Violation(text));
         }
         let slot = decided.base.slot;
         if *self.base_of.entry(slot).or_insert(decided.base) != decided.base {
-            self.violations.push(Violation(format!(
-                "r{index} decides another entry for slot {slot}"
-            )));
+            self.violations.push(Violation(format!("r{index} decides another entry for slot {slot}")));
         }
         let value = node.proposed.remove(&slot);
         if let (Some(mine), Some(Proposal::Batch(value))) = (&value, &decided.proposal)
@@ -455,74 +406,32 @@ pub(crate) fn describe(message: &[u8]) -> String {
 fn describe_message(message: &Message) -> String {
     match message {
         Message::PreVote { ballot } => format!("PreVote {ballot}"),
-        Message::PreVoteReply {
-            ballot,
-            granted,
-            promised,
-        } => {
-            format!(
-                "PreVoteReply {ballot} {} promised {promised}",
-                if *granted { "yes" } else { "no" }
-            )
+        Message::PreVoteReply { ballot, granted, promised } => {
+            format!("PreVoteReply {ballot} {} promised {promised}", if *granted { "yes" } else { "no" })
         }
         Message::Prepare { ballot } => format!("Prepare {ballot}"),
         Message::Promise { ballot, view } => {
-            format!(
-                "Promise {ballot} accepted {} last {} decided {}",
-                view.accepted, view.last, view.decided
-            )
+            format!("Promise {ballot} accepted {} last {} decided {}", view.accepted, view.last, view.decided)
         }
         Message::FetchLog { ballot, from } => format!("FetchLog {ballot} behind {from}"),
-        Message::LogChunk {
-            ballot,
-            previous,
-            entries,
-        } => {
+        Message::LogChunk { ballot, previous, entries } => {
             format!("LogChunk {ballot} behind {} {entries:?}", previous.slot)
         }
-        Message::AcceptSync {
-            ballot,
-            sync,
-            entries,
-            adopted,
-            ..
-        } => {
-            format!(
-                "AcceptSync {ballot} behind {} {entries:?} up to {adopted}",
-                sync.slot
-            )
+        Message::AcceptSync { ballot, sync, entries, adopted, .. } => {
+            format!("AcceptSync {ballot} behind {} {entries:?} up to {adopted}", sync.slot)
         }
-        Message::Accept {
-            ballot,
-            previous,
-            entries,
-            decided,
-            ..
-        } => {
-            format!(
-                "Accept {ballot} behind {} {entries:?} decided {decided}",
-                previous.slot
-            )
+        Message::Accept { ballot, previous, entries, decided, .. } => {
+            format!("Accept {ballot} behind {} {entries:?} decided {decided}", previous.slot)
         }
         Message::Accepted { ballot, durable } => format!("Accepted {ballot} durable {durable}"),
         Message::Reject { ballot, reason } => format!("Reject {ballot} {reason:?}"),
-        Message::Heartbeat {
-            ballot,
-            round,
-            decided,
-            quorate,
-        } => {
+        Message::Heartbeat { ballot, round, decided, quorate } => {
             format!(
                 "Heartbeat {ballot} round {round} decided {decided}{}",
                 if *quorate { "" } else { " alone" }
             )
         }
-        Message::HeartbeatReply {
-            ballot,
-            round,
-            view,
-            durable,
-        } => {
+        Message::HeartbeatReply { ballot, round, view, durable } => {
             format!(
                 "HeartbeatReply {ballot} round {round} accepted {} last {} durable {durable}",
                 view.accepted, view.last
@@ -538,12 +447,7 @@ fn describe_records(records: &[Bytes]) -> String {
         Ok(Record::Promise { ballot }) => format!("Promise {ballot}"),
         Ok(Record::Append { accepted, entries }) => format!("Append in {accepted} {entries:?}"),
         Ok(Record::Replace { accepted, keep, .. }) => format!("Replace in {accepted} behind {keep}"),
-        Ok(Record::State {
-            promised,
-            accepted,
-            base,
-            ..
-        }) => {
+        Ok(Record::State { promised, accepted, base, .. }) => {
             format!("State promised {promised} accepted {accepted} base {}", base.slot)
         }
         Err(error) => format!("unreadable: {error}"),

@@ -48,13 +48,7 @@ pub(crate) fn run(seed: u64, mutation: Mutation, steps: usize) -> (Vec<Violation
     let mut random = Random(seed);
     let weather = Weather::draw(&mut random);
     let message_bytes = [1, 200, 100_000][random.below(3)];
-    let options = Options {
-        mutation,
-        seed,
-        message_bytes,
-        window_entries: 16,
-        ..Options::default()
-    };
+    let options = Options { mutation, seed, message_bytes, window_entries: 16, ..Options::default() };
     let quorums = match (weather.n, random.below(4)) {
         (5, 0) => Quorums::flexible(5, 4, 2, 1).unwrap(),
         (5, 1) => Quorums::flexible(5, 2, 4, 1).unwrap(),
@@ -117,11 +111,7 @@ fn disturb(cluster: &mut Cluster, weather: &Weather, random: &mut Random, step: 
         let _ = cluster.propose(at, &format!("v{step}"));
     }
     if random.chance(5) {
-        let at = if random.chance(50) {
-            cluster.leader().unwrap_or(node)
-        } else {
-            node
-        };
+        let at = if random.chance(50) { cluster.leader().unwrap_or(node) } else { node };
         if cluster.is_up(at) {
             cluster.read(at);
         }
@@ -168,10 +158,7 @@ fn calm(cluster: &mut Cluster) {
             let id = cluster.read(leader);
             cluster.run(150);
             let last = cluster.replica(leader).status().last;
-            let agree = cluster
-                .nodes
-                .iter()
-                .all(|node| node.applied.len() as u64 == last.0);
+            let agree = cluster.nodes.iter().all(|node| node.applied.len() as u64 == last.0);
             if agree && cluster.nodes[leader].ready.iter().any(|(ready, _)| *ready == id) {
                 done = true;
                 break;
@@ -181,23 +168,15 @@ fn calm(cluster: &mut Cluster) {
     if !done {
         let states: Vec<String> = (0..cluster.nodes.len())
             .map(|index| {
-                format!(
-                    "r{index} {:?} {:?}",
-                    cluster.replica(index).status(),
-                    cluster.replica(index).role()
-                )
+                format!("r{index} {:?} {:?}", cluster.replica(index).status(), cluster.replica(index).role())
             })
             .collect();
-        cluster
-            .violations
-            .push(Violation(format!("does not come back: {states:#?}")));
+        cluster.violations.push(Violation(format!("does not come back: {states:#?}")));
     }
     let acknowledged = cluster.acknowledged.0 as usize;
     for (index, node) in cluster.nodes.iter().enumerate() {
         if node.applied.len() < acknowledged && done {
-            cluster
-                .violations
-                .push(Violation(format!("r{index} lost acknowledged slots")));
+            cluster.violations.push(Violation(format!("r{index} lost acknowledged slots")));
             break;
         }
     }

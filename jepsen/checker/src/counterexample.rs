@@ -29,9 +29,7 @@ pub struct Counterexample {
 }
 
 /// Searches that shrink may cost at most this much each; a search that is unsure keeps what it would have left out.
-const SHRINK_LIMITS: Limits = Limits {
-    configurations: 200_000,
-};
+const SHRINK_LIMITS: Limits = Limits { configurations: 200_000 };
 
 /// Above this many operations reads are not left out one by one.
 const SHRINK_ONE_BY_ONE_MAX: usize = 400;
@@ -68,10 +66,7 @@ pub fn find(history: &History, key: &str) -> Option<Counterexample> {
 fn until(operations: &[Operation], time: u64) -> Vec<Operation> {
     let called = operations.iter().filter(|operation| operation.call <= time);
     called
-        .map(|operation| Operation {
-            end: operation.end.filter(|end| *end <= time),
-            ..operation.clone()
-        })
+        .map(|operation| Operation { end: operation.end.filter(|end| *end <= time), ..operation.clone() })
         .collect()
 }
 
@@ -81,9 +76,7 @@ fn fails(operations: &[Operation], initial: Option<String>, limits: Limits) -> b
 
 fn fails_from(operations: &[Operation], any: bool, values: &[Option<String>]) -> bool {
     if any {
-        values
-            .iter()
-            .all(|value| fails(operations, value.clone(), SHRINK_LIMITS))
+        values.iter().all(|value| fails(operations, value.clone(), SHRINK_LIMITS))
     } else {
         fails(operations, None, SHRINK_LIMITS)
     }
@@ -106,10 +99,8 @@ fn cut_end(operations: Vec<Operation>) -> Option<(Vec<Operation>, Operation)> {
     }
     let time = *ends.get(low)?;
     let part = until(&operations, time);
-    let culprit = part
-        .iter()
-        .filter(|operation| operation.end == Some(time))
-        .max_by_key(|operation| operation.call)?;
+    let culprit =
+        part.iter().filter(|operation| operation.end == Some(time)).max_by_key(|operation| operation.call)?;
     Some((part.clone(), culprit.clone()))
 }
 
@@ -119,23 +110,15 @@ fn cut_beginning(
     culprit: &Operation,
     values: &[Option<String>],
 ) -> Option<Vec<Operation>> {
-    let has_appends = part
-        .iter()
-        .any(|operation| matches!(operation.action, Action::Append(_)));
+    let has_appends = part.iter().any(|operation| matches!(operation.action, Action::Append(_)));
     if has_appends || values.len() > STATES_MAX {
         return None;
     }
-    let mut ends: Vec<u64> = part
-        .iter()
-        .filter_map(|operation| operation.end)
-        .filter(|end| *end < culprit.call)
-        .collect();
+    let mut ends: Vec<u64> =
+        part.iter().filter_map(|operation| operation.end).filter(|end| *end < culprit.call).collect();
     ends.sort_unstable();
     let after = |time: u64| -> Vec<Operation> {
-        part.iter()
-            .filter(|operation| operation.end.is_none_or(|end| end > time))
-            .cloned()
-            .collect()
+        part.iter().filter(|operation| operation.end.is_none_or(|end| end > time)).cloned().collect()
     };
     // The later the moment, the less remains and the harder it is to fail: find the last moment that still does.
     let (mut low, mut high) = (0, ends.len());
@@ -190,33 +173,23 @@ fn possible_answers(part: &[Operation], culprit: usize, any: bool, values: &[Opt
     };
     let explains = |operations: &[Operation]| {
         let initials: &[Option<String>] = if any { values } else { &[None] };
-        initials
-            .iter()
-            .any(|value| search(operations, value.clone(), SHRINK_LIMITS).0 == Answer::Yes)
+        initials.iter().any(|value| search(operations, value.clone(), SHRINK_LIMITS).0 == Answer::Yes)
     };
     match &part[culprit].action {
         Action::Get(_) if values.len() <= 200 => {
-            let fits = values
-                .iter()
-                .filter(|value| explains(&with(Action::Get((*value).clone()))));
+            let fits = values.iter().filter(|value| explains(&with(Action::Get((*value).clone()))));
             fits.map(show).collect()
         }
         Action::Cas(expect, value, swapped) => {
             let other = Action::Cas(expect.clone(), value.clone(), !swapped);
-            if explains(&with(other)) {
-                vec![(!swapped).to_string()]
-            } else {
-                Vec::new()
-            }
+            if explains(&with(other)) { vec![(!swapped).to_string()] } else { Vec::new() }
         }
         _ => Vec::new(),
     }
 }
 
 fn show(value: &Option<String>) -> String {
-    value
-        .as_ref()
-        .map_or("nothing".to_string(), |value| format!("\"{value}\""))
+    value.as_ref().map_or("nothing".to_string(), |value| format!("\"{value}\""))
 }
 
 /// An operation in words, without times.
@@ -229,11 +202,7 @@ pub fn describe(operation: &Operation) -> String {
         Action::Put(value) => format!("put \"{value}\""),
         Action::Delete => "delete".to_string(),
         Action::Cas(expect, value, swapped) => {
-            let outcome = if known {
-                if *swapped { ": swapped" } else { ": differed" }
-            } else {
-                ""
-            };
+            let outcome = if known { if *swapped { ": swapped" } else { ": differed" } } else { "" };
             format!("cas {} to {}{outcome}", show(expect), show(value))
         }
         Action::Append(value) => format!("append \"{value}\""),
@@ -244,16 +213,8 @@ pub fn describe(operation: &Operation) -> String {
 
 fn explain(key: &str, part: &[Operation], culprit: usize, any: bool, possible: &[String]) -> String {
     let operation = &part[culprit];
-    let begin = if any {
-        "Whatever the value was before, "
-    } else {
-        "From the beginning of the history, "
-    };
-    let line = if operation.line > 0 {
-        format!(" (line {})", operation.line)
-    } else {
-        String::new()
-    };
+    let begin = if any { "Whatever the value was before, " } else { "From the beginning of the history, " };
+    let line = if operation.line > 0 { format!(" (line {})", operation.line) } else { String::new() };
     let mut text = format!(
         "Key \"{key}\": process {} was answered `{}`{line}. {begin}no order of these {} operations explains all answers.",
         operation.process,

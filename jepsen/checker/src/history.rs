@@ -118,9 +118,7 @@ impl History {
             let value: serde_json::Value =
                 serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
             if value.get("txn").is_some() {
-                return Err(wrong(
-                    "transactions (\"txn\") are not judged by this version".to_string(),
-                ));
+                return Err(wrong("transactions (\"txn\") are not judged by this version".to_string()));
             }
             let line: Line = serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
             match line.into_operation(number).map_err(wrong)? {
@@ -160,10 +158,7 @@ impl History {
     /// How many operations have an unknown outcome.
     #[must_use]
     pub fn unknown(&self) -> usize {
-        self.operations
-            .iter()
-            .filter(|operation| operation.end.is_none())
-            .count()
+        self.operations.iter().filter(|operation| operation.end.is_none()).count()
     }
 
     /// Why the history can show nothing, if so: a store that was never written to, or never looked at, is always right.
@@ -174,11 +169,7 @@ impl History {
             |action: &Action| matches!(action, Action::Get(_) | Action::Cas(..) | Action::Incr(..));
         let changes = |action: &Action| !matches!(action, Action::Get(_));
         let observed = answered.filter(|operation| observes(&operation.action)).count();
-        let changed = self
-            .operations
-            .iter()
-            .filter(|operation| changes(&operation.action))
-            .count();
+        let changed = self.operations.iter().filter(|operation| changes(&operation.action)).count();
         match (observed, changed) {
             (0, _) => Some("no answered operation looks at a value (get, cas or incr)".to_string()),
             (_, 0) => Some("no operation changes a value".to_string()),
@@ -201,14 +192,7 @@ impl Line {
         };
         let action = self.action(is_answered)?;
         let end = self.end.filter(|_| is_answered);
-        Ok(Some(Operation {
-            process: self.process,
-            key: self.key,
-            action,
-            call: self.call,
-            end,
-            line,
-        }))
+        Ok(Some(Operation { process: self.process, key: self.key, action, call: self.call, end, line }))
     }
 
     fn action(&self, is_answered: bool) -> Result<Action, String> {
@@ -247,9 +231,7 @@ impl Line {
                 Action::Incr(by, sum.unwrap_or(0))
             }
             _ => {
-                return Err(format!(
-                    "\"op\" is \"{op}\"; known are get, put, delete, cas, append and incr"
-                ));
+                return Err(format!("\"op\" is \"{op}\"; known are get, put, delete, cas, append and incr"));
             }
         };
         Ok(action)
@@ -261,9 +243,7 @@ fn text(value: Option<&serde_json::Value>, field: &str) -> Result<Option<String>
         None | Some(serde_json::Value::Null) => Ok(None),
         Some(serde_json::Value::String(text)) => Ok(Some(text.clone())),
         Some(serde_json::Value::Number(number)) => Ok(Some(number.to_string())),
-        Some(other) => Err(format!(
-            "\"{field}\" must be a string, a number or null, it is {other}"
-        )),
+        Some(other) => Err(format!("\"{field}\" must be a string, a number or null, it is {other}")),
     }
 }
 
@@ -279,22 +259,14 @@ impl Operation {
     /// The operation as a line of a history file, without the line end.
     #[must_use]
     pub fn to_json(&self) -> String {
-        let text = |value: &Option<String>| {
-            value
-                .clone()
-                .map_or(serde_json::Value::Null, serde_json::Value::String)
-        };
+        let text =
+            |value: &Option<String>| value.clone().map_or(serde_json::Value::Null, serde_json::Value::String);
         let known = self.end.is_some();
         let (op, value, expect, result) = match &self.action {
             Action::Get(seen) => ("get", None, None, known.then(|| text(seen))),
             Action::Put(value) => ("put", Some(serde_json::Value::String(value.clone())), None, None),
             Action::Delete => ("delete", None, None, None),
-            Action::Append(value) => (
-                "append",
-                Some(serde_json::Value::String(value.clone())),
-                None,
-                None,
-            ),
+            Action::Append(value) => ("append", Some(serde_json::Value::String(value.clone())), None, None),
             Action::Cas(expect, value, swapped) => (
                 "cas",
                 Some(text(value)),
@@ -333,14 +305,8 @@ mod tests {
     #[test]
     fn the_documented_example_is_read() {
         let history = History::parse(EXAMPLE).unwrap();
-        assert_eq!(
-            (history.operations.len(), history.failed, history.unknown()),
-            (4, 1, 1)
-        );
-        assert_eq!(
-            history.operations[2].action,
-            Action::Cas(Some("7".into()), Some("8".into()), true)
-        );
+        assert_eq!((history.operations.len(), history.failed, history.unknown()), (4, 1, 1));
+        assert_eq!(history.operations[2].action, Action::Cas(Some("7".into()), Some("8".into()), true));
         assert_eq!(history.operations[1].line, 3);
         assert_eq!(history.is_too_thin(), None);
     }
@@ -351,10 +317,7 @@ mod tests {
         let text: Vec<String> = history.operations.iter().map(Operation::to_json).collect();
         let again = History::parse(&text.join("\n")).unwrap();
         for (before, after) in history.operations.iter().zip(&again.operations) {
-            assert_eq!(
-                (&before.action, before.call, before.end),
-                (&after.action, after.call, after.end)
-            );
+            assert_eq!((&before.action, before.call, before.end), (&after.action, after.call, after.end));
         }
     }
 

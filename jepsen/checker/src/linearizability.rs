@@ -24,9 +24,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            configurations: 20_000_000,
-        }
+        Self { configurations: 20_000_000 }
     }
 }
 
@@ -81,12 +79,7 @@ pub fn check(history: &History, limits: Limits) -> Judgement {
                 judgement.verdict = Verdict::Violation { key };
                 return judgement;
             }
-            Answer::Unsure => {
-                judgement.verdict = Verdict::Undecided {
-                    key,
-                    configurations: tried,
-                }
-            }
+            Answer::Unsure => judgement.verdict = Verdict::Undecided { key, configurations: tried },
         }
     }
     judgement
@@ -96,9 +89,7 @@ pub fn check(history: &History, limits: Limits) -> Judgement {
 pub(crate) fn by_key(history: &History) -> BTreeMap<String, Vec<Operation>> {
     let mut keys: BTreeMap<String, Vec<Operation>> = BTreeMap::new();
     for operation in &history.operations {
-        keys.entry(operation.key.clone())
-            .or_default()
-            .push(operation.clone());
+        keys.entry(operation.key.clone()).or_default().push(operation.clone());
     }
     for operations in keys.values_mut() {
         operations.sort_by_key(|operation| operation.call);
@@ -169,27 +160,15 @@ impl Timeline {
         timed.sort_unstable();
         let count = timed.len();
         let mut timeline = Self {
-            events: vec![Event {
-                operation: NONE,
-                is_call: false,
-            }],
-            next: (1..=count + 1)
-                .map(|index| if index > count { NONE } else { index })
-                .collect(),
+            events: vec![Event { operation: NONE, is_call: false }],
+            next: (1..=count + 1).map(|index| if index > count { NONE } else { index }).collect(),
             previous: (0..=count).map(|index| index.wrapping_sub(1)).collect(),
             call_of: vec![NONE; operations.len()],
             answer_of: vec![NONE; operations.len()],
         };
         for (index, (_, is_answer, operation)) in timed.into_iter().enumerate() {
-            timeline.events.push(Event {
-                operation,
-                is_call: !is_answer,
-            });
-            let place = if is_answer {
-                &mut timeline.answer_of
-            } else {
-                &mut timeline.call_of
-            };
+            timeline.events.push(Event { operation, is_call: !is_answer });
+            let place = if is_answer { &mut timeline.answer_of } else { &mut timeline.call_of };
             place[operation] = index + 1;
         }
         timeline
@@ -243,25 +222,14 @@ impl Search {
             .iter()
             .filter(|operation| operation.end.is_some() || !matches!(operation.action, Action::Get(_)))
             .collect();
-        let prepared: Vec<Prepared> = kept
-            .iter()
-            .map(|operation| states.prepare(&operation.action))
-            .collect();
-        let times: Vec<(u64, Option<u64>)> = kept
-            .iter()
-            .map(|operation| (operation.call, operation.end))
-            .collect();
+        let prepared: Vec<Prepared> =
+            kept.iter().map(|operation| states.prepare(&operation.action)).collect();
+        let times: Vec<(u64, Option<u64>)> =
+            kept.iter().map(|operation| (operation.call, operation.end)).collect();
         let timeline = Timeline::new(&prepared, &times);
         let is_known: Vec<bool> = times.iter().map(|(_, end)| end.is_some()).collect();
         let unexplained = is_known.iter().filter(|known| **known).count();
-        Self {
-            states,
-            operations: prepared,
-            is_known,
-            timeline,
-            seen: HashSet::default(),
-            unexplained,
-        }
+        Self { states, operations: prepared, is_known, timeline, seen: HashSet::default(), unexplained }
     }
 
     fn run(&mut self, initial: StateId, configurations_max: usize) -> Answer {
@@ -310,10 +278,7 @@ impl Search {
                 if cursor.is_second_pass {
                     return None;
                 }
-                *cursor = Cursor {
-                    event: self.timeline.next[0],
-                    is_second_pass: true,
-                };
+                *cursor = Cursor { event: self.timeline.next[0], is_second_pass: true };
                 continue;
             }
             cursor.event = self.timeline.next[event];
@@ -354,17 +319,11 @@ struct Cursor {
 
 impl Cursor {
     fn start(timeline: &Timeline) -> Self {
-        Self {
-            event: timeline.next[0],
-            is_second_pass: false,
-        }
+        Self { event: timeline.next[0], is_second_pass: false }
     }
 
     fn behind(timeline: &Timeline, operation: usize, is_known: bool) -> Self {
-        Self {
-            event: timeline.next[timeline.call_of[operation]],
-            is_second_pass: !is_known,
-        }
+        Self { event: timeline.next[timeline.call_of[operation]], is_second_pass: !is_known }
     }
 }
 
@@ -394,10 +353,7 @@ pub(crate) fn values_named(operations: &[Operation]) -> Vec<Option<String>> {
             Action::Cas(expect, value, _) => values.extend([expect.clone(), value.clone()]),
             Action::Append(value) => values.push(Some(value.clone())),
             Action::Incr(by, sum) => {
-                values.extend([
-                    Some(sum.to_string()),
-                    sum.checked_sub(*by).map(|before| before.to_string()),
-                ]);
+                values.extend([Some(sum.to_string()), sum.checked_sub(*by).map(|before| before.to_string())]);
             }
         }
     }

@@ -18,10 +18,7 @@ pub(crate) const ABSENT: StateId = 0;
 
 impl States {
     pub(crate) fn new() -> Self {
-        Self {
-            values: vec![None],
-            ids: HashMap::from([(None, ABSENT)]),
-        }
+        Self { values: vec![None], ids: HashMap::from([(None, ABSENT)]) }
     }
 
     pub(crate) fn id(&mut self, value: &Option<String>) -> StateId {

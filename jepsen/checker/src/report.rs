@@ -18,10 +18,8 @@ const SHOWN_MAX: usize = 120;
 #[must_use]
 pub fn html(counterexample: &Counterexample, title: &str) -> String {
     let title = escape(title);
-    let rows: String = shown(counterexample)
-        .iter()
-        .map(|operation| table_row(counterexample, operation))
-        .collect();
+    let rows: String =
+        shown(counterexample).iter().map(|operation| table_row(counterexample, operation)).collect();
     format!(
         r#"<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -52,10 +50,7 @@ time after its call, or never. The red one is the answer that cannot be explaine
 /// The last operations, as many as a picture can show, always with the culprit.
 fn shown(counterexample: &Counterexample) -> &[Operation] {
     let operations = &counterexample.operations;
-    let first = operations
-        .len()
-        .saturating_sub(SHOWN_MAX)
-        .min(counterexample.culprit);
+    let first = operations.len().saturating_sub(SHOWN_MAX).min(counterexample.culprit);
     &operations[first..]
 }
 
@@ -101,10 +96,7 @@ fn bar(operation: &Operation, is_culprit: bool, y: f64, scale: &Scale) -> String
     };
     let words = escape(&describe(operation));
     // Room for about one letter per 7 units; the whole text is in the tooltip and in the table.
-    let fits: String = words
-        .chars()
-        .take(((width - 8.0) / 7.0).max(0.0) as usize)
-        .collect();
+    let fits: String = words.chars().take(((width - 8.0) / 7.0).max(0.0) as usize).collect();
     format!(
         r#"<g><title>process {}: {words}, line {}</title><rect class="{class}" x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{BAR_HEIGHT}" rx="4"/><text class="{text_class}" x="{:.1}" y="{:.1}">{fits}</text></g>"#,
         operation.process,
@@ -134,11 +126,8 @@ struct Scale {
 
 impl Scale {
     fn new(operations: &[Operation]) -> Self {
-        let mut moments: Vec<u64> = operations
-            .iter()
-            .flat_map(|operation| [Some(operation.call), operation.end])
-            .flatten()
-            .collect();
+        let mut moments: Vec<u64> =
+            operations.iter().flat_map(|operation| [Some(operation.call), operation.end]).flatten().collect();
         moments.sort_unstable();
         moments.dedup();
         Self { moments }
@@ -151,8 +140,5 @@ impl Scale {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

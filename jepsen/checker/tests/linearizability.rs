@@ -5,14 +5,7 @@ use std::time::Instant;
 use tetrachord_checker::{Action, History, Limits, Operation, Verdict, check, counterexample, report};
 
 fn operation(process: u64, action: Action, call: u64, end: Option<u64>) -> Operation {
-    Operation {
-        process,
-        key: "x".to_string(),
-        action,
-        call,
-        end,
-        line: 0,
-    }
+    Operation { process, key: "x".to_string(), action, call, end, line: 0 }
 }
 
 fn put(value: &str) -> Action {
@@ -28,10 +21,7 @@ fn cas(expect: Option<&str>, value: Option<&str>, swapped: bool) -> Action {
 }
 
 fn history(operations: Vec<Operation>) -> History {
-    History {
-        operations,
-        failed: 0,
-    }
+    History { operations, failed: 0 }
 }
 
 fn is_linearizable(operations: Vec<Operation>) -> bool {
@@ -123,30 +113,19 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, n: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
 }
 
 /// Tries every order of every choice of unknown operations.
 fn brute_force(operations: &[Operation], taken: &mut Vec<bool>, state: Option<String>) -> bool {
-    let open = |taken: &[bool]| {
-        (0..operations.len())
-            .filter(|index| !taken[*index])
-            .collect::<Vec<_>>()
-    };
+    let open = |taken: &[bool]| (0..operations.len()).filter(|index| !taken[*index]).collect::<Vec<_>>();
     let left = open(taken);
     if left.iter().all(|index| operations[*index].end.is_none()) {
         return true;
     }
-    let first_answer = left
-        .iter()
-        .filter_map(|index| operations[*index].end)
-        .min()
-        .unwrap();
+    let first_answer = left.iter().filter_map(|index| operations[*index].end).min().unwrap();
     for index in left {
         let operation = &operations[index];
         if operation.call > first_answer {
@@ -213,17 +192,10 @@ fn the_search_agrees_with_brute_force_on_ten_thousand_small_histories() {
     for round in 0..10_000 {
         let operations = random_history(&mut random);
         let expected = brute_force(&operations, &mut vec![false; operations.len()], None);
-        assert_eq!(
-            is_linearizable(operations.clone()),
-            expected,
-            "round {round}: {operations:#?}"
-        );
+        assert_eq!(is_linearizable(operations.clone()), expected, "round {round}: {operations:#?}");
         good += usize::from(expected);
     }
-    assert!(
-        (1_000..9_000).contains(&good),
-        "both verdicts occur often: {good} good"
-    );
+    assert!((1_000..9_000).contains(&good), "both verdicts occur often: {good} good");
 }
 
 #[test]
@@ -233,10 +205,7 @@ fn every_counterexample_is_itself_a_violation_and_names_its_culprit() {
     while found < 500 {
         let operations = random_history(&mut random);
         let whole = history(operations.clone());
-        if !matches!(
-            check(&whole, Limits::default()).verdict,
-            Verdict::Violation { .. }
-        ) {
+        if !matches!(check(&whole, Limits::default()).verdict, Verdict::Violation { .. }) {
             continue;
         }
         found += 1;
@@ -254,32 +223,17 @@ fn every_counterexample_is_itself_a_violation_and_names_its_culprit() {
 #[test]
 fn a_stale_read_in_a_long_history_is_cut_down_to_a_few_operations_and_explained() {
     let mut operations = simulate(&mut Random(3), 1, 2_000, 5, 0);
-    let last = operations
-        .iter()
-        .filter_map(|operation| operation.end)
-        .max()
-        .unwrap();
+    let last = operations.iter().filter_map(|operation| operation.end).max().unwrap();
     operations.push(operation(90, put("final"), last + 1, Some(last + 2)));
     operations.push(operation(91, get(Some("v3")), last + 3, Some(last + 4)));
     for operation in &mut operations {
         operation.key = "x".to_string();
     }
     let whole = history(operations);
-    assert_eq!(
-        check(&whole, Limits::default()).verdict,
-        Verdict::Violation { key: "x".to_string() }
-    );
+    assert_eq!(check(&whole, Limits::default()).verdict, Verdict::Violation { key: "x".to_string() });
     let example = counterexample::find(&whole, "x").unwrap();
-    assert!(
-        example.operations.len() <= 3,
-        "{} operations",
-        example.operations.len()
-    );
-    assert!(
-        example.explanation.contains("\"final\""),
-        "{}",
-        example.explanation
-    );
+    assert!(example.operations.len() <= 3, "{} operations", example.operations.len());
+    assert!(example.explanation.contains("\"final\""), "{}", example.explanation);
     assert!(example.explanation.contains("process 91"));
 }
 
@@ -312,11 +266,7 @@ fn simulate(
         let action = match random.below(4) {
             0 => Action::Put(format!("v{index}")),
             1 => {
-                let expect = if random.below(2) == 0 {
-                    value.clone()
-                } else {
-                    Some("no".to_string())
-                };
+                let expect = if random.below(2) == 0 { value.clone() } else { Some("no".to_string()) };
                 let swapped = expect == *value;
                 Action::Cas(expect, Some(format!("c{index}")), swapped)
             }
@@ -334,14 +284,7 @@ fn simulate(
             names[process] += processes;
         }
         let end = (!is_unknown).then_some(end);
-        operations.push(Operation {
-            process: name,
-            key: format!("k{key}"),
-            action,
-            call,
-            end,
-            line: 0,
-        });
+        operations.push(Operation { process: name, key: format!("k{key}"), action, call, end, line: 0 });
     }
     operations
 }
@@ -368,11 +311,5 @@ fn large_histories_are_judged() {
 fn beyond_its_bound_the_judge_says_so() {
     let whole = history(simulate(&mut Random(5), 1, 1_000, 10, 0));
     let judgement = check(&whole, Limits { configurations: 50 });
-    assert_eq!(
-        judgement.verdict,
-        Verdict::Undecided {
-            key: "k0".to_string(),
-            configurations: 50
-        }
-    );
+    assert_eq!(judgement.verdict, Verdict::Undecided { key: "k0".to_string(), configurations: 50 });
 }
