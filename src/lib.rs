@@ -1,4 +1,22 @@
-//! x
+//! Tetrachord: a strongly consistent, replicated key-value store.
+//!
+//! The path of a request is the order in which to read:
+//!
+//! ```text
+//!  client ──> gateway ──> router ──> group ──> consensus ──> storage ──> kv (apply)
+//!    ^                                                                       |
+//!    └──────────────── reply: a value keyed by its ticket, carried by node ──┘
+//! ```
+//!
+//! * [`client`] asks, retries, and knows what it does not know.
+//! * [`transport`] moves frames over QUIC; [`wire`] says what they mean.
+//! * [`node`] is the whole node: [`node::core`] a pure machine, [`node::run`] the shell around it.
+//! * [`gateway`] lets requests in; [`router`] finds their group.
+//! * [`group`] is one replica of one group: it drives an engine of `tetrachord-consensus` and applies what is decided.
+//! * [`kv`] is what commands mean; [`storage`] is what survives.
+//! * [`ring`] says who owns what; [`config`] reads files; [`cli`] is the command line.
+//! * [`limits`] holds every bound, [`error`] sorts errors by what their reader must do.
+
 pub mod cli;
 pub mod client;
 pub mod config;
@@ -13,4 +31,5 @@ pub mod router;
 pub mod storage;
 pub mod transport;
 pub mod wire;
+
 pub use client::{Client, Outcome};

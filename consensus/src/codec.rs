@@ -2,7 +2,7 @@
 //!
 //! Postcard is not self-describing and does not refuse overlong numbers or trailing bytes. Hence the version byte in
 //! front, append-only enums, and a decoder that insists on an empty rest. What must be hashed is hashed field by field
-//! ([`crate::paxos::entry`]), never as re-encoded postcard.
+//! ([`crate::paxos::Entry`]), never as re-encoded postcard.
 
 use bytes::Bytes;
 use serde::Serialize;

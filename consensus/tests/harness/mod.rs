@@ -1,7 +1,7 @@
 //! A cluster of replicas in one thread: a network that is a bag of messages, disks that lose what was not flushed,
 //! clients that propose and read. The caller decides what happens next; this harness only carries it out and watches
 //! what must hold between replicas.
-#![allow(dead_code, reason = "each test file uses a part of the harness")]
+#![allow(dead_code, clippy::unwrap_used, reason = "test code, of which each file uses a part")]
 
 pub(crate) mod schedule;
 

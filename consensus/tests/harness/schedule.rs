@@ -1,5 +1,5 @@
 //! One random schedule: a seed draws its own faults; after them the cluster must come back.
-#![allow(dead_code, reason = "each test file uses a part of the harness")]
+#![allow(dead_code, clippy::unwrap_used, reason = "test code, of which each file uses a part")]
 
 use super::{Cluster, Random, Violation};
 use tetrachord_consensus::{Engine, Mutation, Options, Quorums};

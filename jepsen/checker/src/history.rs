@@ -271,7 +271,7 @@ impl Operation {
                 "cas",
                 Some(text(value)),
                 Some(text(expect)),
-                known.then(|| serde_json::Value::Bool(*swapped)),
+                known.then_some(serde_json::Value::Bool(*swapped)),
             ),
             Action::Incr(by, sum) => ("incr", Some((*by).into()), None, known.then(|| (*sum).into())),
         };

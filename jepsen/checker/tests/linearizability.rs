@@ -1,6 +1,8 @@
 //! The judge is judged: histories known to be good and known to be bad, a brute-force judge on thousands of small random
 //! ones, and sizes at which it must still answer.
 
+#![allow(clippy::unwrap_used, reason = "test code")]
+
 use std::time::Instant;
 use tetrachord_checker::{Action, History, Limits, Operation, Verdict, check, counterexample, report};
 
