@@ -3,7 +3,7 @@
 use crate::config::ClusterConfig;
 use crate::limits::Limits;
 use crate::ring::{GroupId, NodeId, RingMap};
-use crate::transport::{ClientLink, LinkError};
+use crate::transport::{ClientEndpoint, ClientLink, LinkError};
 use crate::wire::{self, Answer, AnswerFrame, Hello, Request, RequestFrame};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -51,7 +51,7 @@ pub(super) struct Open {
 #[derive(Debug)]
 pub(super) struct Links {
     cluster: ClusterConfig,
-    endpoint: quinn::Endpoint,
+    endpoint: ClientEndpoint,
     open: BTreeMap<NodeId, tokio::sync::Mutex<Option<Arc<Open>>>>,
     known: RwLock<Option<(Arc<RingMap>, Limits)>>,
     leaders: Mutex<BTreeMap<GroupId, NodeId>>,
@@ -67,7 +67,7 @@ const CONNECT_PATIENCE: Duration = Duration::from_millis(300);
 impl Links {
     pub(super) fn new(cluster: ClusterConfig) -> std::io::Result<Self> {
         let is_ipv6 = cluster.nodes.iter().any(|node| node.address.is_ipv6());
-        let endpoint = ClientLink::endpoint(is_ipv6)?;
+        let endpoint = ClientEndpoint::new(is_ipv6)?;
         let open = cluster.nodes.iter().map(|node| (node.id, tokio::sync::Mutex::default())).collect();
         Ok(Self {
             cluster,

@@ -671,7 +671,9 @@ impl Group {
     /// Switches to a snapshot when all of it is durable and nothing else is being written. One that is not ahead of
     /// this replica is dropped.
     fn switch_if_gathered(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        let Some(install) = self.install.as_ref().filter(|install| !install.has_switched()) else { return Ok(()) };
+        let Some(install) = self.install.as_ref().filter(|install| !install.has_switched()) else {
+            return Ok(());
+        };
         let Some(slot) = install.applied().map(|applied| applied.slot) else { return Ok(()) };
         if !self.written.is_empty() || !self.writes.is_empty() {
             return Ok(());

@@ -37,17 +37,23 @@ pub struct ClientLink {
 /// Bytes of requests that may wait for one connection.
 const OUTBOX_BYTES: usize = 64 << 20;
 
-impl ClientLink {
-    /// An endpoint for dialling, on any free port.
-    pub fn endpoint(is_ipv6: bool) -> std::io::Result<quinn::Endpoint> {
-        let any = if is_ipv6 { "[::]:0" } else { "0.0.0.0:0" };
-        quinn::Endpoint::client(any.parse().expect("a valid address"))
-    }
+/// A socket from which a client dials nodes.
+#[derive(Clone, Debug)]
+pub struct ClientEndpoint(quinn::Endpoint);
 
+impl ClientEndpoint {
+    /// Takes any free port. Must be called inside a tokio runtime.
+    pub fn new(is_ipv6: bool) -> std::io::Result<Self> {
+        let any = if is_ipv6 { "[::]:0" } else { "0.0.0.0:0" };
+        quinn::Endpoint::client(any.parse().expect("a valid address")).map(Self)
+    }
+}
+
+impl ClientLink {
     /// Connects to a node and waits for its greeting, which is returned with the link and the frames to come. Only then
     /// is it known that the node accepts this client's key.
     pub async fn connect(
-        endpoint: &quinn::Endpoint,
+        endpoint: &ClientEndpoint,
         identity: &Identity,
         address: SocketAddr,
         key: PublicKey,
@@ -60,7 +66,7 @@ impl ClientLink {
             let mut config =
                 quinn::ClientConfig::new(Arc::new(crypto.map_err(|error| unreachable(error.to_string()))?));
             config.transport_config(idle_config());
-            let connecting = endpoint.connect_with(config, address, "tetrachord");
+            let connecting = endpoint.0.connect_with(config, address, "tetrachord");
             let connecting = connecting.map_err(|error| unreachable(error.to_string()))?;
             let connection = connecting.await.map_err(|error| classify(address, &error))?;
             let opened = connection.open_bi().await;

@@ -22,7 +22,7 @@ mod outbox;
 mod peers;
 mod tls;
 
-pub use client_link::{ClientLink, LinkError};
+pub use client_link::{ClientEndpoint, ClientLink, LinkError};
 pub use endpoint::{Inbound, Transport, TransportSettings};
 pub use peers::PeerAddress;
 pub use tls::{Identity, IdentityError, PublicKey};

@@ -3,8 +3,8 @@
 //! Invariants:
 //! * `accepted <= promised`; both only grow;
 //! * `accepted = b` claims possession of the whole log that the leader of `b` adopted, never of a part of it;
-//! * `durable` counts for `accepted` alone: it falls to nothing when `accepted` changes, until the record that
-//!   changed it is durable (a length is bound to its ballot);
+//! * `durable` counts for `accepted` alone: there is none when `accepted` changes, until the record that changed it is
+//!   durable (a length is bound to its ballot);
 //! * every change is one commit of [`Record`]s, emitted in the order in which it was made. A change that is too
 //!   large for one record is cut into several; the caller makes them durable together or not at all.
 
@@ -34,7 +34,7 @@ pub struct Acceptor {
     promised: Ballot,
     accepted: Ballot,
     log: Log,
-    durable: Slot,
+    durable: Option<Slot>,
     promise_token: PersistToken,
     last_token: PersistToken,
     durable_token: PersistToken,
@@ -57,7 +57,7 @@ impl Acceptor {
         if is_moved {
             log = Log::starting_at(applied);
         }
-        let durable = log.last().slot;
+        let durable = Some(log.last().slot);
         let mut acceptor = Self {
             promised,
             accepted,
@@ -94,9 +94,9 @@ impl Acceptor {
         &self.log
     }
 
-    /// The last slot that is durable as accepted in [`Self::accepted`].
+    /// The last slot that is durable as accepted in [`Self::accepted`]; none until the acceptance itself is durable.
     #[must_use]
-    pub fn durable(&self) -> Slot {
+    pub fn durable(&self) -> Option<Slot> {
         self.durable
     }
 
@@ -158,7 +158,7 @@ impl Acceptor {
             self.log.push(entry.clone());
         }
         self.accepted = ballot;
-        self.durable = Slot::ZERO;
+        self.durable = None;
         self.record(&Record::Replace { accepted: ballot, keep, entries: Vec::new() });
         self.record_appends(entries);
         self.claim(options);
@@ -172,7 +172,7 @@ impl Acceptor {
             self.log.compact(base.slot);
         } else {
             self.log = Log::starting_at(base);
-            self.durable = Slot::ZERO;
+            self.durable = None;
             self.claims.clear();
         }
         self.persist_all();
@@ -196,10 +196,10 @@ impl Acceptor {
         while let Some(claim) = self.claims.front().copied().filter(|claim| claim.token <= token) {
             self.claims.pop_front();
             if claim.accepted == self.accepted {
-                self.durable = self.durable.max(claim.last.min(self.log.last().slot));
+                self.durable = self.durable.max(Some(claim.last.min(self.log.last().slot)));
             }
         }
-        assert!(self.durable <= self.log.last().slot, "only what the log holds can be durable");
+        assert!(self.durable <= Some(self.log.last().slot), "only what the log holds can be durable");
         self.durable > before
     }
 
@@ -224,7 +224,7 @@ impl Acceptor {
         let last = self.log.last().slot;
         self.claims.push_back(Claim { token: self.last_token, accepted: self.accepted, last });
         if mutated!(options, AckBeforeBarrier) {
-            self.durable = last;
+            self.durable = Some(last);
         }
         assert!(self.claims.len() as u64 <= self.last_token.0, "each claim has its record");
     }

@@ -208,7 +208,7 @@ impl Replica {
             self.learn_decided(decided);
         }
         let view = self.acceptor.view(self.decided, &self.options);
-        let durable = if adopted { self.acceptor.durable() } else { Slot::ZERO };
+        let durable = self.acceptor.durable().filter(|_| adopted).unwrap_or(Slot::ZERO);
         assert!(
             durable <= view.last || !adopted || cfg!(feature = "mutants"),
             "durable is a part of the log"
@@ -225,10 +225,7 @@ impl Replica {
         if ballot != self.promised() || ballot.replica == self.me {
             return;
         }
-        let durable = self.acceptor.durable();
-        if durable == Slot::ZERO {
-            return;
-        }
+        let Some(durable) = self.acceptor.durable() else { return };
         self.send_after(
             ballot.replica,
             &Message::Accepted { ballot, durable },

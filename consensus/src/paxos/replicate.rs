@@ -40,8 +40,13 @@ impl Replica {
         if !self.acceptor.log().is_sealed() || mutated!(self.options, AppendAfterStopSign) {
             self.append_own(Body::Noop);
         }
-        let barrier = self.acceptor.log().last().slot;
-        self.leader_mut().barrier = barrier;
+        let (barrier, stamped) =
+            (self.acceptor.log().last().slot, self.acceptor.log().last_entry().map(|last| last.time));
+        let leader = self.leader_mut();
+        leader.barrier = barrier;
+        // The first entry ever has nothing to be held against; the next ones are held against it.
+        leader.time_limit =
+            leader.time_limit.or(stamped.map(|time| Timestamp(time.0.saturating_add(TIME_AHEAD_MICROS))));
         self.set_leader(Some(self.me));
         for (replica, view) in late {
             self.on_view(replica, view);
@@ -252,7 +257,7 @@ impl Replica {
         peer.acknowledged(durable);
         let behind = match peer.stage {
             Stage::Replicate { next } => next <= durable,
-            Stage::Prepare | Stage::Sync { .. } => durable > Slot::ZERO && ballot == leader.ballot,
+            Stage::Prepare | Stage::Sync { .. } => ballot == leader.ballot,
             Stage::Snapshot => false,
         };
         if behind {
@@ -266,8 +271,7 @@ impl Replica {
     /// Decides what a phase 2 quorum holds durably, acknowledged in this ballot. The leader's own copy counts only
     /// once it is durable too.
     pub(super) fn try_decide(&mut self) {
-        let own =
-            if self.acceptor.accepted() == self.promised() { self.acceptor.durable() } else { Slot::ZERO };
+        let own = self.acceptor.durable().unwrap_or(Slot::ZERO);
         let quorum = self.config.quorums.phase2();
         let Role::Leader(leader) = &self.role else { return };
         assert_eq!(
@@ -398,7 +402,7 @@ impl Replica {
             peer.replicate_from(view.last.next());
         }
         self.on_view(from, view);
-        if view.accepted == ballot {
+        if view.accepted == ballot && durable > Slot::ZERO {
             self.on_accepted(from, ballot, durable);
         }
         self.finish_read_round();

@@ -1,0 +1,537 @@
+//! One test per rule, named by the rule. The rules and where they come from are in `docs/protocol/paxos.md`.
+#![allow(clippy::unwrap_used, reason = "test code")]
+
+mod harness;
+
+use bytes::Bytes;
+use harness::{Cluster, Envelope, describe};
+use tetrachord_consensus::paxos::{Ballot, Message, Role};
+use tetrachord_consensus::{
+    Engine, Epoch, Event, Mutation, Options, Proposal, ProposeError, Quorums, ReplicaId, Slot, Ticks,
+    Timestamp, codec,
+};
+
+fn options(mutation: Mutation) -> Options {
+    Options { mutation, ..Options::default() }
+}
+
+/// A cluster of `n` that replica 0 leads, with nothing under way.
+fn led(n: usize, options: Options) -> Cluster {
+    let mut cluster = Cluster::new(n, options);
+    cluster.run(1_500);
+    assert_eq!(cluster.leader(), Some(0), "the first replica is the first to try");
+    cluster
+}
+
+fn ballot(round: u64, replica: u8) -> Ballot {
+    Ballot { epoch: Epoch(1), round, replica: ReplicaId(replica) }
+}
+
+fn inject(cluster: &mut Cluster, from: u8, to: usize, message: &Message) {
+    let message = codec::encode(message);
+    cluster.network.push(Envelope { from: ReplicaId(from), to: ReplicaId(to as u8), message });
+    let last = cluster.network.len() - 1;
+    cluster.deliver(last);
+}
+
+fn under_way(cluster: &Cluster) -> Vec<String> {
+    cluster.network.iter().map(|envelope| describe(&envelope.message)).collect()
+}
+
+/// The test passes as the rules stand, and fails when one of them is switched off.
+fn passes_only_with_the_rule(mutation: Mutation, test: fn(Options)) {
+    test(options(Mutation::None));
+    let broken = std::panic::catch_unwind(|| test(options(mutation)));
+    assert!(broken.is_err(), "nobody noticed {mutation:?}");
+}
+
+#[test]
+fn a_promise_is_durable_before_it_is_given() {
+    let mut cluster = Cluster::new(3, options(Mutation::None));
+    inject(&mut cluster, 0, 1, &Message::Prepare { ballot: ballot(5, 0) });
+    assert!(under_way(&cluster).is_empty(), "{:?}", under_way(&cluster));
+    cluster.persist_all(1);
+    assert!(under_way(&cluster)[0].starts_with("Promise 1.5.0"));
+    cluster.crash(1, 0);
+    cluster.start(1);
+    assert_eq!(cluster.replica(1).promised(), ballot(5, 0));
+}
+
+#[test]
+fn a_lower_ballot_is_refused_and_told_the_promise() {
+    let mut cluster = Cluster::new(3, options(Mutation::None));
+    inject(&mut cluster, 2, 1, &Message::Prepare { ballot: ballot(5, 2) });
+    cluster.persist_all(1);
+    cluster.network.clear();
+    inject(&mut cluster, 0, 1, &Message::Prepare { ballot: ballot(4, 0) });
+    assert_eq!(under_way(&cluster), ["Reject 1.4.0 Promised(1.5.2)"]);
+}
+
+#[test]
+fn a_lost_promise_is_given_again() {
+    let mut cluster = Cluster::new(3, options(Mutation::None));
+    for _ in 0..2 {
+        inject(&mut cluster, 0, 1, &Message::Prepare { ballot: ballot(5, 0) });
+        cluster.persist_all(1);
+        assert!(under_way(&cluster)[0].starts_with("Promise 1.5.0"));
+        cluster.network.clear();
+    }
+}
+
+#[test]
+fn a_new_leader_adopts_the_best_log_of_its_quorum() {
+    fn test(options: Options) {
+        let mut cluster = led(3, options);
+        cluster.partition(&[2], &[0, 1]);
+        cluster.propose(0, "decided").unwrap();
+        cluster.settle();
+        assert_eq!(cluster.acknowledged, Slot(2));
+        cluster.crash(0, 0);
+        cluster.heal();
+        // Replica 2 knows nothing of the entry and leads: it must learn it from replica 1.
+        inject(&mut cluster, 0, 2, &Message::TransferLeader { ballot: ballot(1, 0) });
+        cluster.run(1_500);
+        let leader = cluster.leader().expect("two of three elect a leader");
+        cluster.propose(leader, "later").unwrap();
+        cluster.settle();
+        assert!(cluster.violations.is_empty(), "{:?}", cluster.violations);
+        assert_eq!(
+            cluster.nodes[2].applied[1].proposal,
+            Some(Proposal::Batch(Bytes::from_static(b"decided")))
+        );
+    }
+    passes_only_with_the_rule(Mutation::KeepOwnLog, test);
+    passes_only_with_the_rule(Mutation::PromiseWithoutAccepted, test);
+}
+
+#[test]
+fn only_acknowledgements_of_the_own_ballot_decide() {
+    fn test(options: Options) {
+        let mut cluster = led(3, options);
+        let old = cluster.replica(0).promised();
+        cluster.propose(0, "lonely").unwrap();
+        cluster.network.clear();
+        cluster.persist_all(0);
+        // An acknowledgement that was given in another ballot and has been under way for long.
+        let older = Ballot { round: old.round - 1, ..old };
+        inject(&mut cluster, 1, 0, &Message::Accepted { ballot: older, durable: Slot(2) });
+        assert_eq!(cluster.replica(0).decided(), Slot(1), "nobody else holds slot 2");
+    }
+    passes_only_with_the_rule(Mutation::CountOlderBallot, test);
+}
+
+#[test]
+fn a_leader_counts_its_own_copy_only_when_it_is_durable() {
+    fn test(options: Options) {
+        let mut cluster = Cluster::with_quorums(Quorums::flexible(3, 3, 1, 0).unwrap(), options);
+        cluster.run(1_500);
+        let leader = cluster.leader().unwrap();
+        let slot = cluster.propose(leader, "v").unwrap();
+        assert!(cluster.replica(leader).decided() < slot, "one copy decides here, but it is not durable yet");
+        cluster.persist_all(leader);
+        assert_eq!(cluster.replica(leader).decided(), slot);
+    }
+    passes_only_with_the_rule(Mutation::AckBeforeBarrier, test);
+}
+
+#[test]
+fn a_restarted_leader_does_not_resume_its_ballot() {
+    let mut cluster = led(3, options(Mutation::None));
+    let before = cluster.replica(0).promised();
+    cluster.crash(0, 0);
+    cluster.start(0);
+    assert!(matches!(cluster.replica(0).role(), Role::Follower));
+    cluster.run(3_000);
+    let leader = cluster.leader().unwrap();
+    assert!(cluster.replica(leader).promised() > before);
+}
+
+#[test]
+fn a_second_accept_sync_of_a_ballot_does_not_truncate() {
+    fn test(options: Options) {
+        let mut cluster = Cluster::new(3, options);
+        for _ in 0..200 {
+            let is_sync = |envelope: &Envelope| describe(&envelope.message).starts_with("AcceptSync");
+            if let Some(copy) = cluster.network.iter().find(|envelope| is_sync(envelope)).cloned() {
+                cluster.settle();
+                let leader = usize::from(copy.from.0);
+                cluster.propose(leader, "a").unwrap();
+                cluster.settle();
+                let last = cluster.replica(usize::from(copy.to.0)).status().last;
+                cluster.network.push(copy.clone());
+                cluster.deliver(cluster.network.len() - 1);
+                assert_eq!(cluster.replica(usize::from(copy.to.0)).status().last, last);
+                assert!(cluster.violations.is_empty(), "{:?}", cluster.violations);
+                return;
+            }
+            cluster.advance(10);
+            for index in 0..3 {
+                cluster.persist_all(index);
+            }
+            if let Some(position) = cluster.network.iter().position(|envelope| !is_sync(envelope)) {
+                cluster.deliver(position);
+            }
+        }
+        panic!("no AcceptSync was seen");
+    }
+    passes_only_with_the_rule(Mutation::SyncTwice, test);
+}
+
+#[test]
+fn an_entry_that_repeats_what_is_held_is_acknowledged_again() {
+    let mut cluster = led(3, options(Mutation::None));
+    cluster.propose(0, "a").unwrap();
+    let copies = cluster.network.clone();
+    cluster.settle();
+    let copy = copies.into_iter().find(|envelope| envelope.to == ReplicaId(1)).unwrap();
+    let ballot = cluster.replica(0).promised();
+    cluster.network.push(copy);
+    cluster.deliver(0);
+    assert_eq!(under_way(&cluster), [format!("Accepted {ballot} durable 2")]);
+}
+
+#[test]
+fn a_gap_is_reported_and_filled() {
+    let mut cluster = led(3, options(Mutation::None));
+    cluster.propose(0, "lost").unwrap();
+    cluster.network.retain(|envelope| envelope.to != ReplicaId(1));
+    cluster.propose(0, "next").unwrap();
+    cluster.settle();
+    assert_eq!(cluster.replica(1).status().last, Slot(3));
+}
+
+#[test]
+fn a_leader_of_a_sealed_log_appends_nothing_and_serves_no_reads() {
+    fn test(options: Options) {
+        let mut cluster = led(3, options);
+        let next = Bytes::from_static(b"next");
+        cluster.propose_raw(0, Proposal::StopSign(next.clone()), next).unwrap();
+        cluster.settle();
+        assert_eq!(cluster.propose(0, "late"), Err(ProposeError::EpochEnded { epoch: Epoch(1) }));
+        let sealed = cluster.replica(0).status().last;
+        cluster.crash(0, 0);
+        cluster.run(3_000);
+        let leader = cluster.leader().expect("the epoch may still elect leaders to finish its end");
+        assert_ne!(leader, 0);
+        assert_eq!(cluster.replica(leader).status().last, sealed, "nothing follows a stop-sign");
+        assert_eq!(cluster.replica(leader).decided(), sealed);
+        let read = cluster.read(leader);
+        cluster.settle();
+        assert!(
+            !cluster.nodes[leader].ready.iter().any(|(id, _)| *id == read),
+            "a sealed epoch serves no reads"
+        );
+    }
+    passes_only_with_the_rule(Mutation::AppendAfterStopSign, test);
+}
+
+#[test]
+fn other_epochs_are_refused() {
+    let mut cluster = Cluster::new(3, options(Mutation::None));
+    for epoch in [0, 2] {
+        let other = Ballot { epoch: Epoch(epoch), round: 9, replica: ReplicaId(0) };
+        inject(&mut cluster, 0, 1, &Message::Prepare { ballot: other });
+        assert_eq!(under_way(&cluster), [format!("Reject {other} Epoch(e1)")]);
+        cluster.network.clear();
+    }
+    assert_eq!(cluster.replica(1).promised(), Ballot::ZERO);
+}
+
+#[test]
+fn a_read_waits_for_a_quorum_that_answers_after_it() {
+    fn test(options: Options) {
+        let mut cluster = led(3, options);
+        cluster.partition(&[0], &[1, 2]);
+        let read = cluster.read(0);
+        cluster.settle();
+        assert!(
+            !cluster.nodes[0].ready.iter().any(|(id, _)| *id == read),
+            "nobody confirmed that replica 0 still leads"
+        );
+        cluster.heal();
+        cluster.advance(60);
+        cluster.settle();
+        assert!(cluster.nodes[0].ready.iter().any(|(id, _)| *id == read));
+    }
+    passes_only_with_the_rule(Mutation::ReadWithoutIndex, test);
+}
+
+#[test]
+fn a_deposed_leader_serves_no_stale_read() {
+    let mut cluster = led(3, options(Mutation::None));
+    cluster.partition(&[0], &[1, 2]);
+    cluster.run(2_500);
+    let leader = (1..3).find(|index| cluster.replica(*index).is_leader()).expect("the others elected one");
+    cluster.propose(leader, "new").unwrap();
+    cluster.settle();
+    cluster.read(0);
+    cluster.heal();
+    cluster.run(2_000);
+    assert!(cluster.violations.is_empty(), "{:?}", cluster.violations);
+}
+
+#[test]
+fn many_reads_share_one_round() {
+    let mut cluster = led(3, options(Mutation::None));
+    cluster.read(0);
+    let first_round = cluster.network.len();
+    for _ in 0..50 {
+        cluster.read(0);
+    }
+    assert_eq!(cluster.network.len(), first_round, "a round is under way; the others wait for the next one");
+    cluster.settle();
+    assert_eq!(cluster.nodes[0].ready.len(), 51);
+}
+
+#[test]
+fn followers_of_a_working_leader_help_nobody_else() {
+    let mut cluster = led(3, options(Mutation::None));
+    let before = cluster.replica(0).promised();
+    // Replica 2 hears nobody for a while and comes back.
+    cluster.partition(&[2], &[0, 1]);
+    cluster.run(3_000);
+    cluster.heal();
+    cluster.run(1_000);
+    assert_eq!(cluster.leader(), Some(0));
+    assert_eq!(cluster.replica(0).promised(), before, "the leader was not disturbed");
+}
+
+#[test]
+fn a_leader_without_a_quorum_stops_all_its_traffic() {
+    let mut cluster = led(3, options(Mutation::None));
+    // One way only: the others hear replica 0, it does not hear them.
+    cluster.cut.insert((1, 0));
+    cluster.cut.insert((2, 0));
+    cluster.run(3_000);
+    assert!(!cluster.replica(0).is_leader());
+    let leader = cluster.leader().expect("the others may elect");
+    assert_ne!(leader, 0);
+}
+
+#[test]
+fn partial_partitions_leave_a_leader_whenever_somebody_hears_a_quorum() {
+    // The three shapes of the Omni-Paxos paper: quorum loss (only one replica is fully connected), constrained election
+    // (that one has the shortest log), chained (a line).
+    type Shape = fn(&mut Cluster);
+    let quorum_loss: Shape = |cluster| {
+        for a in 0..5u8 {
+            for b in 0..5u8 {
+                if a != b && a != 2 && b != 2 {
+                    cluster.cut.insert((a, b));
+                }
+            }
+        }
+    };
+    let constrained: Shape = |cluster| {
+        cluster.partition(&[2], &[0, 1, 3, 4]);
+        cluster.propose(0, "not seen by 2").unwrap();
+        cluster.run(200);
+        cluster.heal();
+        cluster.partition(&[0], &[1, 2, 3, 4]);
+        for a in [1, 3, 4u8] {
+            for b in [1, 3, 4u8] {
+                if a != b {
+                    cluster.cut.insert((a, b));
+                }
+            }
+        }
+    };
+    let chained: Shape = |cluster| {
+        cluster.partition(&[0], &[2, 3, 4]);
+        cluster.partition(&[1], &[3, 4]);
+        cluster.partition(&[4], &[2]);
+    };
+    for (name, shape) in
+        [("quorum loss", quorum_loss), ("constrained election", constrained), ("chained", chained)]
+    {
+        let mut cluster = led(5, options(Mutation::None));
+        shape(&mut cluster);
+        cluster.run(8_000);
+        let before = cluster.acknowledged;
+        let leaders: Vec<usize> = (0..5).filter(|index| cluster.replica(*index).is_leader()).collect();
+        for leader in leaders {
+            let _ = cluster.propose(leader, "through");
+        }
+        cluster.run(500);
+        assert!(cluster.acknowledged > before, "{name}: nothing is decided");
+        assert!(cluster.violations.is_empty(), "{name}: {:?}", cluster.violations);
+    }
+}
+
+#[test]
+fn flexible_quorums_decide_with_few_and_elect_with_many() {
+    let quorums = Quorums::flexible(5, 4, 2, 1).unwrap();
+    let mut cluster = Cluster::with_quorums(quorums, options(Mutation::None));
+    cluster.run(2_000);
+    let leader = cluster.leader().unwrap() as u8;
+    let friend = (leader + 1) % 5;
+    let others: Vec<u8> = (0..5).filter(|index| *index != leader && *index != friend).collect();
+    cluster.partition(&[leader, friend], &others);
+    let slot = cluster.propose(usize::from(leader), "two copies").unwrap();
+    cluster.settle();
+    assert_eq!(cluster.acknowledged, slot, "two of five decide");
+    cluster.run(3_000);
+    assert!(
+        others.iter().all(|index| !cluster.replica(usize::from(*index)).is_leader()),
+        "three of five do not elect"
+    );
+}
+
+#[test]
+fn a_leader_whose_clock_is_a_year_ahead_moves_log_time_by_an_hour_at_most() {
+    let mut cluster = led(3, options(Mutation::None));
+    cluster.propose(0, "a").unwrap();
+    cluster.settle();
+    let before = cluster.nodes[0].applied.last().unwrap().time;
+    let year = 365 * 24 * 3600 * 1_000_000u64;
+    cluster.step(0, Event::Tick { now: Ticks(cluster.now), wall: Timestamp(before.0 + year) });
+    cluster.propose(0, "b").unwrap();
+    cluster.settle();
+    let after = cluster.nodes[0].applied.last().unwrap().time;
+    assert!(after > before && after.0 - before.0 <= 3_700 * 1_000_000, "{} us", after.0 - before.0);
+}
+
+#[test]
+fn leadership_is_handed_over_without_an_election_timeout() {
+    let mut cluster = led(3, options(Mutation::None));
+    cluster.propose(0, "a").unwrap();
+    cluster.step(0, Event::TransferLeadership { to: ReplicaId(2) });
+    assert!(matches!(cluster.propose(0, "b"), Err(ProposeError::NotLeader { .. })));
+    cluster.settle();
+    assert_eq!(cluster.leader(), Some(2));
+}
+
+#[test]
+fn proposals_are_bounded() {
+    let options = Options { undecided_entries_max: 3, ..options(Mutation::None) };
+    let mut cluster = led(3, options);
+    cluster.partition(&[0], &[1, 2]);
+    let results: Vec<bool> = (0..5).map(|_| cluster.propose(0, "v").is_ok()).collect();
+    assert_eq!(results, [true, true, true, false, false]);
+    let huge = Bytes::from(vec![0; codec::PROPOSAL_BYTES_MAX + 1]);
+    cluster.heal();
+    cluster.run(500);
+    assert!(matches!(
+        cluster.propose_raw(0, Proposal::Batch(huge.clone()), huge),
+        Err(ProposeError::TooLarge { .. })
+    ));
+}
+
+#[test]
+fn a_candidate_that_lags_behind_a_compacted_log_lets_another_lead() {
+    let mut cluster = led(3, options(Mutation::None));
+    cluster.partition(&[2], &[0, 1]);
+    for round in 0..20 {
+        cluster.propose(0, &format!("v{round}")).unwrap();
+        cluster.settle();
+    }
+    cluster.run(100);
+    cluster.checkpoint(1, 0);
+    cluster.settle();
+    cluster.crash(0, 0);
+    cluster.heal();
+    let promised = cluster.replica(2).promised();
+    inject(&mut cluster, 0, 2, &Message::TransferLeader { ballot: promised });
+    cluster.run(4_000);
+    assert_eq!(cluster.leader(), Some(1), "only replica 1 reaches back far enough");
+    assert_eq!(cluster.nodes[2].applied.len(), cluster.nodes[1].applied.len(), "replica 2 got a snapshot");
+    assert!(cluster.violations.is_empty(), "{:?}", cluster.violations);
+}
+
+#[test]
+fn what_is_not_from_a_member_or_not_a_message_is_ignored() {
+    let mut cluster = led(3, options(Mutation::None));
+    let before = cluster.replica(1).clone();
+    for (from, bytes) in
+        [(0u8, &b""[..]), (0, b"\xff\xff"), (9, &codec::encode(&Message::Prepare { ballot: ballot(99, 1) }))]
+    {
+        let message = Bytes::copy_from_slice(bytes);
+        cluster.step(1, Event::Receive { from: ReplicaId(from), message });
+    }
+    // A ballot belongs to the replica that it names.
+    inject(&mut cluster, 2, 1, &Message::Prepare { ballot: ballot(99, 0) });
+    assert_eq!(cluster.replica(1).promised(), before.promised());
+}
+
+/// A scripted run: elect, propose, lose the leader, elect again, propose.
+fn story(crash_at: Option<(usize, usize)>) -> Cluster {
+    let mut cluster = Cluster::new(3, options(Mutation::None));
+    let mut crashed = None;
+    let mut proposals = 0;
+    for step in 0..900 {
+        cluster.advance(10);
+        for _ in 0..200 {
+            if let Some((at, kept)) = crash_at
+                && crashed.is_none()
+                && cluster.persists >= at
+            {
+                // Whoever has something on the way to its disk loses it, or keeps the first piece of it.
+                let victim = (0..3).find(|index| !cluster.nodes[*index].pending.is_empty()).unwrap_or(0);
+                cluster.crash(victim, kept);
+                crashed = Some((victim, step));
+            }
+            if !cluster.network.is_empty() {
+                cluster.deliver(0);
+            } else if !(0..3).any(|index| cluster.persist(index)) {
+                break;
+            }
+        }
+        if let Some((victim, at)) = crashed
+            && step == at + 30
+            && !cluster.is_up(victim)
+        {
+            cluster.start(victim);
+        }
+        if step % 20 == 19
+            && let Some(leader) = cluster.leader()
+        {
+            proposals += 1;
+            let _ = cluster.propose(leader, &format!("v{proposals}"));
+        }
+        if step == 300
+            && let Some(leader) = cluster.leader()
+            && crash_at.is_none_or(|_| crashed.is_some())
+        {
+            cluster.crash(leader, 0);
+        }
+        if step == 450 {
+            for index in 0..3 {
+                if !cluster.is_up(index) {
+                    cluster.start(index);
+                }
+            }
+            cluster.checkpoint(step % 3, 100);
+        }
+    }
+    for index in 0..3 {
+        if !cluster.is_up(index) {
+            cluster.start(index);
+        }
+    }
+    cluster.run(4_000);
+    cluster
+}
+
+#[test]
+fn a_crash_at_every_persist_point_loses_nothing() {
+    let persists = story(None).persists;
+    assert!(persists > 60, "{persists} persist points");
+    for at in 0..persists.min(160) {
+        for kept in [0, 1] {
+            let cluster = story(Some((at, kept)));
+            assert!(
+                cluster.violations.is_empty(),
+                "crash at persist {at}, {kept} kept: {:?}",
+                cluster.violations
+            );
+            let acknowledged = cluster.acknowledged.0 as usize;
+            assert!(acknowledged > 10, "crash at persist {at}: the cluster did not go on");
+            for node in &cluster.nodes {
+                assert!(
+                    node.applied.len() >= acknowledged,
+                    "crash at persist {at}: acknowledged slots are missing"
+                );
+            }
+        }
+    }
+}
