@@ -47,14 +47,17 @@ fn passes_only_with_the_rule(mutation: Mutation, test: fn(Options)) {
 
 #[test]
 fn a_promise_is_durable_before_it_is_given() {
-    let mut cluster = Cluster::new(3, options(Mutation::None));
-    inject(&mut cluster, 0, 1, &Message::Prepare { ballot: ballot(5, 0) });
-    assert!(under_way(&cluster).is_empty(), "{:?}", under_way(&cluster));
-    cluster.persist_all(1);
-    assert!(under_way(&cluster)[0].starts_with("Promise 1.5.0"));
-    cluster.crash(1, 0);
-    cluster.start(1);
-    assert_eq!(cluster.replica(1).promised(), ballot(5, 0));
+    fn test(options: Options) {
+        let mut cluster = Cluster::new(3, options);
+        inject(&mut cluster, 0, 1, &Message::Prepare { ballot: ballot(5, 0) });
+        assert!(under_way(&cluster).is_empty(), "{:?}", under_way(&cluster));
+        cluster.persist_all(1);
+        assert!(under_way(&cluster)[0].starts_with("Promise 1.5.0"));
+        cluster.crash(1, 0);
+        cluster.start(1);
+        assert_eq!(cluster.replica(1).promised(), ballot(5, 0));
+    }
+    passes_only_with_the_rule(Mutation::PromiseBeforeBarrier, test);
 }
 
 #[test]
@@ -235,6 +238,34 @@ fn other_epochs_are_refused() {
         cluster.network.clear();
     }
     assert_eq!(cluster.replica(1).promised(), Ballot::ZERO);
+}
+
+#[test]
+fn a_quorum_is_made_of_distinct_replicas() {
+    fn test(options: Options) {
+        let mut cluster = led(5, options);
+        cluster.partition(&[3, 4], &[0, 1, 2]);
+        cluster.propose(0, "decided by the others").unwrap();
+        cluster.settle();
+        let promised = cluster.replica(3).promised();
+        cluster.cut.remove(&(0, 3));
+        inject(&mut cluster, 0, 3, &Message::TransferLeader { ballot: promised });
+        for _ in 0..20 {
+            for index in 0..5 {
+                cluster.persist_all(index);
+            }
+            if cluster.network.is_empty() {
+                break;
+            }
+            // Everything arrives twice.
+            let copy = cluster.network[0].clone();
+            cluster.network.push(copy);
+            cluster.deliver(0);
+            cluster.deliver(cluster.network.len() - 1);
+        }
+        assert!(!cluster.replica(3).is_leader(), "two of five are no quorum, however often they answer");
+    }
+    passes_only_with_the_rule(Mutation::CountMessages, test);
 }
 
 #[test]

@@ -45,6 +45,9 @@ enum Workload {
     Mixed,
 }
 
+/// Latencies above one minute count as one minute.
+const LATENCY_MICROS_MAX: u64 = 60_000_000;
+
 /// Connections that the clients share.
 const CONNECTIONS_MAX: usize = 16;
 
@@ -94,7 +97,7 @@ pub(crate) async fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<Exi
     let elapsed = started.elapsed();
     let cpu = cpu_micros(&clients[0]).await.saturating_sub(cpu_before);
     shared.stop.store(true, Ordering::Relaxed);
-    let mut total = Histogram::<u64>::new(3)?;
+    let mut total = Histogram::<u64>::new_with_max(LATENCY_MICROS_MAX, 3)?;
     for task in tasks {
         total.add(task.await??)?;
     }
@@ -110,7 +113,7 @@ async fn work(
     keys: u64,
     seed: u64,
 ) -> anyhow::Result<Histogram<u64>> {
-    let mut histogram = Histogram::<u64>::new(3)?;
+    let mut histogram = Histogram::<u64>::new_with_max(LATENCY_MICROS_MAX, 3)?;
     let mut random = seed | 1;
     while !shared.stop.load(Ordering::Relaxed) {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
