@@ -82,7 +82,7 @@ const _: () =
     assert!(16 * RECORD_BYTES_MAX < 131_052, "a page of sled holds 16 records without a file of its own");
 const _: () = assert!(WAL_PIECE_BYTES + 128 < RECORD_BYTES_MAX, "a piece of the log fits into a record");
 const _: () = assert!(
-    CLIENT_FRAME_BYTES_MAX + BATCH_BYTES_MAX < tetrachord_consensus::codec::PROPOSAL_BYTES_MAX + (1 << 20),
+    CLIENT_FRAME_BYTES_MAX + 1024 < tetrachord_consensus::codec::PROPOSAL_BYTES_MAX,
     "the largest command fits into a proposal"
 );
 const _: () = assert!(

@@ -22,7 +22,9 @@ fn examples(readme: &str) -> Vec<Example> {
                 continue;
             };
             let (command, exits) = match command.split_once(" # exits ") {
-                Some((command, codes)) => (command, codes.split(" or ").map(|code| code.trim().parse().unwrap()).collect()),
+                Some((command, codes)) => {
+                    (command, codes.split(" or ").map(|code| code.trim().parse().unwrap()).collect())
+                }
                 None => (command, vec![0]),
             };
             examples.push(Example { command: command.to_string(), exits, expected: Vec::new() });
@@ -49,7 +51,9 @@ fn all_fit(lines: &[&str], patterns: &[String]) -> bool {
     match patterns {
         [] => lines.is_empty(),
         [dots, rest @ ..] if dots == "..." => (0..=lines.len()).any(|skip| all_fit(&lines[skip..], rest)),
-        [pattern, rest @ ..] => lines.first().is_some_and(|line| fits(line, pattern)) && all_fit(&lines[1..], rest),
+        [pattern, rest @ ..] => {
+            lines.first().is_some_and(|line| fits(line, pattern)) && all_fit(&lines[1..], rest)
+        }
     }
 }
 
@@ -77,13 +81,17 @@ fn what_the_readme_shows_is_what_happens() {
     let text = String::from_utf8_lossy(&output.stdout).to_string();
     for (index, example) in examples.iter().enumerate() {
         let begin = format!("@@@ {index}\n");
-        let part = text.split(&begin).nth(1).unwrap_or_else(|| panic!("`{}` was not reached:\n{text}", example.command));
+        let part = text
+            .split(&begin)
+            .nth(1)
+            .unwrap_or_else(|| panic!("`{}` was not reached:\n{text}", example.command));
         let (printed, rest) = part.split_once("@@@ exit ").unwrap();
         let code: i32 = rest.lines().next().unwrap().trim().parse().unwrap();
         assert!(example.exits.contains(&code), "`{}` exits {code}, prints:\n{printed}", example.command);
         let lines: Vec<&str> = printed.lines().collect();
         assert!(
-            example.expected.is_empty() && example.command.ends_with('&') || all_fit(&lines, &example.expected),
+            example.expected.is_empty() && example.command.ends_with('&')
+                || all_fit(&lines, &example.expected),
             "`{}` prints:\n{printed}\nthe README says:\n{}",
             example.command,
             example.expected.join("\n")

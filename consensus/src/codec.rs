@@ -16,7 +16,7 @@ pub const VERSION: u8 = 1;
 pub const ENCODED_BYTES_MAX: usize = 4 << 20;
 
 /// The largest proposal that may be ordered, in bytes. Leaves room for the headers around it.
-pub const PROPOSAL_BYTES_MAX: usize = 2 << 20;
+pub const PROPOSAL_BYTES_MAX: usize = 3 << 20;
 
 const _: () =
     assert!(PROPOSAL_BYTES_MAX + (64 << 10) < ENCODED_BYTES_MAX, "one entry must fit into one message");

@@ -219,4 +219,10 @@ pub trait Engine {
 
     /// What the engine knows of itself.
     fn status(&self) -> EngineStatus;
+
+    /// Whether this replica leads; the same as in [`Self::status`], for those who ask often.
+    fn is_leader(&self) -> bool;
+
+    /// Entries that are proposed but not decided; the same as in [`Self::status`], for those who ask often.
+    fn undecided(&self) -> usize;
 }

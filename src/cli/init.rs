@@ -30,7 +30,7 @@ pub(crate) struct InitArgs {
     /// Groups that the ring is cut into
     #[arg(long, default_value_t = 1)]
     groups: usize,
-    /// Replicas of each group, an odd number [default: all nodes, at most 5]
+    /// Replicas of each group, an odd number [default: as many as there are nodes, at most 5]
     #[arg(long)]
     replicas: Option<usize>,
     /// The host of all nodes
@@ -50,9 +50,14 @@ pub(crate) struct InitArgs {
     survive: usize,
 }
 
-/// The number of replicas to take if none is asked for: as many as help, but not more than five.
+/// The number of replicas to take if none is asked for: the largest odd number that there are nodes for, at most five.
+/// Two nodes give two, which is refused with the reason.
 pub(crate) fn default_replicas(nodes: usize) -> usize {
-    nodes.min(5)
+    match nodes {
+        0..3 => nodes,
+        3..5 => 3,
+        _ => 5,
+    }
 }
 
 pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {

@@ -353,7 +353,7 @@ impl Group {
     /// Proposes what has gathered. Called when everything that arrived together has been taken in.
     pub fn flush(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         while self.in_flight < BATCHES_IN_FLIGHT_MAX && self.requests.has_queued() && self.is_leading() {
-            if self.engine.status().undecided >= BATCHES_IN_FLIGHT_MAX {
+            if self.engine.undecided() >= BATCHES_IN_FLIGHT_MAX {
                 break;
             }
             let Some(batch) = self.requests.next_batch() else {
@@ -441,7 +441,7 @@ impl Group {
 
     /// Gives the leadership away, if this replica has it, before a planned stop.
     pub fn hand_over(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        if self.engine.status().is_leader && self.place.nodes.len() > 1 {
+        if self.engine.is_leader() && self.place.nodes.len() > 1 {
             let me = self.leader.expect("a leader knows itself");
             let n = u8::try_from(self.place.nodes.len()).expect("a group has few replicas");
             self.engine.step(Event::TransferLeadership { to: ReplicaId((me.0 + 1) % n) });
@@ -461,7 +461,7 @@ impl Group {
     }
 
     fn is_leading(&self) -> bool {
-        !self.is_installing() && self.engine.status().is_leader
+        !self.is_installing() && self.engine.is_leader()
     }
 
     fn node_of(&self, replica: ReplicaId) -> NodeId {
@@ -558,7 +558,7 @@ impl Group {
 
     fn on_leader_changed(&mut self, leader: Option<ReplicaId>) {
         self.leader = leader;
-        if !self.engine.status().is_leader {
+        if !self.engine.is_leader() {
             self.abandon_requests();
         }
     }
@@ -716,7 +716,7 @@ impl Group {
         while self.digests.len() > 8 {
             self.digests.pop_first();
         }
-        if self.engine.status().is_leader {
+        if self.engine.is_leader() {
             let body = encode(&GroupMessage::Digest { slot, digest });
             let leader = self.leader();
             for node in self.place.nodes.clone().into_iter().filter(|node| Some(*node) != leader) {

@@ -226,7 +226,6 @@ impl NodeCore {
         if let Err(error) = self.try_step(event) {
             self.effects.push(NodeEffect::Stop { reason: error.to_string() });
         }
-        self.collect();
     }
 
     fn try_step(&mut self, event: NodeEvent) -> Result<(), StorageError> {

@@ -378,16 +378,24 @@ impl Engine for Replica {
 
     fn status(&self) -> EngineStatus {
         let log = self.acceptor.log();
-        let undecided = log.last().slot.0.saturating_sub(self.decided.0);
         EngineStatus {
             leader: self.leader,
-            is_leader: self.is_leader(),
+            is_leader: Self::is_leader(self),
             ballot: self.acceptor.promised().to_string(),
             decided: self.decided,
             last: log.last().slot,
             base: log.base().slot,
-            undecided: usize::try_from(undecided).unwrap_or(usize::MAX),
+            undecided: self.undecided(),
             log_bytes: log.bytes(),
         }
+    }
+
+    fn is_leader(&self) -> bool {
+        Self::is_leader(self)
+    }
+
+    fn undecided(&self) -> usize {
+        let undecided = self.acceptor.log().last().slot.0 - self.decided.0;
+        usize::try_from(undecided).expect("a log in memory has fewer entries")
     }
 }
