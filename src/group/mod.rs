@@ -507,7 +507,7 @@ impl Group {
                         self.answer(ticket, Outcome::NotLeader);
                     }
                 }
-                Effect::SendSnapshot { to } => self.snapshots_wanted.push_back(to),
+                Effect::SendSnapshot { to } => self.want_snapshot(to),
                 Effect::LeaderChanged { leader } => self.on_leader_changed(leader),
                 Effect::EpochEnded { .. } => {}
                 Effect::Fatal { reason } => self.outputs.push(Output::Fatal { reason }),
@@ -618,6 +618,14 @@ impl Group {
         let to = self.node_of(to);
         self.outputs.extend(messages.into_iter().map(|body| Output::Send { to, is_bulk: true, body }));
         Ok(())
+    }
+
+    /// A transfer that waits or runs already will do; its end is reported once.
+    fn want_snapshot(&mut self, to: ReplicaId) {
+        let is_running = self.transfer.as_ref().is_some_and(|transfer| transfer.to == to);
+        if !is_running && !self.snapshots_wanted.contains(&to) {
+            self.snapshots_wanted.push_back(to);
+        }
     }
 
     /// Starts the next transfer that was asked for, as soon as the tree holds everything applied.

@@ -186,8 +186,8 @@ fn event_of(inbound: Inbound) -> NodeEvent {
     match inbound {
         Inbound::PeerUp { node } => NodeEvent::PeerLink { node, is_up: true },
         Inbound::PeerDown { node } => NodeEvent::PeerLink { node, is_up: false },
-        Inbound::PeerFrame { from, body } => NodeEvent::Peer { from, body },
-        Inbound::ClientFrame { connection, body } => NodeEvent::Client { connection, body },
+        Inbound::PeerFrame { from, frame } => NodeEvent::Peer { from, body: frame.body },
+        Inbound::ClientFrame { connection, frame } => NodeEvent::Client { connection, body: frame.body },
         Inbound::ClientGone { connection } => NodeEvent::ClientGone { connection },
     }
 }

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// What arrives.
 #[derive(Debug)]
@@ -32,15 +32,15 @@ pub enum Inbound {
     PeerFrame {
         /// The node, as proved by its key.
         from: NodeId,
-        /// The frame's body.
-        body: Bytes,
+        /// The frame.
+        frame: Frame,
     },
     /// A frame from a client.
     ClientFrame {
         /// Its connection.
         connection: ConnectionId,
-        /// The frame's body.
-        body: Bytes,
+        /// The frame.
+        frame: Frame,
     },
     /// A client is gone.
     ClientGone {
@@ -48,6 +48,17 @@ pub enum Inbound {
         connection: ConnectionId,
     },
 }
+
+/// A frame that has arrived. Until it is dropped it counts against the bytes that may wait for the node.
+#[derive(Debug)]
+pub struct Frame {
+    /// The frame's body.
+    pub body: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+/// Bytes of frames that may wait for the node; readers wait beyond it, and QUIC tells the senders.
+const INBOX_BYTES: usize = 64 << 20;
 
 /// What a transport needs to know.
 #[derive(Debug)]
@@ -91,6 +102,7 @@ pub(super) struct Shared {
     pub(super) identity: Identity,
     pub(super) peer_protocol: Vec<u8>,
     inbound: mpsc::Sender<Inbound>,
+    room: Arc<Semaphore>,
     clients: Arc<Mutex<BTreeMap<ConnectionId, (Outbox, quinn::Connection)>>>,
     last_connection: Arc<AtomicU64>,
 }
@@ -100,6 +112,14 @@ impl Shared {
     pub(super) async fn tell(&self, inbound: Inbound) {
         // If the node is gone, so is the process.
         let _ = self.inbound.send(inbound).await;
+    }
+
+    /// Makes room for a frame; waits if too many bytes wait already.
+    async fn admit(&self, body: Bytes) -> Frame {
+        let bytes = u32::try_from(body.len()).expect("frames are a few MiB at most");
+        let room =
+            Arc::clone(&self.room).acquire_many_owned(bytes).await.expect("the semaphore is never closed");
+        Frame { body, _room: room }
     }
 }
 
@@ -149,6 +169,7 @@ impl Transport {
             identity,
             peer_protocol,
             inbound,
+            room: Arc::new(Semaphore::new(INBOX_BYTES)),
             clients: Arc::default(),
             last_connection: Arc::default(),
         };
@@ -261,9 +282,9 @@ async fn serve_client(connection: quinn::Connection, shared: &Shared, greeting: 
         clients.insert(id, (outbox.clone(), connection.clone()));
     }
     let writer = tokio::spawn(write_frames(outbox.clone(), send));
-    frames_of(recv, CLIENT_FRAME_BYTES_MAX, shared.clone(), move |body| Inbound::ClientFrame {
+    frames_of(recv, CLIENT_FRAME_BYTES_MAX, shared.clone(), move |frame| Inbound::ClientFrame {
         connection: id,
-        body,
+        frame,
     })
     .await;
     outbox.close();
@@ -278,7 +299,7 @@ pub(super) async fn frames_of(
     mut stream: quinn::RecvStream,
     bytes_max: usize,
     shared: Shared,
-    wrap: impl Fn(Bytes) -> Inbound + Send + 'static,
+    wrap: impl Fn(Frame) -> Inbound + Send + 'static,
 ) {
     let mut buffer = BytesMut::new();
     while let Ok(Some(chunk)) = stream.read_chunk(usize::MAX, true).await {
@@ -286,7 +307,10 @@ pub(super) async fn frames_of(
         while let Some(body) = take_frame(&mut buffer, bytes_max) {
             match body {
                 Ok(body) if body.is_empty() => {}
-                Ok(body) => shared.tell(wrap(body)).await,
+                Ok(body) => {
+                    let frame = shared.admit(body).await;
+                    shared.tell(wrap(frame)).await;
+                }
                 Err(bytes) => {
                     tracing::warn!(bytes, bytes_max, "a frame is too large; the stream is closed");
                     let _ = stream.stop(5u32.into());

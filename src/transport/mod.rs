@@ -10,7 +10,7 @@
 //!
 //! # Back-pressure
 //!
-//! Everything that waits is bounded. Inbound: readers wait when the node is behind, and QUIC's flow control tells the
+//! Everything that waits is bounded, in bytes. Inbound: readers wait when the node is behind, and QUIC's flow control tells the
 //! sender. Outbound to a node: a full queue drops the newest frame, as a network may; the protocols send again.
 //! Outbound to a client: a client that does not read its answers is disconnected.
 //!
@@ -23,6 +23,6 @@ mod peers;
 mod tls;
 
 pub use client_link::{ClientEndpoint, ClientLink, LinkError};
-pub use endpoint::{Inbound, Transport, TransportSettings};
+pub use endpoint::{Frame, Inbound, Transport, TransportSettings};
 pub use peers::PeerAddress;
 pub use tls::{Identity, IdentityError, PublicKey};

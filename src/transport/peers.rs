@@ -73,8 +73,8 @@ impl Link {
                 is_up = true;
                 shared.tell(Inbound::PeerUp { node }).await;
             }
-            tokio::spawn(frames_of(stream, PEER_FRAME_BYTES_MAX, shared.clone(), move |body| {
-                Inbound::PeerFrame { from: node, body }
+            tokio::spawn(frames_of(stream, PEER_FRAME_BYTES_MAX, shared.clone(), move |frame| {
+                Inbound::PeerFrame { from: node, frame }
             }));
         }
         connection.close(0u32.into(), b"");
