@@ -132,6 +132,7 @@ impl Machine {
         slot: Slot,
     ) -> Result<Vec<(RequestId, Reply)>, StorageError> {
         assert_eq!(slot.slot, self.applied.slot + 1, "slots are applied without a gap");
+        assert!(!self.applied.sealed, "nothing is applied after the end of the epoch");
         self.applied.slot = slot.slot;
         self.applied.chain = slot.chain;
         self.applied.sealed = slot.sealed;

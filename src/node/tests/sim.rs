@@ -18,6 +18,7 @@ use tetrachord_consensus::{Mutation, Options, Ticks, Timestamp, codec};
 /// A rule that is switched off on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Defect {
+    None,
     ForgetSessions,
     Engine(Mutation),
 }
@@ -31,6 +32,7 @@ pub(super) struct Plan {
     pub(super) duplicate_percent: u64,
     pub(super) crash_per_mille: u64,
     pub(super) cut_per_mille: u64,
+    pub(super) pause_per_mille: u64,
     pub(super) slow_disk_percent: u64,
     pub(super) log_bytes_max: u64,
     pub(super) defect: Option<Defect>,
@@ -45,6 +47,7 @@ impl Default for Plan {
             duplicate_percent: 0,
             crash_per_mille: 0,
             cut_per_mille: 0,
+            pause_per_mille: 0,
             slow_disk_percent: 10,
             log_bytes_max: 1 << 20,
             defect: None,
@@ -61,6 +64,7 @@ impl Plan {
             duplicate_percent: maybe(15),
             crash_per_mille: maybe(6),
             cut_per_mille: maybe(6),
+            pause_per_mille: maybe(6),
             slow_disk_percent: maybe(80),
             log_bytes_max: if maybe(2) == 0 { 15_000 } else { 200_000 },
             groups: 1 + maybe(3) as usize,
@@ -93,6 +97,9 @@ struct Node {
     last_log_bytes: u64,
     flushes_left: Option<u64>,
     durable: Durable,
+    /// Until then the process does not run; what arrives waits for it.
+    paused_until: u64,
+    stalled: Vec<Parcel>,
 }
 
 /// What a node's disk durably holds of each group's engine, followed record by record.
@@ -175,6 +182,8 @@ impl Sim {
             last_log_bytes: 0,
             flushes_left: None,
             durable: Durable::default(),
+            paused_until: 0,
+            stalled: Vec::new(),
         };
         let mut sim = Self {
             random: Random(seed),
@@ -249,6 +258,8 @@ impl Sim {
     fn crash(&mut self, index: usize, kept: usize) {
         if self.nodes[index].core.take().is_some() {
             self.nodes[index].disk.crash(kept);
+            self.nodes[index].paused_until = 0;
+            self.nodes[index].stalled.clear();
             self.nodes[index].was_installing = false;
             self.crashes += 1;
         }
@@ -277,6 +288,7 @@ impl Sim {
         while self.now < end {
             self.now += 5;
             self.disturb();
+            self.resume();
             self.tick();
             for _ in 0..6 {
                 self.move_parcels();
@@ -294,6 +306,7 @@ impl Sim {
         self.cut.clear();
         for index in 0..self.nodes.len() {
             self.nodes[index].flushes_left = None;
+            self.nodes[index].paused_until = 0;
             if self.nodes[index].core.is_none() {
                 self.start(index);
             }
@@ -378,6 +391,9 @@ impl Sim {
         } else if self.plan.crash_per_mille > 0 && self.nodes[index].core.is_none() && self.random.chance(2) {
             self.start(index);
         }
+        if self.random.below(1000) < self.plan.pause_per_mille {
+            self.nodes[index].paused_until = self.now + 200 + self.random.below(2_000);
+        }
         if self.random.below(1000) < self.plan.cut_per_mille {
             if self.cut.is_empty() {
                 for _ in 0..1 + self.random.below(4) {
@@ -390,10 +406,29 @@ impl Sim {
         }
     }
 
+    fn is_paused(&self, index: usize) -> bool {
+        self.nodes[index].paused_until > self.now
+    }
+
+    /// A process that runs again takes in what waits for it, clients first, before it learns how late it is.
+    fn resume(&mut self) {
+        for index in 0..self.nodes.len() {
+            if !self.is_paused(index) && !self.nodes[index].stalled.is_empty() {
+                let mut stalled = std::mem::take(&mut self.nodes[index].stalled);
+                stalled.sort_by_key(|parcel| !matches!(parcel, Parcel::Request { .. }));
+                for parcel in stalled {
+                    self.deliver(parcel);
+                }
+            }
+        }
+    }
+
     fn tick(&mut self) {
         let (now, wall) = (Ticks(self.now), Timestamp(1_700_000_000_000_000 + self.now * 1000));
         for index in 0..self.nodes.len() {
-            self.step(index, NodeEvent::Tick { now, wall });
+            if !self.is_paused(index) {
+                self.step(index, NodeEvent::Tick { now, wall });
+            }
         }
     }
 
@@ -485,6 +520,11 @@ impl Sim {
     }
 
     fn deliver(&mut self, parcel: Parcel) {
+        if let Parcel::Peer { to, .. } | Parcel::Request { to, .. } = &parcel
+            && self.is_paused(to.0 as usize - 1)
+        {
+            return self.nodes[to.0 as usize - 1].stalled.push(parcel);
+        }
         match parcel {
             Parcel::Peer { from, to, frame } => {
                 if !self.cut.contains(&(from.0, to.0)) {
@@ -501,6 +541,7 @@ impl Sim {
     fn flush_disks(&mut self) {
         for index in 0..self.nodes.len() {
             if self.nodes[index].core.is_none()
+                || self.is_paused(index)
                 || self.random.chance(self.plan.slow_disk_percent) && !self.is_calm
             {
                 continue;
