@@ -223,6 +223,9 @@ impl Genesis {
     }
 }
 
+/// Replicas that a group may have. More would only make every write slower.
+const REPLICAS_MAX: usize = 9;
+
 /// How many replicas a group may have, with so many nodes.
 pub fn check_replicas(replicas: usize, nodes: usize) -> Result<(), String> {
     if replicas > nodes {
@@ -230,13 +233,13 @@ pub fn check_replicas(replicas: usize, nodes: usize) -> Result<(), String> {
             "{replicas} replicas need as many nodes, there are {nodes}: a node hosts one of a group"
         ));
     }
-    if replicas == 0 || replicas.is_multiple_of(2) || replicas > 9 {
-        let (below, above) = (replicas.saturating_sub(1).clamp(1, 9) | 1, (replicas + 1).min(9) | 1);
-        let below = if below > replicas { below - 2 } else { below };
+    if replicas == 0 || replicas.is_multiple_of(2) || replicas > REPLICAS_MAX {
+        let below = replicas.saturating_sub(1).clamp(1, REPLICAS_MAX);
+        let above = (replicas + 1).min(REPLICAS_MAX);
+        let nearest = if below == above { below.to_string() } else { format!("{below} or {above}") };
         return Err(format!(
-            "a group of {replicas} replicas: crash mode needs n = 2f + 1 to survive f crashes, at most 9. {replicas} \
-             would survive no more than {below} do; use {} or {above}",
-            below.max(1)
+            "a group of {replicas} replicas: crash mode needs n = 2f + 1, 1 to {REPLICAS_MAX}, to survive f crashes; an \
+             even number survives no more than the odd one below it. Use {nearest}"
         ));
     }
     Ok(())
@@ -534,8 +537,8 @@ mod tests {
 
     #[test]
     fn impossible_sizes_are_refused_with_the_bound_and_the_nearest_ones() {
-        assert!(check_replicas(2, 4).unwrap_err().contains("use 1 or 3"));
-        assert!(check_replicas(4, 4).unwrap_err().contains("use 3 or 5"));
+        assert!(check_replicas(2, 4).unwrap_err().contains("Use 1 or 3"));
+        assert!(check_replicas(4, 4).unwrap_err().contains("Use 3 or 5"));
         assert!(check_replicas(5, 3).unwrap_err().contains("there are 3"));
         assert_eq!(check_replicas(3, 4), Ok(()));
     }

@@ -202,7 +202,7 @@ fn init_refuses_what_cannot_keep_its_promise() {
         assert_eq!(output.status.code(), Some(1), "{args:?}");
         String::from_utf8_lossy(&output.stderr).to_string()
     };
-    assert!(init(&["--nodes", "2"]).contains("use 1 or 3"));
+    assert!(init(&["--nodes", "2"]).contains("Use 1 or 3"));
     assert!(init(&["--nodes", "3", "--replicas", "5"]).contains("there are 3"));
     assert!(init(&["--nodes", "5", "--quorums", "2", "3"]).contains("must be at least 6, it is 5"));
     assert!(init(&["--nodes", "5", "--quorums", "5", "1"]).contains("survive 0 crashed"));

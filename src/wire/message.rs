@@ -6,7 +6,7 @@ use crate::ring::{GroupId, NodeId, RingMap};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// First message in each direction of a client's connection, sent by the node: which cluster this is, and its map.
+/// The first frame from a node to a client: which cluster this is, and its map.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// The cluster.

@@ -198,12 +198,8 @@ impl Line {
     fn action(&self, is_answered: bool) -> Result<Action, String> {
         let op = self.op.as_str();
         let action = match op {
-            "get" if is_answered => {
-                if self.result.is_none() {
-                    // serde reads a null result as absent; both mean that there is no value.
-                }
-                Action::Get(text(self.result.as_ref(), "result")?)
-            }
+            // An answered get without a result saw no value: JSON's null is read as absent.
+            "get" if is_answered => Action::Get(text(self.result.as_ref(), "result")?),
             "get" => Action::Get(None),
             "put" => Action::Put(text(self.value.as_ref(), "value")?.ok_or("a put needs a \"value\"")?),
             "delete" => Action::Delete,

@@ -36,8 +36,8 @@ tr.culprit {{ color: #c0392b; font-weight: 600; }} code {{ font-family: ui-monos
 <h1>Not linearizable</h1>
 <p>{explanation}</p>
 {svg}
-<p>Time runs to the right. A bar spans from the call to the answer; a grey one has no answer and may take effect at any
-time after its call, or never. The red one is the answer that cannot be explained.</p>
+<p>Time runs to the right. A bar spans from the call to the answer; a grey one had no answer yet when the red one was
+given, so it may have taken effect at any time after its call, or not. The red one cannot be explained.</p>
 <table><thead><tr><th>process</th><th>operation</th><th>called, ns</th><th>answered, ns</th><th>line</th></tr></thead>
 <tbody>{rows}</tbody></table>
 </body></html>
@@ -114,7 +114,7 @@ fn table_row(counterexample: &Counterexample, operation: &Operation) -> String {
         operation.process,
         escape(&describe(operation)),
         operation.call,
-        operation.end.map_or("unknown".to_string(), |end| end.to_string()),
+        operation.end.map_or("later, or never".to_string(), |end| end.to_string()),
         operation.line
     )
 }
