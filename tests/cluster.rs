@@ -130,6 +130,9 @@ fn a_replica_that_missed_a_hundred_thousand_writes_comes_back_by_snapshot() {
         cluster.start_node(index);
     }
     cluster.ok(&["put", "early", "v"]);
+    // Stored in many records, and part of the snapshot.
+    let large = "x".repeat(100_000);
+    cluster.ok(&["put", "large", &large]);
     cluster.kill_node(2);
     let mut written = 0;
     while written < 100_000 {
@@ -150,6 +153,7 @@ fn a_replica_that_missed_a_hundred_thousand_writes_comes_back_by_snapshot() {
     // It serves: with another node down, it is needed for every quorum.
     cluster.kill_node(0);
     assert_eq!(cluster.ok(&["get", "early"]), "v");
+    assert_eq!(cluster.ok(&["get", "large"]), large);
     cluster.ok(&["put", "late", "v"]);
     assert_eq!(cluster.ok(&["get", "late"]), "v");
 }

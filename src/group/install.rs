@@ -18,6 +18,7 @@ use super::message::{Piece, RowHasher};
 use super::snapshot::state_bounds;
 use crate::error::StorageError;
 use crate::kv::{self, Applied};
+use crate::limits::RECORD_BYTES_MAX;
 use crate::ring::{GroupId, NodeId, RingInterval};
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::Bytes;
@@ -131,7 +132,10 @@ impl Install {
         }
         let bounds = state_bounds(self.group, self.range);
         let is_ours = |key: &Bytes| bounds.iter().any(|(from, to)| from <= key && key < to);
-        if !piece.rows.iter().all(|(key, _)| is_ours(key)) {
+        let fits = |key: &Bytes, record: &Bytes| {
+            keys::STAGED_PREFIX_BYTES + key.len() + record.len() <= RECORD_BYTES_MAX
+        };
+        if !piece.rows.iter().all(|(key, record)| is_ours(key) && fits(key, record)) {
             self.source = None;
             return None;
         }

@@ -24,12 +24,15 @@ pub struct Versioned {
 const FIRST_HEADER: usize = 4 + 8 + 4;
 const PIECE_HEADER: usize = 4;
 
+/// A row of a snapshot is stored under a longer key until the whole snapshot is there; it must fit then too.
+const ROOM: usize = RECORD_BYTES_MAX - keys::STAGED_PREFIX_BYTES;
+
 fn first_room(key: &[u8]) -> usize {
-    RECORD_BYTES_MAX - keys::data(Position(0), key).len() - FIRST_HEADER
+    ROOM - keys::data(Position(0), key).len() - FIRST_HEADER
 }
 
 fn piece_room(key: &[u8]) -> usize {
-    RECORD_BYTES_MAX - keys::data_piece(Position(0), key, 0).len() - PIECE_HEADER
+    ROOM - keys::data_piece(Position(0), key, 0).len() - PIECE_HEADER
 }
 
 /// How many further pieces a value of this length has.
@@ -163,7 +166,8 @@ mod tests {
                 let mut out = Vec::new();
                 write(position, key, &versioned, &mut out);
                 assert!(out.iter().all(|(key, value)| {
-                    key.len() + value.as_ref().map_or(0, Bytes::len) <= RECORD_BYTES_MAX
+                    let staged = keys::staged(crate::ring::GroupId(1), key).len();
+                    staged + value.as_ref().map_or(0, Bytes::len) <= RECORD_BYTES_MAX
                 }));
                 let disk = MemoryDisk::default();
                 let storage = store(&disk, 1, out);

@@ -46,6 +46,7 @@ pub(super) enum Lookup {
 /// Activity is recorded only this often, so that a busy session is not moved in the index by every command.
 const ACTIVITY_GRAIN_MICROS: u64 = SESSION_RETENTION_MICROS / 64;
 
+/// Room for the key, the checksum, and the longer key of a snapshot's row.
 const PIECE_BYTES: usize = RECORD_BYTES_MAX - 64;
 
 impl Sessions {

@@ -87,10 +87,13 @@ pub fn session_of(raw: &[u8]) -> Option<u128> {
     (raw[0] == b'm' && raw[5] == b's').then(|| u128::from_be_bytes(rest.try_into().expect("16 bytes")))
 }
 
+/// How much longer the key of a waiting row is.
+pub const STAGED_PREFIX_BYTES: usize = 5;
+
 /// Where a snapshot's row waits until the whole snapshot is there.
 #[must_use]
 pub fn staged(group: GroupId, raw: &[u8]) -> Bytes {
-    let mut key = BytesMut::with_capacity(5 + raw.len());
+    let mut key = BytesMut::with_capacity(STAGED_PREFIX_BYTES + raw.len());
     key.put_u8(b'p');
     key.put_u32(group.0);
     key.put_slice(raw);
@@ -107,7 +110,7 @@ pub fn staged_bounds(group: GroupId) -> (Bytes, Bytes) {
 #[must_use]
 pub fn unstaged(raw: &Bytes) -> Bytes {
     assert!(raw.len() > 5 && raw[0] == b'p', "only waiting rows are unstaged");
-    raw.slice(5..)
+    raw.slice(STAGED_PREFIX_BYTES..)
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 //! The disk outlives the store: clone the [`MemoryDisk`], drop the store, and open the disk again. Nothing becomes
 //! durable by itself; the owner decides when each barrier completes, and what a crash keeps.
 
-use super::{Commit, CommitId, Recovery, Storage};
+use super::{Commit, CommitId, Recovery, StateWrite, Storage};
 use crate::error::StorageError;
+use crate::limits::RECORD_BYTES_MAX;
 use crate::ring::GroupId;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
@@ -112,6 +113,9 @@ impl Storage for MemoryStorage {
     fn submit(&mut self, commit: Commit) {
         let mut disk = self.disk.disk();
         assert!(disk.pending.back().is_none_or(|last| last.id < commit.id), "commit ids grow");
+        let fits =
+            |(key, value): &StateWrite| key.len() + value.as_ref().map_or(0, Bytes::len) <= RECORD_BYTES_MAX;
+        assert!(commit.state.iter().flatten().all(fits), "larger records are cut by the writer");
         disk.pending.push_back(commit);
     }
 

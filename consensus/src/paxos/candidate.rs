@@ -180,11 +180,12 @@ impl Replica {
 
     /// Counts a promise. One that comes late, when this replica leads already, says where the other log stands.
     pub(super) fn on_promise(&mut self, from: ReplicaId, ballot: Ballot, view: LogView) {
-        if ballot != self.promised() {
+        if ballot != self.promised() || !view.is_sound() {
             return;
         }
         match &mut self.role {
-            Role::Candidate(candidate) if candidate.ballot == ballot => {
+            // Nothing can have been accepted yet in a ballot that nobody leads.
+            Role::Candidate(candidate) if candidate.ballot == ballot && view.accepted < ballot => {
                 candidate.promises.insert(from, view);
                 candidate.messages += 1;
                 self.choose_if_promised();

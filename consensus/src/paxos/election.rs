@@ -8,12 +8,16 @@
 
 use crate::config::Options;
 use crate::paxos::ballot::Ballot;
-use crate::types::{ReplicaId, Ticks};
+use crate::types::{Epoch, ReplicaId, Ticks};
+
+/// Rounds that another replica may be ahead: years of failed attempts.
+const ROUNDS_AHEAD_MAX: u64 = 1 << 32;
 
 /// Timers and hearsay of one replica.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Election {
     me: ReplicaId,
+    epoch: Epoch,
     election_ticks: u64,
     random: u64,
     /// The highest ballot seen anywhere in this epoch; an attempt goes above it.
@@ -29,14 +33,23 @@ pub(super) struct Election {
 impl Election {
     /// Timers at the start of the process.
     #[must_use]
-    pub(super) fn new(me: ReplicaId, options: &Options, seen: Ballot) -> Self {
+    pub(super) fn new(me: ReplicaId, epoch: Epoch, options: &Options, seen: Ballot) -> Self {
         assert!(
             options.election_ticks >= 2 * options.heartbeat_ticks,
             "a leader must be able to be heard in time"
         );
         let random = options.seed ^ (u64::from(me.0) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let election_ticks = options.election_ticks;
-        Self { me, election_ticks, random, seen, deadline: Ticks(0), leader_heard: None, campaigned: None }
+        Self {
+            me,
+            epoch,
+            election_ticks,
+            random,
+            seen,
+            deadline: Ticks(0),
+            leader_heard: None,
+            campaigned: None,
+        }
     }
 
     /// Starts the timer anew: a leader was heard, or a candidate was helped.
@@ -69,9 +82,17 @@ impl Election {
         self.campaigned.is_some_and(|then| now.since(then) < self.election_ticks)
     }
 
+    /// Whether an honest replica may be at this ballot. Rounds grow by one with each attempt; one that is far ahead of
+    /// everything seen is damage, and following it would use the numbers up.
+    pub(super) fn is_plausible(&self, ballot: Ballot) -> bool {
+        ballot.epoch <= self.epoch && ballot.round <= self.seen.round.saturating_add(ROUNDS_AHEAD_MAX)
+    }
+
     /// Remembers a ballot, so that the next attempt outranks it.
     pub(super) fn see(&mut self, ballot: Ballot) {
-        self.seen = self.seen.max(ballot);
+        if self.is_plausible(ballot) {
+            self.seen = self.seen.max(ballot);
+        }
     }
 
     /// A share of the timeout by replica (a quarter step each) plus a random one (up to a quarter).
@@ -96,7 +117,7 @@ mod tests {
 
     #[test]
     fn stickiness_ends_with_the_timeout_and_needs_a_quorate_leader() {
-        let mut election = Election::new(ReplicaId(1), &Options::default(), Ballot::ZERO);
+        let mut election = Election::new(ReplicaId(1), Epoch(1), &Options::default(), Ballot::ZERO);
         assert!(!election.hears_leader(Ticks(0)));
         election.hear_leader(Ticks(100));
         assert!(election.hears_leader(Ticks(599)));
@@ -107,7 +128,7 @@ mod tests {
     #[test]
     fn one_seed_gives_one_sequence_and_replicas_differ() {
         let sequence = |me| {
-            let mut election = Election::new(ReplicaId(me), &Options::default(), Ballot::ZERO);
+            let mut election = Election::new(ReplicaId(me), Epoch(1), &Options::default(), Ballot::ZERO);
             (0..5).map(|_| election.next_random()).collect::<Vec<_>>()
         };
         assert_eq!(sequence(1), sequence(1));

@@ -150,7 +150,7 @@ impl Replica {
         }
         let is_new =
             self.staging.as_ref().is_none_or(|staging| staging.ballot != ballot || staging.sync != sync);
-        if is_new && entries.first().is_none_or(|entry| entry.slot == sync.slot.next()) {
+        if is_new && entries.first().is_none_or(|entry| Some(entry.slot.0) == sync.slot.0.checked_add(1)) {
             self.staging = Some(Staging { ballot, sync, adopted, entries: Vec::new() });
         }
         let Some(staging) = self.staging.as_mut().filter(|staging| staging.ballot == ballot) else {

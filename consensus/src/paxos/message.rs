@@ -19,6 +19,14 @@ pub struct LogView {
     pub decided: Slot,
 }
 
+impl LogView {
+    /// Whether a replica can be in this state at all. Anything else is damage.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.base <= self.decided && self.decided <= self.last
+    }
+}
+
 /// Why a replica did not do what a leader asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Reason {

@@ -80,7 +80,7 @@ impl Replica {
     ) -> Result<Self, RecoverError> {
         assert!(config.contains(me), "a replica belongs to its group");
         let acceptor = Acceptor::recover(Recovered::replay(records)?, applied)?;
-        let mut election = Election::new(me, &options, acceptor.promised());
+        let mut election = Election::new(me, config.epoch, &options, acceptor.promised());
         election.restart(Ticks(0));
         let replica = Self {
             me,
@@ -161,7 +161,9 @@ impl Replica {
             }
             return;
         }
-        self.dispatch(from, message);
+        if self.election.is_plausible(ballot) {
+            self.dispatch(from, message);
+        }
     }
 
     fn dispatch(&mut self, from: ReplicaId, message: Message) {

@@ -175,6 +175,12 @@ impl Replica {
     /// A replica has said where its log stands. It has promised this ballot.
     pub(super) fn on_view(&mut self, from: ReplicaId, view: LogView) {
         let now = self.now;
+        // Nobody holds more of this ballot's log than its leader.
+        if view.accepted > self.promised()
+            || view.accepted == self.promised() && view.last > self.acceptor.log().last().slot
+        {
+            return;
+        }
         let base = self.acceptor.log().base().slot;
         let leader = self.leader_mut();
         let end = leader.adopted.max(base);
@@ -386,7 +392,7 @@ impl Replica {
         let Role::Leader(leader) = &mut self.role else {
             return;
         };
-        if leader.ballot != ballot || view.last > last && view.accepted == ballot {
+        if leader.ballot != ballot || view.last > last && view.accepted == ballot || !view.is_sound() {
             return;
         }
         leader.reads.confirm(from, round);
@@ -450,7 +456,7 @@ impl Replica {
         let (now, patience) = (self.now, 2 * self.options.heartbeat_ticks);
         let base = self.acceptor.log().base().slot;
         let leader = self.leader_mut();
-        if view.accepted >= leader.ballot {
+        if view.accepted >= leader.ballot || !view.is_sound() {
             return;
         }
         let latest_end = leader.adopted.max(base);
@@ -484,7 +490,7 @@ impl Replica {
             return;
         };
         if let Stage::Replicate { next } = peer.stage
-            && last.next() < next
+            && last < next.previous()
         {
             peer.replicate_from(last.next());
             self.replicate_to(from);

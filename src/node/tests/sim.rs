@@ -597,7 +597,11 @@ impl Sim {
         let (write, action) = if key.starts_with('c') {
             (Write::Incr { key: raw, by: 1 }, Action::Incr(1, 0))
         } else {
-            let value = format!("{process}-{number}-{group}");
+            let mut value = format!("{process}-{number}-{group}");
+            if number.is_multiple_of(20) {
+                // Larger than one stored record: cut into pieces, and shrunk again by the next write.
+                value.push_str(&"x".repeat(7_000 + usize::try_from(number).expect("small") * 37 % 9_000));
+            }
             (Write::Put { key: raw, value: Bytes::from(value.clone()) }, Action::Put(value))
         };
         let request = RequestId { session, number };
