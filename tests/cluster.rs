@@ -88,7 +88,7 @@ fn a_history_recorded_while_the_leader_is_killed_is_linearizable() {
     let mut recording = program()
         .arg("--cluster")
         .arg(cluster.path().join("cluster.toml"))
-        .args(["record", "--seconds", "4", "-o"])
+        .args(["record", "--seconds", "8", "-o"])
         .arg(&history)
         .spawn()
         .unwrap();
