@@ -202,8 +202,12 @@ impl Group {
             epoch: Epoch(1),
             quorums: quorums.map_err(|source| OpenError::Quorum { group, source })?,
         };
-        let machine = Machine::load(storage, group, place.range, settings.limits)?;
         let install = Install::resume(storage, group, place.range)?;
+        // While a snapshot is being put in place what is stored is neither the old state nor the new one.
+        let machine = match &install {
+            Some(_) => Machine::empty(group, place.range, settings.limits),
+            None => Machine::load(storage, group, place.range, settings.limits)?,
+        };
         let applied = install.as_ref().and_then(Install::applied).unwrap_or(machine.applied());
         let base = base_of(applied);
         let durable_slot = applied.slot;
@@ -790,3 +794,6 @@ fn decode(body: &[u8]) -> Option<GroupMessage> {
         .filter(|(_, rest): &(_, &[u8])| rest.is_empty())
         .map(|(message, _)| message)
 }
+
+#[cfg(test)]
+mod tests;

@@ -92,17 +92,23 @@ impl Machine {
     ) -> Result<Self, StorageError> {
         let applied = load_applied(storage, group)?;
         let sessions = Sessions::load(storage, group)?;
-        Ok(Self {
+        Ok(Self { applied, sessions, ..Self::empty(group, range, limits) })
+    }
+
+    /// A state that nothing was applied to, whatever is stored.
+    #[must_use]
+    pub fn empty(group: GroupId, range: RingInterval, limits: Limits) -> Self {
+        Self {
             group,
             range,
             limits,
-            applied,
-            sessions,
+            applied: Applied::default(),
+            sessions: Sessions::default(),
             fresh: Overlay::default(),
             frozen: None,
             cache: Cache::new(CACHE_BYTES),
             is_dirty: false,
-        })
+        }
     }
 
     /// How far the state has come.

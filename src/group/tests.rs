@@ -1,0 +1,56 @@
+//! A group alone, over a store that a crash left in the middle of something.
+
+use super::*;
+use crate::kv::Applied;
+use crate::ring::{Position, RingInterval};
+use crate::storage::memory::{MemoryDisk, MemoryStorage};
+use crate::storage::{Commit, keys};
+
+const GROUP: GroupId = GroupId(1);
+const RANGE: RingInterval = RingInterval { start: Position(u64::MAX), end: Position(u64::MAX) };
+
+fn place() -> GroupPlace {
+    GroupPlace { id: GROUP, range: RANGE, nodes: vec![NodeId(1), NodeId(2), NodeId(3)] }
+}
+
+fn settings() -> Settings {
+    Settings { limits: Limits::default(), quorums: None, options: Options::default() }
+}
+
+fn submit(disk: &MemoryDisk, storage: &mut MemoryStorage, id: u64, state: Vec<Vec<StateWrite>>) -> CommitId {
+    storage.submit(Commit { id: CommitId(id), state, ..Commit::default() });
+    disk.flush_one().expect("one commit is pending")
+}
+
+#[test]
+fn a_crash_between_clearing_and_copying_is_finished_at_the_next_start() {
+    let disk = MemoryDisk::default();
+    let (mut storage, _) = disk.open();
+    let applied = Applied { slot: 7, chain: [3; 32], ..Applied::default() };
+    let mark = Bytes::from([&[1], kv::encode_applied(&keys::installing(GROUP), &applied).as_ref()].concat());
+    let old_value = keys::data(Position::of_key(b"old"), b"old");
+    // One piece of an old session is gone already, the other is not: read together they make no sense.
+    let state = vec![
+        (keys::installing(GROUP), Some(mark)),
+        (keys::session(GROUP, 9, 1), Some(Bytes::from_static(b"the second half of something"))),
+        (old_value.clone(), Some(Bytes::from_static(b"of the old state"))),
+    ];
+    let mut last = submit(&disk, &mut storage, 1, vec![state]);
+    let mut group = Group::open(&storage, place(), NodeId(1), &settings(), &[]).expect("the snapshot counts");
+    assert!(group.is_installing());
+    for round in 2..20 {
+        let writes = group.take_writes(CommitId(round));
+        if writes.is_empty() {
+            break;
+        }
+        last = submit(&disk, &mut storage, round, writes);
+        group.durable(&storage, last).unwrap();
+    }
+    assert!(last > CommitId(3), "clearing, copying and finishing are steps of their own");
+    assert!(!group.is_installing());
+    assert_eq!(group.machine().applied(), &applied);
+    assert_eq!(storage.get(&old_value).unwrap(), None);
+    assert_eq!(group.engine().decided, Slot(7));
+    drop(group);
+    assert!(Group::open(&storage, place(), NodeId(1), &settings(), &[]).is_ok());
+}
