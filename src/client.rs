@@ -450,8 +450,7 @@ impl Client {
                 Step::Again
             }
             Ok(answer) => {
-                let from = attempts.target.unwrap_or(node);
-                self.inner.links.set_leader(group, Some(from));
+                self.inner.links.set_leader(group, Some(node));
                 Step::Answer(answer)
             }
             Err(error) => {

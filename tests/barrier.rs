@@ -1,4 +1,5 @@
-//! The system calls of a running node: what was flushed is synced before anybody hears of it.
+//! The system calls of a running node: what sled flushed is synced. That nothing is sent before is shown by the watcher
+//! of `src/node/tests.rs`.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
 mod common;
@@ -8,7 +9,7 @@ use std::process::Command;
 
 /// Follows one node with strace through some writes and reads the order of its system calls.
 #[test]
-fn fdatasync_follows_every_flush_before_anything_is_sent_that_rests_on_it() {
+fn fdatasync_follows_every_flush() {
     let is_traceable = Command::new("strace").args(["-f", "-e", "trace=write", "true"]).output();
     if !is_traceable.is_ok_and(|output| output.status.success()) {
         println!("SKIPPED: strace is missing or may not trace here; install it to run this test");

@@ -4,17 +4,24 @@ use crate::client::{Client, ClientOptions};
 use crate::config::{self, ClusterConfig, InitPlan, Mode, StorageConfig, Timing};
 use crate::ring::{GroupId, NodeId};
 use anyhow::Context;
+use clap::Args;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How big a cluster should be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Size {
-    pub(crate) nodes: usize,
-    pub(crate) groups: usize,
+    /// Faults to survive
+    #[arg(long, value_enum, default_value_t = Mode::Crash)]
     pub(crate) mode: Mode,
+    /// Nodes
+    #[arg(long, default_value_t = 3)]
+    pub(crate) nodes: usize,
+    /// Groups
+    #[arg(long, default_value_t = 1)]
+    pub(crate) groups: usize,
 }
 
 /// The processes of a cluster. Dropping it kills them.

@@ -9,7 +9,6 @@ use super::record::{seed, write_history};
 use super::workload::{Recorder, read_all, run_client};
 use super::{Common, Exit};
 use crate::client::Client;
-use crate::config::Mode;
 use crate::ring::{GroupId, NodeId, Position};
 use anyhow::Context;
 use clap::Args;
@@ -24,15 +23,8 @@ use tetrachord_checker::{Action, History, Limits, Operation, Verdict, check};
     after_help = "Examples:\n  tetrachord demo\n  tetrachord demo --nodes 5 --groups 4 --seconds 30 --json"
 )]
 pub(crate) struct DemoArgs {
-    /// Faults to survive
-    #[arg(long, value_enum, default_value_t = Mode::Crash)]
-    mode: Mode,
-    /// Nodes
-    #[arg(long, default_value_t = 3)]
-    nodes: usize,
-    /// Groups
-    #[arg(long, default_value_t = 1)]
-    groups: usize,
+    #[command(flatten)]
+    size: Size,
     /// How long the clients work
     #[arg(long, default_value_t = 15)]
     seconds: u64,
@@ -62,20 +54,19 @@ pub(crate) async fn run(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit
         "clients, keys and seconds must be positive"
     );
     anyhow::ensure!(
-        args.nodes >= 3,
+        args.size.nodes >= 3,
         "the demo kills nodes and needs at least 3 to go on; crash mode survives f of 2f + 1"
     );
     let dir = TemporaryDirectory::new("tetrachord-demo")?;
     let say = |text: String| eprintln!("{text}");
-    let size = Size { nodes: args.nodes, groups: args.groups, mode: args.mode };
-    let mut cluster = LocalCluster::start(&dir.0, &size)?;
+    let mut cluster = LocalCluster::start(&dir.0, &args.size)?;
     let observer = cluster.client(Duration::from_secs(2))?;
     let started = Instant::now();
     cluster.wait_for_leaders(&observer, Duration::from_secs(30)).await?;
     say(format!(
         "{} nodes (QUIC, sled with fsync), {} group(s): leaders after {} ms",
-        args.nodes,
-        args.groups,
+        args.size.nodes,
+        args.size.groups,
         started.elapsed().as_millis()
     ));
     let recorder = Recorder::new();
@@ -213,8 +204,8 @@ fn report(
         print_json(&json!({
             "verdict": word(&judgement.verdict),
             "mode": "crash",
-            "nodes": args.nodes,
-            "groups": args.groups,
+            "nodes": args.size.nodes,
+            "groups": args.size.groups,
             "operations": count,
             "unknown": unknown,
             "refused": failed,

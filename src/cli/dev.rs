@@ -2,7 +2,6 @@
 
 use super::Exit;
 use super::cluster::{LocalCluster, Size};
-use crate::config::Mode;
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,15 +12,8 @@ use std::time::Duration;
     after_help = "Example:\n  tetrachord dev --nodes 3 --dir mycluster\n\nWithout --dir everything is in a temporary directory and gone at the end."
 )]
 pub(crate) struct DevArgs {
-    /// Faults to survive
-    #[arg(long, value_enum, default_value_t = Mode::Crash)]
-    mode: Mode,
-    /// Nodes
-    #[arg(long, default_value_t = 3)]
-    nodes: usize,
-    /// Groups
-    #[arg(long, default_value_t = 1)]
-    groups: usize,
+    #[command(flatten)]
+    size: Size,
     /// Keep everything here; a cluster that is already there is started again
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -30,8 +22,7 @@ pub(crate) struct DevArgs {
 pub(crate) async fn run(args: &DevArgs) -> anyhow::Result<Exit> {
     let temporary = if args.dir.is_none() { Some(TemporaryDirectory::new("tetrachord-dev")?) } else { None };
     let dir = args.dir.clone().or(temporary.as_ref().map(|dir| dir.0.clone())).unwrap_or_default();
-    let size = Size { nodes: args.nodes, groups: args.groups, mode: args.mode };
-    let mut cluster = LocalCluster::start(&dir, &size)?;
+    let mut cluster = LocalCluster::start(&dir, &args.size)?;
     let client = cluster.client(Duration::from_secs(5))?;
     let leaders = cluster.wait_for_leaders(&client, Duration::from_secs(30)).await?;
     println!("{} nodes run in {}", cluster.len(), dir.display());

@@ -105,6 +105,11 @@ impl Install {
         self.source == Some((from, transfer))
     }
 
+    /// Whether the piece was taken before.
+    pub(super) fn has_taken(&self, index: u64) -> bool {
+        index < self.next_index
+    }
+
     /// Whether the state is the snapshot already, though not in place.
     pub(super) fn has_switched(&self) -> bool {
         self.phase != Phase::Gathering
@@ -121,15 +126,6 @@ impl Install {
         if piece.index != self.next_index || self.phase != Phase::Gathering {
             return None;
         }
-        self.hasher.add(&piece.rows);
-        self.next_index += 1;
-        if let Some((applied, hash)) = piece.end {
-            if hash != self.hasher.finish() {
-                self.source = None;
-                return None;
-            }
-            self.applied = Some(applied);
-        }
         let bounds = state_bounds(self.group, self.range);
         let is_ours = |key: &Bytes| bounds.iter().any(|(from, to)| from <= key && key < to);
         let fits = |key: &Bytes, record: &Bytes| {
@@ -138,6 +134,15 @@ impl Install {
         if !piece.rows.iter().all(|(key, record)| is_ours(key) && fits(key, record)) {
             self.source = None;
             return None;
+        }
+        self.hasher.add(&piece.rows);
+        self.next_index += 1;
+        if let Some((applied, hash)) = piece.end {
+            if hash != self.hasher.finish() {
+                self.source = None;
+                return None;
+            }
+            self.applied = Some(applied);
         }
         Some(
             piece

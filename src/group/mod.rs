@@ -302,7 +302,7 @@ impl Group {
             }
             GroupMessage::Engine(_) => Ok(()),
             GroupMessage::Digest { slot, digest } => {
-                self.compare_digest(from, slot, digest);
+                self.compare_digest(slot, digest);
                 Ok(())
             }
             GroupMessage::Piece(piece) => self.on_piece(storage, from, piece),
@@ -336,8 +336,8 @@ impl Group {
         self.carry_out(storage)
     }
 
-    /// Serves a read from whatever is applied here, if that reaches `at_least` and this replica has found its leader
-    /// since it started: before that it may be behind what it served in its last life.
+    /// Serves a read from whatever is applied here, if that reaches `at_least` and this replica knows its leader: one
+    /// that has just started may be behind what it served in its last life until it hears from one.
     pub fn read_applied(
         &mut self,
         storage: &dyn Storage,
@@ -392,12 +392,6 @@ impl Group {
             self.written.extend(purpose.map(|purpose| (commit, purpose)));
         }
         batches
-    }
-
-    /// Whether state writes wait to be submitted.
-    #[must_use]
-    pub fn has_writes(&self) -> bool {
-        !self.writes.is_empty()
     }
 
     /// The records taken last were submitted under this commit.
@@ -456,12 +450,6 @@ impl Group {
     /// What must be done, in order.
     pub fn take_outputs(&mut self) -> Vec<Output> {
         std::mem::take(&mut self.outputs)
-    }
-
-    /// Sizes of keys and values in this cluster.
-    #[must_use]
-    pub fn limits(&self) -> &Limits {
-        &self.limits
     }
 
     fn is_leading(&self) -> bool {
@@ -604,11 +592,8 @@ impl Group {
     }
 
     fn tick_transfer(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        if self.transfer.is_none() {
-            return self.start_transfer(storage);
-        }
         let Some(transfer) = self.transfer.as_mut() else {
-            return Ok(());
+            return self.start_transfer(storage);
         };
         let (progress, mut messages) = transfer.check(self.now, self.machine.unwritten_bytes());
         let to = transfer.to;
@@ -632,19 +617,14 @@ impl Group {
         }
     }
 
-    /// Starts the next transfer that was asked for, as soon as the tree holds everything applied.
+    /// Starts the next transfer that was asked for, from the tree as it is, as soon as nothing is being written to it.
+    /// What was applied since is in the log.
     fn start_transfer(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         if self.transfer.is_some() || self.snapshots_wanted.is_empty() || self.is_installing() {
             return Ok(());
         }
-        if self.durable_slot != self.machine.applied().slot {
-            // Writes go on; take the state as it is now rather than wait for a pause.
-            if self.machine.wants_checkpoint() && self.durable_slot == 0 {
-                self.checkpoint(storage)?;
-            }
-            if self.durable_slot == 0 || !self.written.is_empty() || !self.writes.is_empty() {
-                return Ok(());
-            }
+        if self.durable_slot == 0 || !self.written.is_empty() || !self.writes.is_empty() {
+            return Ok(());
         }
         let to = self.snapshots_wanted.pop_front().expect("one was wanted");
         let applied = kv::load_applied(storage, self.place.id)?;
@@ -674,14 +654,29 @@ impl Group {
         }
         let index = piece.index;
         let install = self.install.as_mut().expect("it was just begun");
+        if install.has_taken(index) {
+            self.acknowledge_again(from, transfer, index);
+            return Ok(());
+        }
         if let Some(writes) = install.gather(piece) {
             self.writes.push_back((writes, Some(Purpose::Gathered { from, transfer, index })));
         }
         Ok(())
     }
 
+    /// A piece came again: its acknowledgement was lost, unless it is not durable yet.
+    fn acknowledge_again(&mut self, from: NodeId, transfer: u64, index: u64) {
+        let this = Purpose::Gathered { from, transfer, index };
+        let is_waiting = self.writes.iter().any(|(_, purpose)| *purpose == Some(this))
+            || self.written.iter().any(|(_, purpose)| *purpose == this);
+        if !is_waiting {
+            let body = encode(&GroupMessage::PieceStored { transfer, index });
+            self.outputs.push(Output::Send { to: from, is_bulk: true, body });
+        }
+    }
+
     /// Switches to a snapshot when all of it is durable and nothing else is being written. One that is not ahead of
-    /// this replica is dropped.
+    /// this replica is dropped; so is any if it leads: a leader has adopted everything decided.
     fn switch_if_gathered(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         let Some(install) = self.install.as_ref().filter(|install| !install.has_switched()) else {
             return Ok(());
@@ -690,7 +685,7 @@ impl Group {
         if !self.written.is_empty() || !self.writes.is_empty() {
             return Ok(());
         }
-        if slot <= self.machine.applied().slot {
+        if slot <= self.machine.applied().slot || self.engine.is_leader() {
             self.install = None;
             return Ok(());
         }
@@ -738,8 +733,10 @@ impl Group {
     }
 
     /// Holds another replica's digest against this one's, now or when the slot is reached.
-    fn compare_digest(&mut self, _from: NodeId, slot: u64, digest: [u8; 32]) {
-        if slot + 8 * DIGEST_INTERVAL_SLOTS < self.machine.applied().slot || self.digests.len() > 16 {
+    fn compare_digest(&mut self, slot: u64, digest: [u8; 32]) {
+        if slot.saturating_add(8 * DIGEST_INTERVAL_SLOTS) < self.machine.applied().slot
+            || self.digests.len() > 16
+        {
             return;
         }
         let is_reached = slot <= self.machine.applied().slot;

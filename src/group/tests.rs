@@ -54,3 +54,22 @@ fn a_crash_between_clearing_and_copying_is_finished_at_the_next_start() {
     drop(group);
     assert!(Group::open(&storage, place(), NodeId(1), &settings(), &[]).is_ok());
 }
+
+#[test]
+fn a_last_piece_with_a_foreign_row_makes_no_snapshot() {
+    let (storage, _) = MemoryDisk::default().open();
+    let begin = || Install::begin(&storage, GROUP, RANGE, NodeId(2), 1).unwrap().0;
+    let piece = |key: Bytes| {
+        let rows = vec![(key, Bytes::from_static(b"record"))];
+        let mut hasher = message::RowHasher::default();
+        hasher.add(&rows);
+        let applied = Applied { slot: 7, ..Applied::default() };
+        Piece { transfer: 1, index: 0, rows, end: Some((applied, hasher.finish())) }
+    };
+    let mut good = begin();
+    assert!(good.gather(piece(keys::data(Position(1), b"k"))).is_some());
+    assert!(good.applied().is_some() && good.has_taken(0));
+    let mut bad = begin();
+    assert!(bad.gather(piece(keys::applied(GroupId(9)))).is_none());
+    assert!(bad.applied().is_none(), "part of it was refused, so it must never count as whole");
+}

@@ -7,7 +7,7 @@
 //! Each checksum covers the raw key too, so a record that turns up under another key is noticed.
 
 use crate::error::StorageError;
-use crate::limits::RECORD_BYTES_MAX;
+use crate::limits::{RECORD_BYTES_MAX, VALUE_BYTES_CAP};
 use crate::ring::Position;
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -64,7 +64,7 @@ fn checksum(raw_key: &[u8], body: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// The writes that store a value. `stale_pieces` pieces may lie there from a longer value before; they are removed.
+/// The writes that store a value. Pieces of a longer value before it are not their concern: see [`remove_stale`].
 pub(super) fn write(position: Position, key: &[u8], versioned: &Versioned, out: &mut Vec<StateWrite>) {
     let total = versioned.value.len();
     let first = total.min(first_room(key));
@@ -81,7 +81,8 @@ pub(super) fn write(position: Position, key: &[u8], versioned: &Versioned, out: 
     }
 }
 
-/// The writes that remove what is stored for a key beyond `kept` further pieces, and the first record if `whole`.
+/// The writes that remove what is stored for a key and a value of the new length does not overwrite; all of it if there
+/// is no new value.
 pub(super) fn remove_stale(
     storage: &dyn Storage,
     position: Position,
@@ -141,7 +142,11 @@ fn decode_first(raw: &[u8], record: Bytes) -> Result<(u64, usize, Bytes), Storag
     if body.len() < 12 {
         return Err(StorageError::corrupt(format!("record {}", raw.escape_ascii()), "it is too short"));
     }
-    Ok((body.get_u64(), body.get_u32() as usize, body))
+    let (version, total) = (body.get_u64(), body.get_u32() as usize);
+    if total > VALUE_BYTES_CAP || body.len() > total {
+        return Err(StorageError::corrupt(format!("record {}", raw.escape_ascii()), "its length is wrong"));
+    }
+    Ok((version, total, body))
 }
 
 #[cfg(test)]

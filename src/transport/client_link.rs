@@ -77,7 +77,7 @@ impl ClientLink {
             outbox.push(Bytes::from_static(&[0; 4]));
             tokio::spawn(write_frames(outbox.clone(), send));
             let (frames, mut inbox) = mpsc::channel(1024);
-            tokio::spawn(read_frames(recv, frames, outbox.clone()));
+            tokio::spawn(read_frames(recv, frames, connection.clone()));
             match inbox.recv().await {
                 Some(greeting) => Ok((Self { connection, outbox }, greeting, inbox)),
                 None => Err(connection.close_reason().map_or_else(
@@ -128,15 +128,24 @@ fn classify(address: SocketAddr, error: &quinn::ConnectionError) -> LinkError {
     }
 }
 
-async fn read_frames(mut stream: quinn::RecvStream, frames: mpsc::Sender<Bytes>, outbox: Outbox) {
+/// Hands frames on until the stream ends, nobody wants them, or one is too large; then the connection is of no use.
+async fn read_frames(
+    mut stream: quinn::RecvStream,
+    frames: mpsc::Sender<Bytes>,
+    connection: quinn::Connection,
+) {
     let mut buffer = BytesMut::new();
-    while let Ok(Some(chunk)) = stream.read_chunk(usize::MAX, true).await {
+    'stream: while let Ok(Some(chunk)) = stream.read_chunk(usize::MAX, true).await {
         buffer.extend_from_slice(&chunk.bytes);
-        while let Some(Ok(body)) = take_frame(&mut buffer, PEER_FRAME_BYTES_MAX) {
+        while let Some(body) = take_frame(&mut buffer, PEER_FRAME_BYTES_MAX) {
+            let Ok(body) = body else { break 'stream };
             if frames.send(body).await.is_err() {
-                break;
+                break 'stream;
             }
         }
     }
-    outbox.close();
+    // If the connection is gone already, why it went is what the caller wants to know.
+    if connection.close_reason().is_none() {
+        connection.close(0u32.into(), b"");
+    }
 }

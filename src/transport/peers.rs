@@ -73,9 +73,17 @@ impl Link {
                 is_up = true;
                 shared.tell(Inbound::PeerUp { node }).await;
             }
-            tokio::spawn(frames_of(stream, PEER_FRAME_BYTES_MAX, shared.clone(), move |frame| {
+            let frames = frames_of(stream, PEER_FRAME_BYTES_MAX, shared.clone(), move |frame| {
                 Inbound::PeerFrame { from: node, frame }
-            }));
+            });
+            // A link with a dead stream would lose one class of frames for ever; a new one is dialled instead.
+            let connection = connection.clone();
+            tokio::spawn(async move {
+                frames.await;
+                if connection.close_reason().is_none() {
+                    connection.close(0u32.into(), b"a stream has ended");
+                }
+            });
         }
         connection.close(0u32.into(), b"");
         for writer in writers {
