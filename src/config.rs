@@ -441,7 +441,7 @@ fn init_node(
     let data = home.join("data");
     create_dir(&data)?;
     write_secret(&home.join("node.key"), &identity.secret_hex())?;
-    let bootstrap = data.join(crate::storage::sled::BOOTSTRAP_FILE);
+    let bootstrap = data.join(crate::storage::disk::BOOTSTRAP_FILE);
     write_file(&bootstrap, "This node has never run. The file is used up at its first start.\n")?;
     let path = home.join("node.toml");
     let file = NodeFile {

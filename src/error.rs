@@ -1,5 +1,6 @@
 //! Errors, sorted by what the reader must do: retry, refuse, or stop the node.
 
+use std::io::ErrorKind;
 use thiserror::Error;
 
 /// The disk failed, or holds something that it must not. The node must stop; see each variant for what to do.
@@ -14,6 +15,12 @@ pub enum StorageError {
         /// What the system said.
         reason: String,
     },
+    /// There is no room left on the disk. Nothing that was acknowledged is lost.
+    #[error(
+        "the disk is full: {0} failed. Nothing that was acknowledged is lost; free space on the file system of the data \
+         directory and start the node again"
+    )]
+    Full(String),
     /// A record is damaged.
     #[error("{what} is damaged: {reason}. This node must not vote with it; restore it as a new node")]
     Corrupt {
@@ -31,8 +38,18 @@ pub enum StorageError {
 }
 
 impl StorageError {
-    /// A failed operation.
-    pub fn io(what: &'static str, reason: impl ToString) -> Self {
+    /// A failed operation of the operating system.
+    pub fn io(what: &'static str, error: std::io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                Self::Full(format!("to {what}"))
+            }
+            _ => Self::Io { what, reason: error.to_string() },
+        }
+    }
+
+    /// A failed operation of anything else.
+    pub fn other(what: &'static str, reason: impl ToString) -> Self {
         Self::Io { what, reason: reason.to_string() }
     }
 

@@ -11,9 +11,6 @@ pub const VALUE_BYTES_CAP: usize = 1 << 20;
 /// their own that it never syncs, and a page holds up to 16 records.
 pub const RECORD_BYTES_MAX: usize = 7_000;
 
-/// Bytes of one piece of the write-ahead log.
-pub const WAL_PIECE_BYTES: usize = 6_000;
-
 /// Bytes of one frame between nodes.
 pub const PEER_FRAME_BYTES_MAX: usize = 5 << 20;
 
@@ -51,13 +48,16 @@ pub const SESSIONS_MAX: usize = 100_000;
 pub const SESSION_RETENTION_MICROS: u64 = 3600 * 1_000_000;
 
 /// Written state that is kept in memory before it is written to the tree, in bytes per group.
-pub const OVERLAY_BYTES_MAX: usize = 4 << 20;
+pub const OVERLAY_BYTES_MAX: usize = 8 << 20;
 
 /// The same while a snapshot streams and nothing may be written to the tree; above it the transfer is given up.
 pub const OVERLAY_BYTES_STREAMING_MAX: usize = 64 << 20;
 
 /// Written state reaches the tree at least this often, in milliseconds.
-pub const CHECKPOINT_MILLIS: u64 = 200;
+pub const CHECKPOINT_MILLIS: u64 = 2_000;
+
+/// Bytes of state writes that reach the tree as one job, unless a single batch is larger.
+pub const STATE_JOB_BYTES_MAX: usize = 16 << 20;
 
 /// Bytes of rows in one piece of a snapshot.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 256 << 10;
@@ -80,7 +80,6 @@ pub const NODES_MAX: usize = 256;
 const _: () = assert!(KEY_BYTES_CAP + 64 < RECORD_BYTES_MAX, "a stored record has room for its key");
 const _: () =
     assert!(16 * RECORD_BYTES_MAX < 131_052, "a page of sled holds 16 records without a file of its own");
-const _: () = assert!(WAL_PIECE_BYTES + 128 < RECORD_BYTES_MAX, "a piece of the log fits into a record");
 const _: () = assert!(
     CLIENT_FRAME_BYTES_MAX + 1024 < tetrachord_consensus::codec::PROPOSAL_BYTES_MAX,
     "the largest command fits into a proposal"

@@ -399,7 +399,7 @@ impl Group {
         self.driver.submitted(commit);
     }
 
-    /// The commit and all before it are durable.
+    /// The log records of the commit and of all before it are durable.
     pub fn durable(&mut self, storage: &dyn Storage, commit: CommitId) -> Result<(), StorageError> {
         let (token, messages) = self.driver.durable(commit);
         for (to, message) in messages {
@@ -409,6 +409,11 @@ impl Group {
             self.engine.step(Event::Persisted { token });
             self.carry_out(storage)?;
         }
+        Ok(())
+    }
+
+    /// The state writes of the commit and of all before it are durable.
+    pub fn written(&mut self, storage: &dyn Storage, commit: CommitId) -> Result<(), StorageError> {
         while let Some((_, purpose)) = self.written.front().copied().filter(|(id, _)| *id <= commit) {
             self.written.pop_front();
             self.on_written(storage, purpose)?;

@@ -19,7 +19,7 @@ fn settings() -> Settings {
 
 fn submit(disk: &MemoryDisk, storage: &mut MemoryStorage, id: u64, state: Vec<Vec<StateWrite>>) -> CommitId {
     storage.submit(Commit { id: CommitId(id), state, ..Commit::default() });
-    disk.flush_one().expect("one commit is pending")
+    disk.settle().expect("one commit is pending")
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn a_crash_between_clearing_and_copying_is_finished_at_the_next_start() {
             break;
         }
         last = submit(&disk, &mut storage, round, writes);
-        group.durable(&storage, last).unwrap();
+        group.written(&storage, last).unwrap();
     }
     assert!(last > CommitId(3), "clearing, copying and finishing are steps of their own");
     assert!(!group.is_installing());

@@ -158,7 +158,7 @@ mod tests {
     fn store(disk: &MemoryDisk, id: u64, state: Vec<StateWrite>) -> impl Storage + use<> {
         let (mut storage, _) = disk.open();
         storage.submit(Commit { id: CommitId(id), state: vec![state], ..Commit::default() });
-        disk.flush_one();
+        disk.settle();
         storage
     }
 

@@ -244,7 +244,7 @@ mod tests {
             let mut out = Vec::new();
             sessions.take_writes(GroupId(1), &mut out);
             storage.submit(Commit { id: CommitId(id), state: vec![out], ..Commit::default() });
-            disk.flush_one();
+            disk.settle();
             if id == 1 {
                 let loaded = Sessions::load(&storage, GroupId(1)).unwrap();
                 assert_eq!(loaded.by_id, sessions.by_id);

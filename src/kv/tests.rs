@@ -70,7 +70,7 @@ impl Bench {
         let writes = self.machine.begin_checkpoint(&self.storage).unwrap();
         self.commits += 1;
         self.storage.submit(Commit { id: CommitId(self.commits), state: vec![writes], ..Commit::default() });
-        self.disk.flush_one();
+        self.disk.settle();
         self.machine.end_checkpoint();
     }
 
@@ -194,7 +194,7 @@ fn while_a_checkpoint_is_under_way_reads_see_everything() {
     bench.put("a", "2");
     assert_eq!(bench.get("a").as_deref(), Some("2"));
     bench.storage.submit(Commit { id: CommitId(1), state: vec![writes], ..Commit::default() });
-    bench.disk.flush_one();
+    bench.disk.settle();
     bench.machine.end_checkpoint();
     assert_eq!(bench.get("a").as_deref(), Some("2"));
 }

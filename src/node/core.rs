@@ -62,8 +62,10 @@ pub enum NodeEvent {
         /// Its connection.
         connection: ConnectionId,
     },
-    /// The commit and all before it are durable.
+    /// The log records of the commit and of all before it are durable.
     Durable(CommitId),
+    /// The state writes of the commit and of all before it are durable.
+    Written(CommitId),
     /// What the process uses, for status requests.
     Process(ProcessStats),
     /// The node is about to be stopped: give leaderships away.
@@ -240,6 +242,11 @@ impl NodeCore {
             NodeEvent::Client { connection, body } => self.on_client(connection, &body)?,
             NodeEvent::ClientGone { connection } => drop(self.gateway.close(connection)),
             NodeEvent::Durable(commit) => self.on_durable(commit)?,
+            NodeEvent::Written(commit) => {
+                for group in self.groups.values_mut() {
+                    group.written(self.storage.as_ref(), commit)?;
+                }
+            }
             NodeEvent::Process(process) => self.process = process,
             NodeEvent::HandOver => {
                 for group in self.groups.values_mut() {

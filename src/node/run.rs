@@ -1,13 +1,13 @@
 //! The shell of a node: clock, sockets and disk around [`NodeCore`]. It decides nothing.
 //!
-//! Two threads do all the work. The *node* thread runs the network and the core in turns, so that what arrives is
-//! handled without a hand-over between threads. The *storage* thread waits for the disk. What arrives while a turn is
-//! under way is taken as a whole in the next one.
+//! The *node* thread runs the network and the core in turns, so that what arrives is handled without a hand-over between
+//! threads. The threads of the store ([`crate::storage::disk`]) wait for the disk. What arrives while a turn is under way
+//! is taken as a whole in the next one.
 
 use super::core::{Class, NodeCore, NodeEffect, NodeEvent, NodeSettings};
 use crate::config::NodeConfig;
 use crate::group::Settings;
-use crate::storage::sled::{Report, SledStorage};
+use crate::storage::disk::{DiskOptions, DiskStorage, Report};
 use crate::transport::{Inbound, PeerAddress, Transport, TransportSettings};
 use crate::wire::{self, Hello, ProcessStats};
 use anyhow::Context;
@@ -20,6 +20,10 @@ const TICK: Duration = Duration::from_millis(10);
 
 /// Frames that wait between the network and the core.
 const INBOX_FRAMES: usize = 4096;
+
+/// Bounds of the size of one segment of the log.
+const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+const SEGMENT_BYTES_MAX: u64 = 8 << 20;
 
 /// What the process uses is measured every so many ticks.
 const PROCESS_TICKS: u64 = 50;
@@ -36,7 +40,7 @@ pub fn run(config: NodeConfig) -> anyhow::Result<()> {
 async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     let (reports, reported) = mpsc::unbounded_channel();
     let report = move |report| drop(reports.send(report));
-    let (storage, recovery) = SledStorage::open(&config.data_dir, config.storage.cache_bytes, report)
+    let (storage, recovery) = DiskStorage::open(&config.data_dir, disk_options(&config), report)
         .with_context(|| format!("{} cannot use {}", config.node, config.data_dir.display()))?;
     let incarnation = recovery.incarnation;
     let core = NodeCore::open(node_settings(&config, incarnation), Box::new(storage), recovery)?;
@@ -45,6 +49,13 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     let transport = Transport::start(transport_settings(&config), inbound)?;
     tracing::info!(node = %config.node, %listen, incarnation, "serving");
     Shell { core, transport, started: Instant::now(), ticks: 0 }.turn(inbox, reported).await
+}
+
+/// A quarter of the log a segment, so that what is void can be used again soon.
+fn disk_options(config: &NodeConfig) -> DiskOptions {
+    let segment = (config.storage.log_max_bytes / 4).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+    let segment_bytes = usize::try_from(segment).expect("a few MiB");
+    DiskOptions { cache_bytes: config.storage.cache_bytes, segment_bytes }
 }
 
 fn node_settings(config: &NodeConfig, incarnation: u64) -> NodeSettings {
@@ -108,7 +119,7 @@ impl Shell {
             tokio::select! {
                 biased;
                 report = reported.recv() => {
-                    let report = report.context("the storage thread has ended")?;
+                    let report = report.context("the threads of the store have ended")?;
                     self.on_report(report)?;
                 }
                 count = inbox.recv_many(&mut arrived, INBOX_FRAMES) => {
@@ -153,6 +164,10 @@ impl Shell {
         match report {
             Report::Durable(commit) => {
                 self.core.step(NodeEvent::Durable(commit));
+                Ok(())
+            }
+            Report::Written(commit) => {
+                self.core.step(NodeEvent::Written(commit));
                 Ok(())
             }
             Report::Failed(error) => Err(error.into()),

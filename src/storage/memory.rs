@@ -17,6 +17,7 @@ struct Disk {
     log_bytes: u64,
     state: BTreeMap<Bytes, Bytes>,
     pending: VecDeque<Commit>,
+    unwritten: VecDeque<(CommitId, VecDeque<Vec<StateWrite>>)>,
     incarnation: u64,
     replacements: u64,
 }
@@ -35,18 +36,29 @@ impl MemoryDisk {
     pub fn open(&self) -> (MemoryStorage, Recovery) {
         let mut disk = self.disk();
         disk.pending.clear();
+        disk.unwritten.clear();
         disk.incarnation += 1;
         let recovery = Recovery { log: disk.log.clone(), incarnation: disk.incarnation };
         (MemoryStorage { disk: self.clone() }, recovery)
     }
 
-    /// Completes the oldest pending commit.
+    /// Makes the log records of the oldest pending commit durable.
     pub fn flush_one(&self) -> Option<CommitId> {
+        self.disk().flush_one()
+    }
+
+    /// Makes the state writes of the oldest commit durable whose log records are.
+    pub fn write_one(&self) -> Option<CommitId> {
         let mut disk = self.disk();
-        let commit = disk.pending.pop_front()?;
-        let id = commit.id;
-        disk.write(commit);
+        let (id, batches) = disk.unwritten.pop_front()?;
+        batches.into_iter().for_each(|writes| disk.write(writes));
         Some(id)
+    }
+
+    /// Makes everything durable that was submitted; returns the last commit.
+    pub fn settle(&self) -> Option<CommitId> {
+        let last = std::iter::from_fn(|| self.flush_one()).last();
+        std::iter::from_fn(|| self.write_one()).last().max(last)
     }
 
     /// How many commits are pending.
@@ -55,15 +67,16 @@ impl MemoryDisk {
         self.disk().pending.len()
     }
 
-    /// A crash: the first `kept` pending commits happen to have reached the disk, the rest is gone.
+    /// A crash: the first `kept` pending commits happen to have reached the disk, and so did the first `kept` batches of
+    /// state writes whose log records are durable. The rest is gone.
     pub fn crash(&self, kept: usize) {
         let mut disk = self.disk();
         for _ in 0..kept {
-            let Some(commit) = disk.pending.pop_front() else {
-                break;
-            };
-            disk.write(commit);
+            disk.flush_one();
         }
+        let batches: Vec<Vec<StateWrite>> =
+            disk.unwritten.drain(..).flat_map(|(_, batches)| batches).take(kept).collect();
+        batches.into_iter().for_each(|writes| disk.write(writes));
         disk.pending.clear();
     }
 
@@ -86,7 +99,8 @@ impl MemoryDisk {
 }
 
 impl Disk {
-    fn write(&mut self, commit: Commit) {
+    fn flush_one(&mut self) -> Option<CommitId> {
+        let commit = self.pending.pop_front()?;
         if commit.replaces_log {
             self.log.clear();
             self.log_bytes = 0;
@@ -94,7 +108,14 @@ impl Disk {
         }
         self.log_bytes += commit.log.iter().map(|(_, record)| record.len() as u64).sum::<u64>();
         self.log.extend(commit.log);
-        for (key, value) in commit.state.into_iter().flatten() {
+        if !commit.state.is_empty() {
+            self.unwritten.push_back((commit.id, commit.state.into()));
+        }
+        Some(commit.id)
+    }
+
+    fn write(&mut self, writes: Vec<StateWrite>) {
+        for (key, value) in writes {
             match value {
                 Some(value) => self.state.insert(key, value),
                 None => self.state.remove(&key),

@@ -4,30 +4,43 @@
 //!
 //! * The log records of a [`Commit`] survive a crash together or not at all. So does each of its batches of state
 //!   writes. Log and state are not atomic with one another.
-//! * Commits become durable in the order in which they were submitted. One barrier serves many of them.
+//! * Log records become durable in the order in which they were submitted, and so do state writes. One barrier serves
+//!   many commits.
+//! * State writes follow the log records of their own commit, later: they are reported by themselves.
 //! * What was submitted and not reported may survive or not, but never without what was submitted before it.
 //! * A commit with `replaces_log` stands for everything logged before it: once it is durable, older records go.
 //!
-//! # Key layout
+//! # Files of a data directory
+//!
+//! | file | what | by |
+//! |---|---|---|
+//! | `log/N.seg` | the write-ahead log: frames, chained and checksummed | [`log`] |
+//! | `log/spare-N` | void segments, to be used again | [`log`] |
+//! | `redo` | state writes that are being carried out | [`redo`] |
+//! | `witness` | what was durable, in a place of its own | [`witness`] |
+//! | `db`, `conf`, `blobs`, `snap.*` | sled's: applied state | [`tree`] |
+//!
+//! # Keys of the tree
 //!
 //! | tree | key | value |
 //! |---|---|---|
-//! | `wal` | `r` seq (u64) | one piece of a commit: numbered, checksummed, chained to the piece before |
-//! | `wal` | `b` | number and hash of the last piece that was deleted |
 //! | `kv` | `d` position (u64) key | checksum, version, length, the value's first bytes |
 //! | `kv` | `c` position key-length (u16) key piece (u16) | checksum, further bytes of the value |
 //! | `kv` | `m` group (u32) `a` | what was applied: slot, chain, time, clock, digest |
 //! | `kv` | `m` group `s` session (16 bytes) piece (u8) | a session: outcomes by request number |
 //! | `kv` | `m` group `i` | a snapshot that is being installed |
 //! | `kv` | `p` group then a key of the above | a row of a snapshot that has not been installed yet |
+//! | `kv` | `~mark` | how far the last state writes have come |
 //!
 //! All numbers in keys are big-endian. User data is keyed by position and key, not by group. No record exceeds
 //! [`crate::limits::RECORD_BYTES_MAX`].
 
+pub mod disk;
 pub mod keys;
+mod log;
 pub mod memory;
-pub mod sled;
-mod wal;
+mod redo;
+mod tree;
 mod witness;
 
 #[cfg(test)]
@@ -70,7 +83,8 @@ pub struct Recovery {
 
 /// The store of one node. Completions arrive at the owner of the implementation, in order, by [`CommitId`].
 pub trait Storage {
-    /// Queues a commit. It is durable when its id is reported, not before.
+    /// Queues a commit. Its log records are durable when its id is reported as durable, its state writes when it is
+    /// reported as written; not before.
     fn submit(&mut self, commit: Commit);
 
     /// Reads applied state as last written. Writes that are submitted but not reported may be missing.
@@ -79,6 +93,6 @@ pub trait Storage {
     /// Reads rows with keys in `[from, to)` in order, at least one if there is one, until about `bytes_max`.
     fn scan(&self, from: &[u8], to: &[u8], bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, StorageError>;
 
-    /// Bytes of the write-ahead log that a new `replaces_log` commit would free, about.
+    /// Bytes of the write-ahead log that a new `replaces_log` commit would make void, about.
     fn log_bytes(&self) -> u64;
 }

@@ -1,30 +1,32 @@
 //! A small file beside the store that remembers how far the write-ahead log had become durable.
 //!
-//! sled takes a damaged log for a torn one and silently comes back shorter. A replica that then votes has forgotten
-//! promises. The witness holds `{incarnation, number, hash}` of a piece that was durable when it was written, so a
-//! store that came back without it is noticed.
+//! A log whose end is damaged, or whose files are gone, looks like one that never held more. A replica that then votes
+//! has forgotten promises. The witness holds `{store, incarnation, number, hash}` of a frame that was durable when it was
+//! written, so a store that came back without it is noticed.
 //!
 //! Two slots are written in turn, so a crash while one is written leaves the other.
 
-use super::wal::WalEnd;
+use super::log::frame::{LogEnd, StoreId};
 use crate::error::StorageError;
 use bytes::{Buf, BufMut};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-const MAGIC: &[u8; 4] = b"TWIT";
-const SLOT_BYTES: usize = 4 + 8 + 8 + 8 + 32 + 4;
+const MAGIC: &[u8; 4] = b"TWI2";
+const SLOT_BYTES: usize = 4 + 8 + 16 + 8 + 8 + 32 + 4;
 /// Slots lie in different disk sectors.
 const SLOT_STRIDE: u64 = 4096;
 
 /// What the witness testifies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Testimony {
+    /// The store's name, drawn when it was made.
+    pub(super) store: StoreId,
     /// How often the store was opened.
     pub(super) incarnation: u64,
-    /// A piece of the log that was durable.
-    pub(super) end: WalEnd,
+    /// A frame of the log that was durable.
+    pub(super) end: LogEnd,
 }
 
 /// The open witness file.
@@ -52,6 +54,7 @@ impl Witness {
         let mut slot = Vec::with_capacity(SLOT_BYTES);
         slot.put_slice(MAGIC);
         slot.put_u64(self.counter);
+        slot.put_slice(&testimony.store);
         slot.put_u64(testimony.incarnation);
         slot.put_u64(testimony.end.number);
         slot.put_slice(&testimony.end.hash);
@@ -70,10 +73,12 @@ fn read_slot(file: &File, slot: u64) -> Option<(u64, Testimony)> {
         return None;
     }
     let mut rest = &body[4..];
-    let (counter, incarnation, number) = (rest.get_u64(), rest.get_u64(), rest.get_u64());
-    let mut hash = [0; 32];
-    hash.copy_from_slice(rest);
-    Some((counter, Testimony { incarnation, end: WalEnd { number, hash } }))
+    let counter = rest.get_u64();
+    let mut store = StoreId::default();
+    rest.copy_to_slice(&mut store);
+    let (incarnation, number) = (rest.get_u64(), rest.get_u64());
+    let hash = rest.try_into().ok()?;
+    Some((counter, Testimony { store, incarnation, end: LogEnd { number, hash } }))
 }
 
 #[cfg(test)]
@@ -86,8 +91,11 @@ mod tests {
         let path = dir.path().join("witness");
         let (mut witness, said) = Witness::open(&path).unwrap();
         assert_eq!(said, None);
-        let testimony =
-            |number| Testimony { incarnation: 1, end: WalEnd { number, hash: [number as u8; 32] } };
+        let testimony = |number| Testimony {
+            store: [9; 16],
+            incarnation: 1,
+            end: LogEnd { number, hash: [number as u8; 32] },
+        };
         witness.write(testimony(1)).unwrap();
         witness.write(testimony(2)).unwrap();
         assert_eq!(Witness::open(&path).unwrap().1, Some(testimony(2)));

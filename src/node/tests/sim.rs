@@ -546,18 +546,32 @@ impl Sim {
             {
                 continue;
             }
-            if let Some(commit) = self.nodes[index].disk.flush_one() {
-                if let Some(left) = self.nodes[index].flushes_left.as_mut() {
-                    *left -= 1;
-                    if *left == 0 {
-                        self.nodes[index].flushes_left = None;
-                        self.crash(index, 0);
-                        continue;
-                    }
-                }
+            if let Some(commit) = self.nodes[index].disk.flush_one()
+                && !self.stops_now(index)
+            {
                 self.step(index, NodeEvent::Durable(commit));
             }
+            if self.nodes[index].core.is_none()
+                || self.random.chance(self.plan.slow_disk_percent) && !self.is_calm
+            {
+                continue;
+            }
+            if let Some(commit) = self.nodes[index].disk.write_one()
+                && !self.stops_now(index)
+            {
+                self.step(index, NodeEvent::Written(commit));
+            }
         }
+    }
+
+    /// Counts a flush of the node's disk; crashes the node if it was to be its last.
+    fn stops_now(&mut self, index: usize) -> bool {
+        let left = self.nodes[index].flushes_left.map(|left| left - 1);
+        self.nodes[index].flushes_left = left.filter(|left| *left > 0);
+        if left == Some(0) {
+            self.crash(index, 0);
+        }
+        left == Some(0)
     }
 
     fn drive_client(&mut self, index: usize) {

@@ -1,0 +1,374 @@
+//! The store of a node on disk: the log, the tree, and the two threads that write them.
+//!
+//! ```text
+//!   node ── commits ──> log thread ── durable state writes ──> state thread
+//!    ^                    | frame, fdatasync, witness             | redo file, tree, barrier
+//!    ├──── Durable ───────┘                                       |
+//!    └──── Written ───────────────────────────────────────────────┘
+//! ```
+//!
+//! * The log thread takes everything that waits as one frame: group commit without a timer.
+//! * A commit's state writes go to the tree only after its log records are durable, so the tree never holds what the log
+//!   could still forget.
+//! * The state thread takes everything that waits as one job ([`super::redo`]). Nobody who is acknowledged waits for it.
+//! * An error ends both threads and the node; nothing is retried. A panic inside sled is an error.
+//!
+//! # Opening
+//!
+//! 1. An empty directory opens only with the one-time `bootstrap` file that `tetrachord init` left there: a node whose
+//!    disk was wiped must not come back under its old name.
+//! 2. sled locks the directory. A job that a crash interrupted is carried out again.
+//! 3. The log is read and verified, and the witness must find in it the frame that it remembers.
+//! 4. What was read is synced before anybody acts on it.
+
+use super::log::frame::{LogEnd, Payload, StoreId};
+use super::log::{Log, ReadLog, sync_directory};
+use super::redo::{Job, Redo};
+use super::tree::{Barrier, Mark, Tree};
+use super::witness::{Testimony, Witness};
+use super::{Commit, CommitId, Recovery, StateWrite, Storage};
+use crate::error::StorageError;
+use crate::limits::STATE_JOB_BYTES_MAX;
+use bytes::Bytes;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// The witness is at most this much behind what is durable, unless a promise makes it catch up at once.
+const WITNESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The file that `tetrachord init` leaves in a data directory that was never used.
+pub const BOOTSTRAP_FILE: &str = "bootstrap";
+
+/// What the store's threads report to the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// The log records of this commit and of all before it are durable.
+    Durable(CommitId),
+    /// The state writes of this commit and of all before it are durable.
+    Written(CommitId),
+    /// The store has failed for good; the node must stop.
+    Failed(StorageError),
+}
+
+/// How a store is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// Memory for sled's pages, in bytes.
+    pub cache_bytes: u64,
+    /// Size of one segment of the log, in bytes.
+    pub segment_bytes: usize,
+}
+
+/// The open store. Reads go to the tree directly; writes go to the threads.
+#[derive(Debug)]
+pub struct DiskStorage {
+    tree: Tree,
+    commits: Sender<Commit>,
+    log_bytes: Arc<AtomicU64>,
+}
+
+impl DiskStorage {
+    /// Opens the store in `dir` and starts its threads. `report` is called from them.
+    pub fn open(
+        dir: &Path,
+        options: DiskOptions,
+        report: impl Fn(Report) + Clone + Send + 'static,
+    ) -> Result<(Self, Recovery), StorageError> {
+        let (mut log_writer, state_writer, tree, recovery) = open_parts(dir, options)?;
+        let (commits, inbox) = channel();
+        let log_bytes = Arc::clone(&log_writer.log_bytes);
+        let (jobs, job_inbox) = channel();
+        log_writer.jobs = Some(jobs);
+        let log_report = report.clone();
+        spawn("log", move || guarded(&log_report.clone(), || log_writer.run(&inbox, &log_report)))?;
+        spawn("state", move || guarded(&report.clone(), || state_writer.run(&job_inbox, &report)))?;
+        Ok((Self { tree, commits, log_bytes }, recovery))
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), StorageError> {
+    let spawned = std::thread::Builder::new().name(name.to_string()).spawn(run);
+    spawned.map(drop).map_err(|error| StorageError::io("start a thread of the store", error))
+}
+
+/// A panic of the thread reaches the node as a failure of the store.
+fn guarded(report: &dyn Fn(Report), run: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(run)).is_err() {
+        report(Report::Failed(StorageError::other("write", "a thread of the store panicked")));
+    }
+}
+
+impl Storage for DiskStorage {
+    fn submit(&mut self, commit: Commit) {
+        // If the thread has ended it has reported why, and the node is about to stop.
+        let _ = self.commits.send(commit);
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.tree.get(key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
+        self.tree.scan(from, to, bytes_max)
+    }
+
+    fn log_bytes(&self) -> u64 {
+        self.log_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// The half of the store that makes commits durable.
+struct LogWriter {
+    log: Log,
+    witness: Witness,
+    testified: Testimony,
+    testified_at: Instant,
+    log_bytes: Arc<AtomicU64>,
+    jobs: Option<Sender<(CommitId, Vec<StateWrite>)>>,
+}
+
+impl LogWriter {
+    /// Serves commits until the node is gone.
+    fn run(mut self, inbox: &Receiver<Commit>, report: &dyn Fn(Report)) {
+        loop {
+            let served = match self.next_commits(inbox) {
+                Ok(commits) => self.serve(commits, report),
+                Err(RecvTimeoutError::Timeout) => self.testify(),
+                Err(RecvTimeoutError::Disconnected) => return drop(self.testify()),
+            };
+            if let Err(error) = served.and_then(|()| self.log.prepare().map(drop)) {
+                return report(Report::Failed(error));
+            }
+        }
+    }
+
+    /// Waits for a commit and takes all that are there. While the witness is behind it waits only so long.
+    fn next_commits(&self, inbox: &Receiver<Commit>) -> Result<Vec<Commit>, RecvTimeoutError> {
+        let first = if self.testified.end == self.log.end() {
+            inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)?
+        } else {
+            inbox.recv_timeout(WITNESS_INTERVAL.saturating_sub(self.testified_at.elapsed()))?
+        };
+        Ok(std::iter::once(first).chain(inbox.try_iter()).collect())
+    }
+
+    fn serve(&mut self, commits: Vec<Commit>, report: &dyn Fn(Report)) -> Result<(), StorageError> {
+        let mut waiting = Vec::new();
+        for commit in commits {
+            if commit.replaces_log {
+                self.make_durable(std::mem::take(&mut waiting), report)?;
+                self.make_durable(vec![commit], report)?;
+            } else {
+                waiting.push(commit);
+            }
+        }
+        self.make_durable(waiting, report)
+    }
+
+    /// Writes the records of these commits as one frame, and reports them.
+    fn make_durable(&mut self, commits: Vec<Commit>, report: &dyn Fn(Report)) -> Result<(), StorageError> {
+        let Some(last) = commits.last().map(|commit| commit.id) else { return Ok(()) };
+        let promises = commits.iter().any(|commit| commit.promises);
+        let is_base = commits.iter().any(|commit| commit.replaces_log);
+        assert!(!is_base || commits.len() == 1, "what replaces the log is a frame of its own");
+        let mut payload = Payload::new();
+        for (group, record) in commits.iter().flat_map(|commit| &commit.log) {
+            payload.push(*group, record);
+        }
+        if !payload.is_empty() {
+            self.log.append(payload, is_base)?;
+            self.log_bytes.store(self.log.bytes(), Ordering::Relaxed);
+        }
+        if promises || is_base || self.testified_at.elapsed() >= WITNESS_INTERVAL {
+            self.testify()?;
+        }
+        report(Report::Durable(last));
+        for commit in commits.into_iter().filter(|commit| !commit.state.is_empty()) {
+            let writes = commit.state.into_iter().flatten().collect();
+            // If the other thread has ended it has reported why.
+            let _ = self.jobs.as_ref().expect("set before the thread starts").send((commit.id, writes));
+        }
+        if is_base { self.log.recycle() } else { Ok(()) }
+    }
+
+    fn testify(&mut self) -> Result<(), StorageError> {
+        self.testified_at = Instant::now();
+        if self.testified.end == self.log.end() {
+            return Ok(());
+        }
+        self.testified.end = self.log.end();
+        self.witness.write(self.testified)
+    }
+}
+
+/// The half of the store that brings applied state to the tree.
+struct StateWriter {
+    tree: Tree,
+    barrier: Barrier,
+    redo: Redo,
+    store: StoreId,
+    last_job: u64,
+}
+
+impl StateWriter {
+    /// Serves jobs until the node is gone.
+    fn run(mut self, inbox: &Receiver<(CommitId, Vec<StateWrite>)>, report: &dyn Fn(Report)) {
+        let mut next = inbox.recv().ok();
+        while let Some((mut last, mut writes)) = next.take() {
+            let mut bytes: usize = writes.iter().map(bytes_of).sum();
+            for (commit, more) in inbox.try_iter() {
+                let more_bytes: usize = more.iter().map(bytes_of).sum();
+                if bytes + more_bytes > STATE_JOB_BYTES_MAX {
+                    next = Some((commit, more));
+                    break;
+                }
+                bytes += more_bytes;
+                last = commit;
+                writes.extend(more);
+            }
+            if let Err(error) = self.write(writes) {
+                return report(Report::Failed(error));
+            }
+            report(Report::Written(last));
+            next = next.or_else(|| inbox.recv().ok());
+        }
+    }
+
+    fn write(&mut self, writes: Vec<StateWrite>) -> Result<(), StorageError> {
+        let job = Job { number: self.last_job + 1, writes };
+        self.redo.write(&job)?;
+        self.tree.carry_out(self.store, &job)?;
+        self.barrier.sync(&self.tree)?;
+        self.last_job = job.number;
+        Ok(())
+    }
+
+    /// Finishes what a crash interrupted.
+    fn recover(&mut self, found: Option<Job>) -> Result<(), StorageError> {
+        let half = |number: u64| {
+            let reason = format!(
+                "state job {number} was interrupted, and what was written down of it is damaged or missing"
+            );
+            StorageError::corrupt("the applied state", reason)
+        };
+        let (complete, begun) = match self.tree.mark(self.store)? {
+            Mark::Fresh => (0, None),
+            Mark::Complete(number) => (number, None),
+            Mark::Begun(number) => (number - 1, Some(number)),
+        };
+        self.last_job = complete;
+        match found {
+            Some(job) if job.number > complete + 1 => Err(StorageError::StateLost(format!(
+                "the applied state ends with job {complete}, but job {} was begun: the disk lost what it had. This node \
+                 must not vote under its old identity; add it as a new node",
+                job.number
+            ))),
+            Some(job) if job.number == complete + 1 => {
+                self.tree.carry_out(self.store, &job)?;
+                self.last_job = job.number;
+                self.barrier.sync(&self.tree)
+            }
+            _ => match begun {
+                Some(number) => Err(half(number)),
+                // What was read may be only in a cache.
+                None => self.barrier.sync(&self.tree),
+            },
+        }
+    }
+}
+
+fn bytes_of((key, value): &StateWrite) -> usize {
+    key.len() + value.as_ref().map_or(0, Bytes::len)
+}
+
+fn open_parts(
+    dir: &Path,
+    options: DiskOptions,
+) -> Result<(LogWriter, StateWriter, Tree, Recovery), StorageError> {
+    let bootstrap = dir.join(BOOTSTRAP_FILE);
+    refuse_blank_directory(dir)?;
+    let tree = Tree::open(dir, options.cache_bytes)?;
+    let barrier = Barrier::open(dir)?;
+    let (witness, said) = Witness::open(&dir.join("witness"))?;
+    let is_first = said.is_none() && bootstrap.exists();
+    if said.is_none() && !is_first {
+        return Err(StorageError::StateLost(
+            "the witness file is missing or damaged beside an existing store, so nobody knows what this node had \
+             promised. It must not vote under its old identity; add it as a new node"
+                .to_string(),
+        ));
+    }
+    let store = said.map_or_else(draw_store_id, |testimony| Ok(testimony.store))?;
+    let (redo, found) = Redo::open(&dir.join("redo"), store)?;
+    let mut state = StateWriter { tree: tree.clone(), barrier, redo, store, last_job: 0 };
+    state.recover(found)?;
+    let log_dir = dir.join("log");
+    let (log, read) = if is_first {
+        (Log::create(&log_dir, store, options.segment_bytes)?, ReadLog::default())
+    } else {
+        Log::open(&log_dir, store, options.segment_bytes)?
+    };
+    if let Some(testimony) = &said {
+        hold_against_witness(&read, testimony)?;
+    }
+    let incarnation = said.map_or(1, |testimony| testimony.incarnation + 1);
+    let testified = Testimony { store, incarnation, end: log.end() };
+    let log_bytes = Arc::new(AtomicU64::new(log.bytes()));
+    let mut writer =
+        LogWriter { log, witness, testified, testified_at: Instant::now(), log_bytes, jobs: None };
+    sync_all_names(dir)?;
+    writer.witness.write(writer.testified)?;
+    if bootstrap.exists() {
+        sync_all_names(dir)?;
+        std::fs::remove_file(&bootstrap)
+            .map_err(|error| StorageError::io("use up the bootstrap file", error))?;
+        sync_all_names(dir)?;
+    }
+    Ok((writer, state, tree, Recovery { log: read.records, incarnation }))
+}
+
+fn refuse_blank_directory(dir: &Path) -> Result<(), StorageError> {
+    std::fs::create_dir_all(dir).map_err(|error| StorageError::io("make the data directory", error))?;
+    if dir.join("db").exists() || dir.join("witness").exists() || dir.join(BOOTSTRAP_FILE).exists() {
+        return Ok(());
+    }
+    Err(StorageError::StateLost(format!(
+        "{} holds no store and no bootstrap file: either this is not the data directory, or the disk was wiped. A node \
+         that lost its disk must not come back under its old identity; add it as a new node",
+        dir.display()
+    )))
+}
+
+/// The log must hold what the witness saw, or begin behind it.
+fn hold_against_witness(read: &ReadLog, testimony: &Testimony) -> Result<(), StorageError> {
+    let LogEnd { number, .. } = testimony.end;
+    let is_void = read.base.number >= number;
+    if is_void || read.frames.contains(&testimony.end) {
+        return Ok(());
+    }
+    Err(StorageError::StateLost(format!(
+        "the write-ahead log does not hold frame {number}, which was durable: the disk lost acknowledged writes. This \
+         node must not vote under its old identity; add it as a new node"
+    )))
+}
+
+fn draw_store_id() -> Result<StoreId, StorageError> {
+    let mut id = StoreId::default();
+    getrandom::fill(&mut id).map_err(|error| StorageError::other("draw a name for the store", error))?;
+    Ok(id)
+}
+
+/// Makes names durable: the store's files, its directory, and the directory's own name.
+fn sync_all_names(dir: &Path) -> Result<(), StorageError> {
+    let absolute = dir.canonicalize().map_err(|error| StorageError::io("find the data directory", error))?;
+    for name in ["conf", "db", "blobs", "log", "redo", "."].map(|name| absolute.join(name)) {
+        if name.exists() {
+            sync_directory(&name)?;
+        }
+    }
+    absolute.parent().map_or(Ok(()), sync_directory)
+}
