@@ -17,9 +17,10 @@
 //!
 //! 1. An empty directory opens only with the one-time `bootstrap` file that `tetrachord init` left there: a node whose
 //!    disk was wiped must not come back under its old name.
-//! 2. sled locks the directory. A job that a crash interrupted is carried out again.
-//! 3. The log is read and verified, and the witness must find in it the frame that it remembers.
-//! 4. What was read is synced before anybody acts on it.
+//! 2. The directory is locked. What a first start left that never ended is cleared away: nothing rests on it.
+//! 3. A state job that a crash interrupted is carried out again.
+//! 4. The log is read and verified, and the witness must find in it the frame that it remembers.
+//! 5. What was read is synced before anybody acts on it.
 
 use super::log::frame::{LogEnd, Payload, StoreId};
 use super::log::{Log, ReadLog, sync_directory};
@@ -30,6 +31,7 @@ use super::{Commit, CommitId, Recovery, StateWrite, Storage};
 use crate::error::StorageError;
 use crate::limits::STATE_JOB_BYTES_MAX;
 use bytes::Bytes;
+use std::fs::{File, TryLockError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -123,6 +125,7 @@ impl Storage for DiskStorage {
 
 /// The half of the store that makes commits durable.
 struct LogWriter {
+    _lock: Arc<File>,
     log: Log,
     witness: Witness,
     testified: Testimony,
@@ -207,6 +210,7 @@ impl LogWriter {
 
 /// The half of the store that brings applied state to the tree.
 struct StateWriter {
+    _lock: Arc<File>,
     tree: Tree,
     barrier: Barrier,
     redo: Redo,
@@ -291,8 +295,7 @@ fn open_parts(
 ) -> Result<(LogWriter, StateWriter, Tree, Recovery), StorageError> {
     let bootstrap = dir.join(BOOTSTRAP_FILE);
     refuse_blank_directory(dir)?;
-    let tree = Tree::open(dir, options.cache_bytes)?;
-    let barrier = Barrier::open(dir)?;
+    let lock = Arc::new(lock_directory(dir)?);
     let (witness, said) = Witness::open(&dir.join("witness"))?;
     let is_first = said.is_none() && bootstrap.exists();
     if said.is_none() && !is_first {
@@ -302,9 +305,15 @@ fn open_parts(
                 .to_string(),
         ));
     }
+    if is_first {
+        Tree::clear(dir)?;
+    }
+    let tree = Tree::open(dir, options.cache_bytes)?;
+    let barrier = Barrier::open(dir)?;
     let store = said.map_or_else(draw_store_id, |testimony| Ok(testimony.store))?;
     let (redo, found) = Redo::open(&dir.join("redo"), store)?;
-    let mut state = StateWriter { tree: tree.clone(), barrier, redo, store, last_job: 0 };
+    let mut state =
+        StateWriter { _lock: Arc::clone(&lock), tree: tree.clone(), barrier, redo, store, last_job: 0 };
     state.recover(found)?;
     let log_dir = dir.join("log");
     let (log, read) = if is_first {
@@ -318,8 +327,15 @@ fn open_parts(
     let incarnation = said.map_or(1, |testimony| testimony.incarnation + 1);
     let testified = Testimony { store, incarnation, end: log.end() };
     let log_bytes = Arc::new(AtomicU64::new(log.bytes()));
-    let mut writer =
-        LogWriter { log, witness, testified, testified_at: Instant::now(), log_bytes, jobs: None };
+    let mut writer = LogWriter {
+        _lock: lock,
+        log,
+        witness,
+        testified,
+        testified_at: Instant::now(),
+        log_bytes,
+        jobs: None,
+    };
     sync_all_names(dir)?;
     writer.witness.write(writer.testified)?;
     if bootstrap.exists() {
@@ -341,6 +357,17 @@ fn refuse_blank_directory(dir: &Path) -> Result<(), StorageError> {
          that lost its disk must not come back under its old identity; add it as a new node",
         dir.display()
     )))
+}
+
+/// One process uses a directory. The lock goes with the process, or with the store's last thread.
+fn lock_directory(dir: &Path) -> Result<File, StorageError> {
+    let file =
+        File::create(dir.join("lock")).map_err(|error| StorageError::io("open the lock file", error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StorageError::InUse(dir.display().to_string())),
+        Err(TryLockError::Error(error)) => Err(StorageError::io("lock the data directory", error)),
+    }
 }
 
 /// The log must hold what the witness saw, or begin behind it.
@@ -365,10 +392,11 @@ fn draw_store_id() -> Result<StoreId, StorageError> {
 /// Makes names durable: the store's files, its directory, and the directory's own name.
 fn sync_all_names(dir: &Path) -> Result<(), StorageError> {
     let absolute = dir.canonicalize().map_err(|error| StorageError::io("find the data directory", error))?;
-    for name in ["conf", "db", "blobs", "log", "redo", "."].map(|name| absolute.join(name)) {
+    for name in ["conf", "db", "blobs", "log", "redo"].map(|name| absolute.join(name)) {
         if name.exists() {
             sync_directory(&name)?;
         }
     }
+    sync_directory(&absolute)?;
     absolute.parent().map_or(Ok(()), sync_directory)
 }

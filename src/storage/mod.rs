@@ -18,6 +18,7 @@
 //! | `log/spare-N` | void segments, to be used again | [`log`] |
 //! | `redo` | state writes that are being carried out | [`redo`] |
 //! | `witness` | what was durable, in a place of its own | [`witness`] |
+//! | `lock` | held by the one process that uses the directory | [`disk`] |
 //! | `db`, `conf`, `blobs`, `snap.*` | sled's: applied state | [`tree`] |
 //!
 //! # Keys of the tree

@@ -48,7 +48,17 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// Opens the tree in a directory that exists.
+    /// Removes whatever sled has in the directory: a first start was interrupted, and nothing rests on it.
+    pub(super) fn clear(dir: &Path) -> Result<(), StorageError> {
+        let io = |error: std::io::Error| StorageError::io("clear away an interrupted first start", error);
+        let is_sleds = |name: &str| ["db", "conf"].contains(&name) || name.starts_with("snap.");
+        for path in files_named(dir, is_sleds)? {
+            std::fs::remove_file(path).map_err(io)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the tree in a directory that exists and is locked.
     pub(super) fn open(dir: &Path, cache_bytes: u64) -> Result<Self, StorageError> {
         let io = |error: std::io::Error| StorageError::io("prepare sled's directory", error);
         for path in files_named(dir, |name| name.starts_with("snap.") && name.ends_with(".generating"))? {

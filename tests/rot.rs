@@ -1,0 +1,127 @@
+//! Silent damage at rest: every byte of every file of a small store is flipped, one at a time. The store may refuse, or
+//! still know everything; it never answers wrongly.
+#![allow(clippy::unwrap_used, dead_code, reason = "test code, of which this file uses a part")]
+
+#[path = "crash/script.rs"]
+mod script;
+
+use script::{Problem, Promised};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Enough that the log was replaced once, and that one state job was large.
+const COMMITS: u64 = 44;
+
+fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
+fn files_below(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![dir.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.insert(path.strip_prefix(dir).unwrap().to_path_buf(), std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+fn lay_out(files: &BTreeMap<PathBuf, Vec<u8>>, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    std::fs::create_dir_all(to.join("blobs")).unwrap();
+    for (name, bytes) in files {
+        std::fs::create_dir_all(to.join(name).parent().unwrap()).unwrap();
+        std::fs::write(to.join(name), bytes).unwrap();
+    }
+}
+
+/// How many flips of each file were noticed, and how many changed nothing that counts.
+#[derive(Default)]
+struct Count {
+    refused: AtomicUsize,
+    harmless: AtomicUsize,
+}
+
+/// A small store that was closed in peace, and then opened and closed once more, so that sled has written its snapshot.
+fn small_store(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let data = dir.join("data");
+    std::fs::create_dir_all(&data).unwrap();
+    std::fs::write(data.join(tetrachord::storage::disk::BOOTSTRAP_FILE), b"").unwrap();
+    script::run_briefly(&data, COMMITS);
+    let (storage, _, reports) = script::open(&data).unwrap();
+    drop(storage);
+    while reports.recv().is_ok() {}
+    files_below(&data)
+}
+
+const PROMISED: Promised = Promised { durable: COMMITS, written: COMMITS };
+
+#[test]
+fn no_missing_and_no_shortened_file_makes_a_wrong_answer() {
+    let dir = scratch();
+    let files = small_store(dir.path());
+    let to = dir.path().join("damaged");
+    for (name, bytes) in &files {
+        for length in [None, Some(0), Some(bytes.len() / 3), Some(bytes.len().saturating_sub(1))] {
+            let mut files = files.clone();
+            match length {
+                None => drop(files.remove(name)),
+                Some(length) => files.get_mut(name).unwrap().truncate(length),
+            }
+            lay_out(&files, &to);
+            let found = script::verify(&to, PROMISED);
+            println!("{} cut to {length:?}: {found:?}", name.display());
+            assert!(!matches!(found, Err(Problem::Wrong(_))), "{} cut to {length:?}", name.display());
+        }
+    }
+}
+
+#[test]
+fn no_flipped_byte_of_any_file_makes_a_wrong_answer() {
+    let dir = scratch();
+    let files = small_store(dir.path());
+    for (name, bytes) in &files {
+        let count = Count::default();
+        // Long runs of zeros are all alike, and so is what is void: a sample will do.
+        let is_void = name.to_string_lossy().contains("spare-");
+        let places: Vec<usize> = (0..bytes.len())
+            .filter(|at| {
+                let around = &bytes[at.saturating_sub(64)..bytes.len().min(at + 64)];
+                (around.iter().any(|byte| *byte != 0) && !is_void) || at.is_multiple_of(509)
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            for half in 0..2 {
+                let (count, places, files) = (&count, &places, &files);
+                let to = dir.path().join(format!("flipped-{half}"));
+                scope.spawn(move || {
+                    for at in places.iter().skip(half).step_by(2) {
+                        let mut files = files.clone();
+                        files.get_mut(name).unwrap()[*at] ^= 1 << (at % 8);
+                        lay_out(&files, &to);
+                        match script::verify(&to, PROMISED) {
+                            Ok(()) => count.harmless.fetch_add(1, Ordering::Relaxed),
+                            Err(Problem::Refused(_)) => count.refused.fetch_add(1, Ordering::Relaxed),
+                            Err(Problem::Wrong(what)) => panic!("{} byte {at}: {what}", name.display()),
+                        };
+                    }
+                });
+            }
+        });
+        println!(
+            "{}: {} bytes, {} flipped: {} refused, {} harmless",
+            name.display(),
+            bytes.len(),
+            places.len(),
+            count.refused.into_inner(),
+            count.harmless.into_inner()
+        );
+    }
+}
