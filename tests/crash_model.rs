@@ -1,13 +1,13 @@
 //! Power cuts of the store in a model: the real store runs under a recorder of its system calls, and every point of the
 //! recording is turned into what a disk may then hold. Each such disk is opened, and must hold what was promised.
-#![allow(clippy::unwrap_used, reason = "test code")]
+#![allow(clippy::unwrap_used, dead_code, reason = "test code, of which this file uses a part")]
 
 #[path = "crash/disk.rs"]
 mod disk;
 #[path = "crash/script.rs"]
 mod script;
 
-use disk::{Call, Disk, Image, Survivors, Writes, read_trace};
+use disk::{Call, Disk, Image, Lie, Survivors, Writes, read_trace};
 use script::Promised;
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -245,7 +245,7 @@ fn a_sync_that_is_left_out_anywhere_is_noticed() {
     let dir = scratch();
     let initial = prepare(dir.path());
     let calls = record(&recorder(), dir.path(), "run");
-    let lies: [(&str, fn(&str) -> bool); 6] = [
+    let lies: [(&str, Lie); 6] = [
         ("the log", |path| path.ends_with(".seg")),
         ("the log's directory", |path| path.ends_with("/log")),
         ("the data directory", |path| path.ends_with("/data")),

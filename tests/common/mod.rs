@@ -77,6 +77,12 @@ impl Cluster {
         child.wait().unwrap();
     }
 
+    /// How the node's process ended, if it did by itself.
+    pub(crate) fn exit_code(&mut self, index: usize) -> Option<i32> {
+        let status = self.children[index].as_mut()?.try_wait().unwrap()?;
+        Some(status.code().unwrap_or(-1))
+    }
+
     pub(crate) fn pid(&self, index: usize) -> u32 {
         self.children[index].as_ref().unwrap().id()
     }

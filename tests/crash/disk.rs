@@ -91,6 +91,9 @@ pub(crate) enum Writes {
     Sectors(u64),
 }
 
+/// Which paths a lying disk does not sync.
+pub(crate) type Lie = fn(&str) -> bool;
+
 /// A disk at one point of a trace.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Disk {
@@ -100,7 +103,7 @@ pub(crate) struct Disk {
     unsafe_names: Vec<NameChange>,
     changes: u64,
     /// Syncs of such paths do nothing: the disk lies, and the test must notice.
-    pub(crate) lies_about: Option<fn(&str) -> bool>,
+    pub(crate) lies_about: Option<Lie>,
 }
 
 /// Files by path.
