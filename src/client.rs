@@ -483,7 +483,7 @@ impl Client {
 
     /// A short rest, longer after more attempts, so that a cluster that elects is not hammered.
     async fn pause(&self, attempts: &Attempts) {
-        let millis = 5u64 << attempts.tried.min(4);
+        let millis = 5u64 << attempts.tried.min(3);
         let left = attempts.deadline.saturating_duration_since(Instant::now());
         tokio::time::sleep(Duration::from_millis(millis).min(left)).await;
     }

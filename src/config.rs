@@ -91,7 +91,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { heartbeat_millis: 50, election_millis: 400 }
+        Self { heartbeat_millis: 50, election_millis: 300 }
     }
 }
 

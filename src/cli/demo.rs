@@ -20,7 +20,7 @@ use tetrachord_checker::{Action, History, Limits, Operation, Verdict, check};
 /// Start a real cluster, load it, kill its leaders, judge what the clients saw
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tetrachord demo\n  tetrachord demo --nodes 5 --groups 4 --seconds 30 --json"
+    after_help = "Examples:\n  tetrachord demo\n  tetrachord demo --nodes 5 --groups 4 --seconds 30 --json\n  tetrachord demo --seconds 60 --kills 20   # how long a group is without a leader"
 )]
 pub(crate) struct DemoArgs {
     #[command(flatten)]
@@ -34,9 +34,12 @@ pub(crate) struct DemoArgs {
     /// Keys
     #[arg(long, default_value_t = 16)]
     keys: usize,
+    /// Leaders that are killed, spread over the time [default: one every 8 s, at least 2]
+    #[arg(long)]
+    kills: Option<usize>,
 }
 
-/// Leaders that are killed at least.
+/// Leaders that are killed at least, if nobody says how many.
 const LEADER_KILLS: usize = 2;
 
 /// What the demo counts.
@@ -98,7 +101,8 @@ async fn torment(
     recorder: &Recorder,
     tally: &mut Tally,
 ) -> anyhow::Result<()> {
-    let rounds = LEADER_KILLS.max(usize::try_from(args.seconds / 8).unwrap_or(LEADER_KILLS));
+    let by_time = LEADER_KILLS.max(usize::try_from(args.seconds / 8).unwrap_or(LEADER_KILLS));
+    let rounds = args.kills.unwrap_or(by_time);
     let pause = Duration::from_millis(args.seconds * 1000) / u32::try_from(rounds + 2).unwrap_or(4);
     for round in 0..rounds {
         tokio::time::sleep(pause).await;

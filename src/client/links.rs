@@ -61,6 +61,13 @@ pub(super) struct Links {
 /// A node that did not answer is asked last for this long.
 const AVOID_FOR: Duration = Duration::from_millis(1_000);
 
+/// A node that does not even say within this time that a request has arrived is given up, and its connection with it:
+/// another node is asked. What was asked may be asked again safely.
+const SILENCE: Duration = Duration::from_millis(150);
+
+/// So is one from which nothing at all comes for so many times that long: connections are kept alive more often.
+const SILENT_TIMES_MAX: u32 = 3;
+
 /// Opening a connection may take this long; a node that is down does not refuse, it is silent.
 const CONNECT_PATIENCE: Duration = Duration::from_millis(300);
 
@@ -99,12 +106,19 @@ impl Links {
         };
     }
 
-    /// The nodes in the order in which they should be asked: those that were silent lately come last.
+    /// The nodes in the order in which they should be asked: those to which there is a connection come first, those that
+    /// were silent lately last.
     pub(super) fn by_promise(&self, nodes: &[NodeId]) -> Vec<NodeId> {
         let failed = self.failed.lock().expect("never held while panicking");
         let was_silent = |node: &NodeId| failed.get(node).is_some_and(|at| at.elapsed() < AVOID_FOR);
-        let (silent, good): (Vec<NodeId>, Vec<NodeId>) = nodes.iter().partition(|node| was_silent(node));
-        [good, silent].concat()
+        let mut nodes = nodes.to_vec();
+        nodes.sort_by_key(|node| (was_silent(node), !self.is_open(*node)));
+        nodes
+    }
+
+    fn is_open(&self, node: NodeId) -> bool {
+        let slot = self.open.get(&node).and_then(|slot| slot.try_lock().ok());
+        slot.is_some_and(|slot| slot.as_ref().is_some_and(|open| !open.link.is_closed()))
     }
 
     fn note(&self, node: NodeId, is_silent: bool) {
@@ -158,7 +172,7 @@ impl Links {
     ) -> Result<Answer, CallError> {
         let open = self.connect(node, patience).await.map_err(CallError::Link)?;
         let id = open.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let (sender, answer) = oneshot::channel();
+        let (sender, mut answer) = oneshot::channel();
         match open.waiting.lock().expect("never held while panicking").as_mut() {
             Some(waiting) => drop(waiting.insert(id, sender)),
             None => return Err(CallError::Clogged(node)),
@@ -168,16 +182,31 @@ impl Links {
             open.forget(id);
             return Err(CallError::Clogged(node));
         }
-        match tokio::time::timeout(patience, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => {
-                self.note(node, true);
-                Err(CallError::Lost(node))
-            }
-            Err(_) => {
-                open.forget(id);
-                self.note(node, true);
-                Err(CallError::Late(node, patience.as_millis()))
+        let asked = Instant::now();
+        let before = open.link.packets_received();
+        let (mut heard, mut silent) = (before, 0);
+        loop {
+            let left = patience.saturating_sub(asked.elapsed());
+            match tokio::time::timeout(left.min(SILENCE), &mut answer).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(_)) => {
+                    self.note(node, true);
+                    return Err(CallError::Lost(node));
+                }
+                Err(_) => {
+                    let now = open.link.packets_received();
+                    silent = if now == heard { silent + 1 } else { 0 };
+                    heard = now;
+                    let is_dead = now == before || silent >= SILENT_TIMES_MAX;
+                    if is_dead {
+                        open.link.close();
+                    }
+                    if is_dead || asked.elapsed() >= patience {
+                        open.forget(id);
+                        self.note(node, true);
+                        return Err(CallError::Late(node, asked.elapsed().as_millis()));
+                    }
+                }
             }
         }
     }

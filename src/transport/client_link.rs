@@ -34,6 +34,9 @@ pub struct ClientLink {
     outbox: Outbox,
 }
 
+/// A client hears from a living node at least this often.
+const KEEP_ALIVE: Duration = Duration::from_millis(200);
+
 /// Bytes of requests that may wait for one connection.
 const OUTBOX_BYTES: usize = 64 << 20;
 
@@ -65,7 +68,7 @@ impl ClientLink {
             let crypto = client_crypto(identity, key, client_protocol(cluster));
             let mut config =
                 quinn::ClientConfig::new(Arc::new(crypto.map_err(|error| unreachable(error.to_string()))?));
-            config.transport_config(idle_config());
+            config.transport_config(idle_config(KEEP_ALIVE));
             let connecting = endpoint.0.connect_with(config, address, "tetrachord");
             let connecting = connecting.map_err(|error| unreachable(error.to_string()))?;
             let connection = connecting.await.map_err(|error| classify(address, &error))?;
@@ -96,6 +99,17 @@ impl ClientLink {
     #[must_use]
     pub fn send(&self, frame: Bytes) -> bool {
         self.connection.close_reason().is_none() && self.outbox.push(frame) == Pushed::Queued
+    }
+
+    /// Packets that have come from the node so far. A node that lives says of every packet that it has arrived.
+    #[must_use]
+    pub fn packets_received(&self) -> u64 {
+        self.connection.stats().udp_rx.datagrams
+    }
+
+    /// Ends the connection: whoever waits on it is told.
+    pub fn close(&self) {
+        self.connection.close(0u32.into(), b"");
     }
 
     /// Whether the connection is gone.

@@ -146,7 +146,7 @@ impl Transport {
         let keys = peers.keys().copied().chain(settings.clients.iter().copied()).collect();
         let crypto = server_crypto(&settings.identity, keys, protocols)?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-        config.transport_config(idle_config());
+        config.transport_config(idle_config(KEEP_ALIVE));
         let reset_key =
             ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &settings.identity.derive("tetrachord reset v1"));
         let socket = std::net::UdpSocket::bind(settings.listen).map_err(|error| {
@@ -211,12 +211,15 @@ impl Transport {
 /// Silence ends a connection after this time; links are kept alive well within it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 
-pub(super) fn idle_config() -> Arc<quinn::TransportConfig> {
+/// Between nodes, which say heartbeats anyway.
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+pub(super) fn idle_config(keep_alive: Duration) -> Arc<quinn::TransportConfig> {
     let mut config = quinn::TransportConfig::default();
     let idle = quinn::IdleTimeout::try_from(IDLE_TIMEOUT).expect("3 s is a valid timeout");
     config
         .max_idle_timeout(Some(idle))
-        .keep_alive_interval(Some(Duration::from_secs(1)))
+        .keep_alive_interval(Some(keep_alive))
         .initial_rtt(Duration::from_millis(10))
         .max_concurrent_bidi_streams(4u32.into())
         .max_concurrent_uni_streams(8u32.into())

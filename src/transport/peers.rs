@@ -1,6 +1,6 @@
 //! Links to the other nodes: one connection each, dialled by the lower number, renewed when it is lost.
 
-use super::endpoint::{Inbound, Shared, frames_of, idle_config};
+use super::endpoint::{Inbound, KEEP_ALIVE, Shared, frames_of, idle_config};
 use super::outbox::{Outbox, Pushed, write_frames};
 use super::tls::{PublicKey, client_crypto};
 use crate::limits::PEER_FRAME_BYTES_MAX;
@@ -142,7 +142,7 @@ pub(super) async fn dial(link: Arc<Link>, shared: Shared) {
 async fn dial_once(link: &Link, shared: &Shared) -> Result<quinn::Connection, String> {
     let crypto = client_crypto(&shared.identity, link.peer.key, shared.peer_protocol.clone());
     let mut config = quinn::ClientConfig::new(Arc::new(crypto.map_err(|error| error.to_string())?));
-    config.transport_config(idle_config());
+    config.transport_config(idle_config(KEEP_ALIVE));
     let connecting = shared.endpoint.connect_with(config, link.peer.address, "tetrachord");
     let connecting = connecting.map_err(|error| error.to_string())?;
     match tokio::time::timeout(DIAL_TIMEOUT, connecting).await {
