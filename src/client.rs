@@ -507,6 +507,7 @@ enum WriteStep {
 fn refusal_of(step: Step) -> Option<Refusal> {
     match step {
         Step::Answer(Answer::Refused { error }) => Some(Refusal::Invalid(error)),
+        Step::Answer(Answer::Unavailable { reason }) => Some(Refusal::Unavailable(reason)),
         Step::Answer(other) => Some(Refusal::Invalid(format!("unexpected answer: {other:?}"))),
         Step::Denied(reason) => Some(Refusal::Denied(reason)),
         Step::Again | Step::GaveUp => None,

@@ -255,11 +255,18 @@ pub struct StorageConfig {
     pub log_max_bytes: u64,
     /// Entries that are kept for lagging replicas when it is rewritten; a replica that lags further gets a snapshot.
     pub log_retain_bytes: u64,
+    /// Writes are refused while less than this is free on the file system of the data; reads go on.
+    pub reserve_bytes: u64,
 }
 
 impl Default for StorageConfig {
     fn default() -> Self {
-        Self { cache_bytes: 32 << 20, log_max_bytes: 32 << 20, log_retain_bytes: 8 << 20 }
+        Self {
+            cache_bytes: 32 << 20,
+            log_max_bytes: 32 << 20,
+            log_retain_bytes: 8 << 20,
+            reserve_bytes: 64 << 20,
+        }
     }
 }
 

@@ -32,7 +32,8 @@ pub(crate) async fn run(common: &Common) -> anyhow::Result<Exit> {
 }
 
 fn print_tables(answers: &[(NodeId, Result<NodeStatus, String>)]) {
-    let mut nodes = table(&["NODE", "STATE", "UPTIME", "STARTS", "LINKS", "OPEN", "CPU", "MEMORY", "LOG"]);
+    let mut nodes =
+        table(&["NODE", "STATE", "UPTIME", "STARTS", "LINKS", "OPEN", "CPU", "MEMORY", "LOG", "DISK FREE"]);
     let mut groups =
         table(&["NODE", "GROUP", "ROLE", "LEADER", "BALLOT", "APPLIED", "DECIDED", "LOG", "DIGEST"]);
     for (node, answer) in answers {
@@ -53,6 +54,7 @@ fn print_tables(answers: &[(NodeId, Result<NodeStatus, String>)]) {
             format!("{:.1} s", status.process.cpu_micros as f64 / 1e6),
             format!("{} MiB", status.process.resident_bytes >> 20),
             format!("{:.1} MiB", status.log_bytes as f64 / 1_048_576.0),
+            format!("{:.1} GiB", status.process.disk_free_bytes as f64 / (1u64 << 30) as f64),
         ]);
         for group in &status.groups {
             let role = match (group.is_installing, group.is_leader) {
@@ -89,6 +91,7 @@ fn node_json(node: NodeId, answer: &Result<NodeStatus, String>) -> Value {
             "log_bytes": status.log_bytes,
             "cpu_us": status.process.cpu_micros,
             "resident_bytes": status.process.resident_bytes,
+            "disk_free_bytes": status.process.disk_free_bytes,
             "groups": status.groups.iter().map(|group| json!({
                 "group": group.group.0,
                 "leader": group.leader.map(|leader| leader.0),

@@ -66,10 +66,23 @@ pub enum NodeEvent {
     Durable(CommitId),
     /// The state writes of the commit and of all before it are durable.
     Written(CommitId),
-    /// What the process uses, for status requests.
-    Process(ProcessStats),
+    /// What the process uses, for status requests, and whether there is room on its disk for more writes.
+    Process(ProcessStats, Room),
     /// The node is about to be stopped: give leaderships away.
     HandOver,
+}
+
+/// Whether the disk has room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Enough.
+    Enough,
+    /// Less than this many bytes are free: clients' writes are refused before the disk is full, so that what the node
+    /// must still write, promises and what was accepted, finds room.
+    Short {
+        /// The bytes that should be free.
+        reserve_bytes: u64,
+    },
 }
 
 /// What a message is part of; decides its stream and priority.
@@ -159,6 +172,7 @@ pub struct NodeCore {
     started: Option<Ticks>,
     incarnation: u64,
     process: ProcessStats,
+    room: Room,
     effects: Vec<NodeEffect>,
 }
 
@@ -219,6 +233,7 @@ impl NodeCore {
             started: None,
             incarnation: recovery.incarnation,
             process: ProcessStats::default(),
+            room: Room::Enough,
             effects: Vec::new(),
         })
     }
@@ -247,7 +262,7 @@ impl NodeCore {
                     group.written(self.storage.as_ref(), commit)?;
                 }
             }
-            NodeEvent::Process(process) => self.process = process,
+            NodeEvent::Process(process, room) => (self.process, self.room) = (process, room),
             NodeEvent::HandOver => {
                 for group in self.groups.values_mut() {
                     group.hand_over(self.storage.as_ref())?;
@@ -449,6 +464,16 @@ impl NodeCore {
         request: Request,
         command: Option<Command>,
     ) -> Result<(), StorageError> {
+        if let (Room::Short { reserve_bytes }, Some(_)) = (self.room, &command) {
+            let reason = format!(
+                "the disk of {} is almost full: less than {} MiB are free. Reads go on; writes do when there is space \
+                 on the file system of its data directory",
+                self.settings.node,
+                reserve_bytes >> 20
+            );
+            self.finish(ticket, Answer::Unavailable { reason });
+            return Ok(());
+        }
         let storage = self.storage.as_ref();
         let group = self.groups.get_mut(&owner).expect("the caller has found the group here");
         match (request, command) {

@@ -4,13 +4,14 @@
 //! threads. The threads of the store ([`crate::storage::disk`]) wait for the disk. What arrives while a turn is under way
 //! is taken as a whole in the next one.
 
-use super::core::{Class, NodeCore, NodeEffect, NodeEvent, NodeSettings};
+use super::core::{Class, NodeCore, NodeEffect, NodeEvent, NodeSettings, Room};
 use crate::config::NodeConfig;
 use crate::group::Settings;
 use crate::storage::disk::{DiskOptions, DiskStorage, Report};
 use crate::transport::{Inbound, PeerAddress, Transport, TransportSettings};
 use crate::wire::{self, Hello, ProcessStats};
 use anyhow::Context;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tetrachord_consensus::{Options, Ticks, Timestamp};
 use tokio::sync::mpsc;
@@ -48,7 +49,17 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     let listen = config.listen;
     let transport = Transport::start(transport_settings(&config), inbound)?;
     tracing::info!(node = %config.node, %listen, incarnation, "serving");
-    Shell { core, transport, started: Instant::now(), ticks: 0 }.turn(inbox, reported).await
+    let (data_dir, reserve_bytes) = (config.data_dir, config.storage.reserve_bytes);
+    let shell = Shell {
+        core,
+        transport,
+        started: Instant::now(),
+        ticks: 0,
+        data_dir,
+        reserve_bytes,
+        room: Room::Enough,
+    };
+    shell.turn(inbox, reported).await
 }
 
 /// A quarter of the log a segment, so that what is void can be used again soon.
@@ -100,6 +111,9 @@ struct Shell {
     transport: Transport,
     started: Instant,
     ticks: u64,
+    data_dir: PathBuf,
+    reserve_bytes: u64,
+    room: Room,
 }
 
 impl Shell {
@@ -154,10 +168,36 @@ impl Shell {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let wall = Timestamp(u64::try_from(wall.as_micros()).unwrap_or(u64::MAX));
         if self.ticks.is_multiple_of(PROCESS_TICKS) {
-            self.core.step(NodeEvent::Process(process_stats()));
+            let process = self.process_stats();
+            self.core.step(NodeEvent::Process(process, self.room));
         }
         self.ticks += 1;
         self.core.step(NodeEvent::Tick { now: Ticks(millis + 1), wall });
+    }
+
+    /// What the process uses; notes on the way whether the disk has room. Once short, it has room again only when a
+    /// quarter more than the reserve is free.
+    fn process_stats(&mut self) -> ProcessStats {
+        let stats = ProcessStats { disk_free_bytes: free_bytes(&self.data_dir), ..process_stats() };
+        let (is_short, reserve) = (self.room != Room::Enough, self.reserve_bytes);
+        let wanted = if is_short { reserve.saturating_add(reserve / 4) } else { reserve };
+        let room = match stats.disk_free_bytes < wanted {
+            true => Room::Short { reserve_bytes: reserve },
+            false => Room::Enough,
+        };
+        match (is_short, room) {
+            (false, Room::Short { .. }) => {
+                tracing::warn!(
+                    free_bytes = stats.disk_free_bytes,
+                    reserve,
+                    "almost no room on the disk: writes are refused"
+                );
+            }
+            (true, Room::Enough) => tracing::info!("there is room on the disk again: writes are taken"),
+            _ => {}
+        }
+        self.room = room;
+        stats
     }
 
     fn on_report(&mut self, report: Report) -> anyhow::Result<()> {
@@ -220,6 +260,11 @@ async fn stop_signal() {
     }
 }
 
+/// What is free for this process; if the system does not say, it is not the reason to refuse anything.
+fn free_bytes(dir: &Path) -> u64 {
+    rustix::fs::statvfs(dir).map_or(u64::MAX, |found| found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// Reads what the kernel counts for this process; zeros where it does not say.
 fn process_stats() -> ProcessStats {
     const MICROS_PER_CLOCK_TICK: u64 = 10_000;
@@ -231,5 +276,6 @@ fn process_stats() -> ProcessStats {
     ProcessStats {
         cpu_micros: (field(11) + field(12)) * MICROS_PER_CLOCK_TICK,
         resident_bytes: field(21) * PAGE_BYTES,
+        disk_free_bytes: 0,
     }
 }

@@ -122,6 +122,11 @@ pub enum Answer {
     },
     /// What the node knows of itself.
     Status(NodeStatus),
+    /// The node could not do it now, and asking elsewhere will not help. It surely did nothing.
+    Unavailable {
+        /// Why, and what to do.
+        reason: String,
+    },
 }
 
 /// An answer with the number of its request.
@@ -140,6 +145,8 @@ pub struct ProcessStats {
     pub cpu_micros: u64,
     /// Resident memory, in bytes.
     pub resident_bytes: u64,
+    /// Free on the file system of its data, in bytes.
+    pub disk_free_bytes: u64,
 }
 
 /// What a node knows of itself.
