@@ -249,7 +249,7 @@ pub fn check_replicas(replicas: usize, nodes: usize) -> Result<(), String> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StorageConfig {
-    /// Memory that sled may use for its pages.
+    /// Memory that sled may use for its pages, as they are on disk; in memory they take about three times as much.
     pub cache_bytes: u64,
     /// The write-ahead log is rewritten when it reaches this size.
     pub log_max_bytes: u64,
@@ -262,9 +262,9 @@ pub struct StorageConfig {
 impl Default for StorageConfig {
     fn default() -> Self {
         Self {
-            cache_bytes: 32 << 20,
-            log_max_bytes: 32 << 20,
-            log_retain_bytes: 8 << 20,
+            cache_bytes: 8 << 20,
+            log_max_bytes: 16 << 20,
+            log_retain_bytes: 4 << 20,
             reserve_bytes: 64 << 20,
         }
     }

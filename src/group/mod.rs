@@ -22,7 +22,8 @@ pub use requests::Ticket;
 use crate::error::StorageError;
 use crate::kv::{self, Machine, Reply, RequestId, Versioned};
 use crate::limits::{
-    BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, DIGEST_INTERVAL_SLOTS, Limits, PEER_FRAME_BYTES_MAX,
+    BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, DIGEST_INTERVAL_SLOTS, Limits, OVERLAY_BACKLOG_BYTES_MAX,
+    PEER_FRAME_BYTES_MAX,
 };
 use crate::ring::{GroupId, GroupPlace, NodeId};
 use crate::storage::{CommitId, StateWrite, Storage};
@@ -357,7 +358,7 @@ impl Group {
     /// Proposes what has gathered. Called when everything that arrived together has been taken in.
     pub fn flush(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         while self.in_flight < BATCHES_IN_FLIGHT_MAX && self.requests.has_queued() && self.is_leading() {
-            if self.engine.undecided() >= BATCHES_IN_FLIGHT_MAX {
+            if self.engine.undecided() >= BATCHES_IN_FLIGHT_MAX || self.is_backed_up() {
                 break;
             }
             let Some(batch) = self.requests.next_batch() else {
@@ -459,6 +460,12 @@ impl Group {
 
     fn is_leading(&self) -> bool {
         !self.is_installing() && self.engine.is_leader()
+    }
+
+    /// Whether so much applied state waits for the tree that more would only grow memory. A snapshot that streams has a
+    /// bound of its own.
+    fn is_backed_up(&self) -> bool {
+        self.transfer.is_none() && self.machine.unwritten_bytes() >= OVERLAY_BACKLOG_BYTES_MAX
     }
 
     fn node_of(&self, replica: ReplicaId) -> NodeId {

@@ -80,7 +80,7 @@ pub struct Machine {
 }
 
 /// Clean records that one group keeps in memory, in bytes.
-const CACHE_BYTES: usize = 8 << 20;
+const CACHE_BYTES: usize = 4 << 20;
 
 impl Machine {
     /// Reads a group's state back; a group that was never written starts empty.

@@ -30,6 +30,7 @@ use super::witness::{Testimony, Witness};
 use super::{Commit, CommitId, Recovery, StateWrite, Storage};
 use crate::error::StorageError;
 use crate::limits::STATE_JOB_BYTES_MAX;
+use crate::ring::GroupId;
 use bytes::Bytes;
 use std::fs::{File, TryLockError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -178,10 +179,9 @@ impl LogWriter {
         let promises = commits.iter().any(|commit| commit.promises);
         let is_base = commits.iter().any(|commit| commit.replaces_log);
         assert!(!is_base || commits.len() == 1, "what replaces the log is a frame of its own");
-        let mut payload = Payload::new();
-        for (group, record) in commits.iter().flat_map(|commit| &commit.log) {
-            payload.push(*group, record);
-        }
+        let records: Vec<(GroupId, Bytes)> =
+            commits.iter().flat_map(|commit| commit.log.iter().cloned()).collect();
+        let payload = Payload::of(&records);
         if !payload.is_empty() {
             self.log.append(payload, is_base)?;
             self.log_bytes.store(self.log.bytes(), Ordering::Relaxed);

@@ -101,12 +101,19 @@ impl Place {
 pub(in crate::storage) struct Payload(Vec<u8>);
 
 impl Payload {
-    pub(in crate::storage) fn new() -> Self {
+    /// With room for the records, so that nothing is copied while it grows.
+    pub(in crate::storage) fn of(records: &[(GroupId, Bytes)]) -> Self {
+        let bytes: usize = records.iter().map(|(_, record)| 8 + record.len()).sum();
+        let mut payload = Self(Vec::with_capacity(HEAD_BYTES + bytes + HASH_BYTES + ALIGNMENT));
         // The head is filled in last, in front of the records.
-        Self(vec![0; HEAD_BYTES])
+        payload.0.resize(HEAD_BYTES, 0);
+        for (group, record) in records {
+            payload.push(*group, record);
+        }
+        payload
     }
 
-    pub(in crate::storage) fn push(&mut self, group: GroupId, record: &[u8]) {
+    fn push(&mut self, group: GroupId, record: &[u8]) {
         self.0.put_u32(group.0);
         self.0.put_u32(u32::try_from(record.len()).expect("records are a few MiB at most"));
         self.0.put_slice(record);
@@ -203,9 +210,8 @@ mod tests {
     const PLACE: Place = Place { store: [7; 16], sequence: 3 };
 
     fn frame(end: &mut LogEnd, record: &[u8]) -> Vec<u8> {
-        let mut payload = Payload::new();
-        payload.push(GroupId(2), record);
-        payload.push(GroupId(9), b"");
+        let records = [(GroupId(2), Bytes::copy_from_slice(record)), (GroupId(9), Bytes::new())];
+        let payload = Payload::of(&records);
         let expected = payload.frame_bytes();
         let bytes = payload.into_frame(PLACE, end);
         assert_eq!(bytes.len(), expected);

@@ -7,9 +7,7 @@ const STORE: StoreId = [3; 16];
 const SEGMENT: usize = 16 << 10;
 
 fn payload(record: &[u8]) -> Payload {
-    let mut payload = Payload::new();
-    payload.push(GroupId(1), record);
-    payload
+    Payload::of(&[(GroupId(1), Bytes::copy_from_slice(record))])
 }
 
 fn append(log: &mut Log, record: &str) {
