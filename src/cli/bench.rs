@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// Load a cluster and measure it
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  tetrachord --cluster c/cluster.toml bench --workload put --clients 64 --seconds 10\n\nEach client waits for its answer before it asks again. CPU is user and system time of all nodes together."
+    after_help = "Example:\n  tetrachord --cluster c/cluster.toml bench --workload put --clients 64 --seconds 10\n  tetrachord --cluster c/cluster.toml bench --workload fill --keys 1000000 --passes 6 --clients 256\n\nEach client waits for its answer before it asks again. CPU is user and system time of all nodes together."
 )]
 pub(crate) struct BenchArgs {
     /// What the clients do
@@ -24,15 +24,18 @@ pub(crate) struct BenchArgs {
     /// Concurrent clients
     #[arg(long, default_value_t = 64)]
     clients: usize,
-    /// How long to measure, after one second to warm up
+    /// How long to measure, after one second to warm up; `fill` ends when it is done
     #[arg(long, default_value_t = 10)]
     seconds: u64,
     /// Bytes of a value
     #[arg(long, default_value_t = 100)]
     value_bytes: usize,
-    /// Keys that are used, at random
+    /// Keys that are used, at random; `fill` writes them in turn
     #[arg(long, default_value_t = 10_000)]
     keys: u64,
+    /// How often `fill` writes each key
+    #[arg(long, default_value_t = 1)]
+    passes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -43,6 +46,8 @@ enum Workload {
     Get,
     /// Half of each
     Mixed,
+    /// Writes of every key, as often as `--passes` says
+    Fill,
 }
 
 /// Latencies above one minute count as one minute.
@@ -55,12 +60,14 @@ struct Shared {
     stop: AtomicBool,
     measuring: AtomicBool,
     errors: AtomicU64,
+    /// Writes that `fill` has begun.
+    begun: AtomicU64,
 }
 
 pub(crate) async fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<Exit> {
     anyhow::ensure!(
-        args.clients > 0 && args.seconds > 0 && args.keys > 0,
-        "clients, seconds and keys must be positive"
+        args.clients > 0 && args.seconds > 0 && args.keys > 0 && args.passes > 0,
+        "clients, seconds, keys and passes must be positive"
     );
     let clients: Vec<Client> =
         (0..args.clients.min(CONNECTIONS_MAX)).map(|_| common.client()).collect::<Result<_, _>>()?;
@@ -69,30 +76,29 @@ pub(crate) async fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<Exi
         stop: AtomicBool::new(false),
         measuring: AtomicBool::new(false),
         errors: AtomicU64::new(0),
+        begun: AtomicU64::new(0),
     });
+    let total = (args.workload == Workload::Fill).then(|| args.keys.saturating_mul(args.passes));
     let mut tasks = Vec::new();
     for index in 0..args.clients {
         let client = clients[index % clients.len()].clone();
-        let (workload, value, keys) = (args.workload, vec![b'v'; args.value_bytes], args.keys);
+        let (workload, value) = (args.workload, vec![b'v'; args.value_bytes]);
         tasks.push(tokio::spawn(work(
             client,
             Arc::clone(&shared),
             workload,
             value,
-            keys,
+            (args.keys, args.passes),
             super::record::seed(index)?,
         )));
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    if total.is_none() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
     let cpu_before = cpu_micros(&clients[0]).await;
     shared.measuring.store(true, Ordering::Relaxed);
     let started = Instant::now();
-    let bar = ProgressBar::new(args.seconds);
-    for _ in 0..args.seconds {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
+    watch(&shared, total, args.seconds).await;
     shared.measuring.store(false, Ordering::Relaxed);
     let elapsed = started.elapsed();
     let cpu = cpu_micros(&clients[0]).await.saturating_sub(cpu_before);
@@ -105,20 +111,50 @@ pub(crate) async fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<Exi
     Ok(Exit::Ok)
 }
 
+/// Shows how far it is, until the time is over or everything was begun.
+async fn watch(shared: &Shared, total: Option<u64>, seconds: u64) {
+    let bar = ProgressBar::new(total.unwrap_or(seconds));
+    let is_done = |passed: u64| match total {
+        Some(total) => shared.begun.load(Ordering::Relaxed) >= total,
+        None => passed >= seconds,
+    };
+    let mut passed = 0;
+    while !is_done(passed) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        passed += 1;
+        bar.set_position(total.map_or(passed, |total| shared.begun.load(Ordering::Relaxed).min(total)));
+    }
+    bar.finish_and_clear();
+}
+
 async fn work(
     client: Client,
     shared: Arc<Shared>,
     workload: Workload,
-    value: Vec<u8>,
-    keys: u64,
+    mut value: Vec<u8>,
+    (keys, passes): (u64, u64),
     seed: u64,
 ) -> anyhow::Result<Histogram<u64>> {
     let mut histogram = Histogram::<u64>::new_with_max(LATENCY_MICROS_MAX, 3)?;
     let mut random = seed | 1;
     while !shared.stop.load(Ordering::Relaxed) {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let key = format!("bench:{:08}", (random >> 33) % keys);
-        let is_put = workload == Workload::Put || workload == Workload::Mixed && random >> 63 == 0;
+        let mut chosen = (random >> 33) % keys;
+        if workload == Workload::Fill {
+            let turn = shared.begun.fetch_add(1, Ordering::Relaxed);
+            if turn >= keys * passes {
+                break;
+            }
+            chosen = turn % keys;
+            // Another value each time, as in life.
+            let text = turn.to_string();
+            let length = text.len().min(value.len());
+            value[..length].copy_from_slice(&text.as_bytes()[..length]);
+        }
+        let key = format!("bench:{chosen:08}");
+        let is_put = workload == Workload::Fill
+            || workload == Workload::Put
+            || workload == Workload::Mixed && random >> 63 == 0;
         let started = Instant::now();
         let is_done = if is_put {
             matches!(client.put(&key, &value).await, Outcome::Done(_))
