@@ -1,0 +1,179 @@
+//! What users and strangers get wrong: each a clear error that says what to do; nothing is lost and the nodes stay up.
+#![allow(clippy::unwrap_used, reason = "test code")]
+
+mod common;
+
+use common::{Cluster, program, wait_for};
+use std::time::Duration;
+use tetrachord::Client;
+use tetrachord::client::{NotDone, Outcome, Refusal};
+use tetrachord::config::ClusterConfig;
+use tetrachord::transport::{ClientEndpoint, ClientLink};
+use tetrachord::wire::{self, Consistency, Request, RequestFrame};
+
+/// Starts a node that must not start; returns what it said.
+fn refused(cluster: &Cluster, index: usize) -> String {
+    let output = program().args(["serve", "--config"]).arg(cluster.node_file(index)).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stderr).to_string()
+}
+
+fn edit(path: &std::path::Path, from: &str, to: &str) {
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.contains(from), "{from} is not in {}", path.display());
+    std::fs::write(path, text.replacen(from, to, 1)).unwrap();
+}
+
+#[test]
+fn files_that_are_wrong_are_refused_with_what_is_wrong() {
+    let cluster = Cluster::init(3, 1);
+    let node_file = cluster.node_file(0);
+    let key_file = node_file.with_file_name("node.key");
+    let genesis_file = cluster.path().join("genesis.toml");
+    let (node, key, genesis) = (
+        std::fs::read_to_string(&node_file).unwrap(),
+        std::fs::read_to_string(&key_file).unwrap(),
+        std::fs::read_to_string(&genesis_file).unwrap(),
+    );
+    let restore = || {
+        std::fs::write(&node_file, &node).unwrap();
+        std::fs::write(&key_file, &key).unwrap();
+        std::fs::write(&genesis_file, &genesis).unwrap();
+    };
+    edit(&node_file, "cache_bytes", "cash_bytes");
+    let said = refused(&cluster, 0);
+    assert!(said.contains("cash_bytes") && said.contains("cache_bytes"), "{said}");
+    restore();
+    std::fs::write(&key_file, "not a key").unwrap();
+    let said = refused(&cluster, 0);
+    assert!(said.contains("node.key"), "{said}");
+    restore();
+    std::fs::remove_file(&key_file).unwrap();
+    let said = refused(&cluster, 0);
+    assert!(said.contains("node.key") && said.contains("cannot read"), "{said}");
+    restore();
+    // Another node's key.
+    std::fs::copy(cluster.node_file(1).with_file_name("node.key"), &key_file).unwrap();
+    let said = refused(&cluster, 0);
+    assert!(said.contains("is not the one that the genesis record names"), "{said}");
+    restore();
+    std::fs::write(&genesis_file, &genesis[..genesis.len() / 2]).unwrap();
+    let said = refused(&cluster, 0);
+    assert!(said.contains("genesis.toml"), "{said}");
+    restore();
+    edit(&genesis_file, "heartbeat_millis = 50", "heartbeat_millis = 200");
+    let said = refused(&cluster, 0);
+    assert!(said.contains("heartbeat"), "{said}");
+    restore();
+    // A port that somebody else has.
+    let address =
+        genesis.lines().find_map(|line| line.trim().strip_prefix("address = ")).unwrap().trim_matches('"');
+    let taken = std::net::UdpSocket::bind(address).unwrap();
+    let said = refused(&cluster, 0);
+    assert!(said.contains("cannot listen on") && said.contains(address), "{said}");
+    drop(taken);
+}
+
+#[test]
+fn a_node_of_another_cluster_is_kept_out() {
+    let mut cluster = Cluster::start(3, 1);
+    cluster.ok(&["put", "k", "v"]);
+    cluster.kill_node(2);
+    // The same nodes and keys under another genesis record: another cluster.
+    let genesis_file = cluster.path().join("genesis.toml");
+    let genesis = std::fs::read_to_string(&genesis_file).unwrap();
+    edit(&genesis_file, "election_millis = 300", "election_millis = 301");
+    let before = cluster.log(2).len();
+    cluster.start_node(2);
+    wait_for("a refusal", || {
+        let log = cluster.log(2)[before..].to_string();
+        let is_refused = log.contains("cannot connect") || log.contains("refused");
+        is_refused.then_some(())
+    });
+    assert_eq!(cluster.ok(&["get", "k"]), "v");
+    cluster.kill_node(2);
+    std::fs::write(&genesis_file, genesis).unwrap();
+    cluster.start_node(2);
+    wait_for("the third node", || {
+        let status = cluster.status();
+        status["nodes"][2]["connected"].as_array().filter(|peers| peers.len() == 2).map(|_| ())
+    });
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn values_above_the_limit_are_refused_where_they_enter() {
+    let cluster = Cluster::start(3, 1);
+    let config = ClusterConfig::load(&cluster.path().join("cluster.toml")).unwrap();
+    runtime().block_on(async {
+        let client = Client::new(config).unwrap();
+        client.put("k", "v").await.done().unwrap();
+        match client.put("k", vec![1; 2 << 20]).await.done() {
+            Err(NotDone::Refused(Refusal::Invalid(reason))) => {
+                assert!(reason.contains("1048576"), "{reason}")
+            }
+            other => panic!("{other:?}"),
+        }
+        let large = vec![7; 1 << 20];
+        assert!(matches!(client.put("large", &large).await, Outcome::Done(_)));
+        assert_eq!(client.get("large").await.done().unwrap().as_deref(), Some(large.as_slice()));
+        assert_eq!(client.get("k").await.done().unwrap().as_deref(), Some(&b"v"[..]));
+    });
+}
+
+/// Sends as fast as it can and reads nothing, on several connections: requests for a large value, and nonsense.
+#[test]
+fn a_client_that_floods_and_never_reads_costs_bounded_memory_and_nobody_else() {
+    let cluster = Cluster::start(3, 1);
+    let config = ClusterConfig::load(&cluster.path().join("cluster.toml")).unwrap();
+    let resident = |cluster: &Cluster| {
+        let status = cluster.status();
+        let of = |node: usize| status["nodes"][node]["resident_bytes"].as_u64().unwrap_or(0);
+        (0..3).map(of).max().unwrap()
+    };
+    runtime().block_on(async {
+        let client = Client::new(config.clone()).unwrap();
+        client.put("large", vec![7; 200_000]).await.done().unwrap();
+        let before = resident(&cluster);
+        let endpoint = ClientEndpoint::new(false).unwrap();
+        let request = Request::Get { key: "large".into(), consistency: Consistency::Linearizable };
+        let mut worst = before;
+        for round in 0..6u64 {
+            let node = &config.nodes[round as usize % 3];
+            let patience = Duration::from_secs(5);
+            let connected = ClientLink::connect(
+                &endpoint,
+                &config.identity,
+                node.address,
+                node.key,
+                &config.protocol,
+                patience,
+            );
+            // The frames to come are dropped with their receiver never asked.
+            let (link, _greeting, _frames) = connected.await.unwrap();
+            for id in 0..20_000 {
+                let frame = wire::encode(&RequestFrame { id, request: request.clone() });
+                if !link.send(frame) {
+                    break;
+                }
+                if id % 500 == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            assert_eq!(client.get("large").await.done().unwrap().map(|value| value.len()), Some(200_000));
+            client.put("others", format!("{round}")).await.done().unwrap();
+            worst = worst.max(resident(&cluster));
+            let _ = link.send(bytes::Bytes::from_static(&[4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]));
+            tokio::task::yield_now().await;
+        }
+        println!("{} MiB before, {} MiB at the worst", before >> 20, worst >> 20);
+        assert!(worst < before + (400 << 20), "{} MiB", worst >> 20);
+        assert_eq!(client.get("others").await.done().unwrap().as_deref(), Some(&b"5"[..]));
+    });
+    for index in 0..3 {
+        assert!(cluster.log(index).lines().all(|line| !line.contains("panicked")), "{}", cluster.log(index));
+    }
+}
