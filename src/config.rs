@@ -263,7 +263,7 @@ impl Default for StorageConfig {
     fn default() -> Self {
         Self {
             cache_bytes: 8 << 20,
-            log_max_bytes: 16 << 20,
+            log_max_bytes: 64 << 20,
             log_retain_bytes: 4 << 20,
             reserve_bytes: 64 << 20,
         }

@@ -47,12 +47,11 @@ pub const SESSIONS_MAX: usize = 100_000;
 /// A session that was silent for this long, in log time, is forgotten. Microseconds.
 pub const SESSION_RETENTION_MICROS: u64 = 3600 * 1_000_000;
 
-/// Written state that is kept in memory before it is written to the tree, in bytes per group.
-pub const OVERLAY_BYTES_MAX: usize = 4 << 20;
-
-/// Written state that waits for its turn while an earlier part of it is still being written. Beyond it a leader proposes
-/// nothing new until the tree has caught up: memory is bounded by the speed of the disk, not by that of the clients.
-pub const OVERLAY_BACKLOG_BYTES_MAX: usize = 2 * OVERLAY_BYTES_MAX;
+/// Written state that is kept in memory before it is written to the tree, in bytes for all groups of a node. Twice
+/// as much, and a leader
+/// proposes nothing new until the tree has caught up; four times as much, and a follower acknowledges nothing new: memory
+/// is bounded by the speed of the disk, not by that of the clients.
+pub const OVERLAY_BYTES_MAX: usize = 16 << 20;
 
 /// The same while a snapshot streams and nothing may be written to the tree; above it the transfer is given up.
 pub const OVERLAY_BYTES_STREAMING_MAX: usize = 64 << 20;
@@ -61,7 +60,7 @@ pub const OVERLAY_BYTES_STREAMING_MAX: usize = 64 << 20;
 pub const CHECKPOINT_MILLIS: u64 = 2_000;
 
 /// Bytes of state writes that reach the tree as one job, unless a single batch is larger.
-pub const STATE_JOB_BYTES_MAX: usize = 4 << 20;
+pub const STATE_JOB_BYTES_MAX: usize = 16 << 20;
 
 /// Bytes of rows in one piece of a snapshot.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 256 << 10;

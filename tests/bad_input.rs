@@ -7,9 +7,10 @@ use common::{Cluster, program, wait_for};
 use std::time::Duration;
 use tetrachord::Client;
 use tetrachord::client::{NotDone, Outcome, Refusal};
-use tetrachord::config::ClusterConfig;
-use tetrachord::transport::{ClientEndpoint, ClientLink};
-use tetrachord::wire::{self, Consistency, Request, RequestFrame};
+use tetrachord::config::{ClusterConfig, NodeConfig};
+use tetrachord::ring::GroupId;
+use tetrachord::transport::{ClientEndpoint, ClientLink, PeerAddress, Transport, TransportSettings};
+use tetrachord::wire::{self, Consistency, PeerMessage, Request, RequestFrame};
 
 /// Starts a node that must not start; returns what it said.
 fn refused(cluster: &Cluster, index: usize) -> String {
@@ -176,4 +177,82 @@ fn a_client_that_floods_and_never_reads_costs_bounded_memory_and_nobody_else() {
     for index in 0..3 {
         assert!(cluster.log(index).lines().all(|line| !line.contains("panicked")), "{}", cluster.log(index));
     }
+}
+
+/// A member gone mad: it has its key, and sends requests and damaged messages of its group as fast as it can.
+#[test]
+fn a_peer_that_floods_costs_bounded_memory_and_the_others_go_on() {
+    let mut cluster = Cluster::init(3, 1);
+    cluster.start_node(0);
+    cluster.start_node(1);
+    cluster.ok(&["put", "k", "v"]);
+    let config = NodeConfig::load(&cluster.node_file(2)).unwrap();
+    let resident = |cluster: &Cluster| {
+        let status = cluster.status();
+        (0..2).map(|node| status["nodes"][node]["resident_bytes"].as_u64().unwrap()).max().unwrap()
+    };
+    let before = resident(&cluster);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let flood = {
+        let stop = std::sync::Arc::clone(&stop);
+        std::thread::spawn(move || runtime().block_on(flood(config, stop)))
+    };
+    let mut worst = before;
+    for round in 0..20 {
+        cluster.ok(&["put", "k", &format!("v{round}")]);
+        assert_eq!(cluster.ok(&["get", "k"]), format!("v{round}"));
+        worst = worst.max(resident(&cluster));
+    }
+    stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    let (sent, taken) = flood.join().unwrap();
+    println!(
+        "{sent} frames, {taken} of them taken; {} MiB before, {} MiB at the worst",
+        before >> 20,
+        worst >> 20
+    );
+    assert!(taken > 1_000, "it was no flood");
+    assert!(worst < before + (250 << 20), "{} MiB", worst >> 20);
+    for index in 0..2 {
+        assert_eq!(cluster.exit_code(index), None, "{}", cluster.log(index));
+    }
+}
+
+async fn flood(config: NodeConfig, stop: std::sync::Arc<std::sync::atomic::AtomicBool>) -> (usize, usize) {
+    let (inbound, mut inbox) = tokio::sync::mpsc::channel(4096);
+    let peers = config.genesis.nodes.iter().filter(|node| node.id != config.node);
+    let peers: Vec<PeerAddress> =
+        peers.map(|node| PeerAddress { node: node.id, address: node.address, key: node.key }).collect();
+    let targets: Vec<_> = peers.iter().map(|peer| peer.node).collect();
+    let settings = TransportSettings {
+        node: config.node,
+        identity: config.identity,
+        listen: config.listen,
+        peers,
+        clients: std::collections::BTreeSet::new(),
+        cluster: config.genesis.protocol_name(),
+        greeting: bytes::Bytes::new(),
+    };
+    let transport = Transport::start(settings, inbound).unwrap();
+    let forward = |id| {
+        let request = Request::Get { key: "k".into(), consistency: Consistency::Linearizable };
+        wire::encode(&PeerMessage::Forward { id, request })
+    };
+    let (mut sent, mut taken) = (0, 0);
+    while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+        for turn in 0..200 {
+            let frame = match turn % 3 {
+                0 => forward(sent as u64),
+                1 => wire::encode(&PeerMessage::Group { group: GroupId(1), body: vec![turn; 60_000].into() }),
+                _ => wire::encode(&PeerMessage::Group { group: GroupId(9), body: vec![turn; 9].into() }),
+            };
+            sent += targets.len();
+            for (class, target) in targets.iter().enumerate() {
+                taken += usize::from(transport.send(*target, class, frame.clone()));
+            }
+        }
+        // What the others say is thrown away.
+        while inbox.try_recv().is_ok() {}
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    (sent, taken)
 }

@@ -55,9 +55,14 @@ fn core(node: u32, disk: &MemoryDisk) -> NodeCore {
     let settings = NodeSettings {
         node: NodeId(node),
         ring: RingMap::even(2, NODES as usize, NODES as usize),
-        group: Settings { limits: Limits::default(), quorums: None, options },
+        group: Settings {
+            limits: Limits::default(),
+            quorums: None,
+            options,
+            overlay_bytes_max: 5_000,
+            retain_bytes: 500,
+        },
         log_bytes_max: 4_000,
-        log_retain_bytes: 1_000,
     };
     NodeCore::open(settings, Box::new(storage), recovery).unwrap()
 }

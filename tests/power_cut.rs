@@ -235,7 +235,7 @@ fn prepare() -> Option<(Cluster, Disks)> {
     let cluster = Cluster::init(NODES, 2);
     for index in 0..NODES {
         let text = std::fs::read_to_string(cluster.node_file(index)).unwrap();
-        let text = text.replace("log_max_bytes = 16777216", "log_max_bytes = 1048576");
+        let text = text.replace("log_max_bytes = 67108864", "log_max_bytes = 1048576");
         let text = text.replace("log_retain_bytes = 4194304", "log_retain_bytes = 262144");
         std::fs::write(cluster.node_file(index), text).unwrap();
     }

@@ -44,10 +44,10 @@ pub enum Event {
         /// The latest durable token.
         token: PersistToken,
     },
-    /// A linearizable read wants to know from which slot on it may be served.
+    /// Linearizable reads that arrived together want to know from which slot on they may be served.
     Read {
-        /// Given back in [`Effect::ReadReady`] or [`Effect::ReadRefused`].
-        id: ReadId,
+        /// Each is given back in [`Effect::ReadReady`] or [`Effect::ReadRefused`].
+        ids: Vec<ReadId>,
     },
     /// The state machine durably holds the state at `base` (a snapshot from another replica was installed).
     SnapshotInstalled {
@@ -62,6 +62,14 @@ pub enum Event {
     /// The state up to `slot` is durable outside the log: entries up to there may be dropped. The engine keeps
     /// the last `retain_bytes` of them for replicas that lag, and persists its whole state in one record.
     Compact {
+        /// Durable outside the log up to here.
+        slot: Slot,
+        /// Entry bytes to keep for others.
+        retain_bytes: usize,
+    },
+    /// The state up to `slot` is durable outside the log: entries up to there may be dropped from memory, except for the
+    /// last `retain_bytes` of them. The records on disk stay as they are.
+    Trim {
         /// Durable outside the log up to here.
         slot: Slot,
         /// Entry bytes to keep for others.

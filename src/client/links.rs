@@ -62,14 +62,15 @@ pub(super) struct Links {
 const AVOID_FOR: Duration = Duration::from_millis(1_000);
 
 /// A node that does not even say within this time that a request has arrived is given up, and its connection with it:
-/// another node is asked. What was asked may be asked again safely.
+/// another node is asked. What was asked may be asked again safely. On long links it is a few round trips.
 const SILENCE: Duration = Duration::from_millis(150);
+const SILENT_ROUND_TRIPS: u32 = 4;
 
 /// So is one from which nothing at all comes for so many times that long: connections are kept alive more often.
 const SILENT_TIMES_MAX: u32 = 3;
 
 /// Opening a connection may take this long; a node that is down does not refuse, it is silent.
-const CONNECT_PATIENCE: Duration = Duration::from_millis(300);
+const CONNECT_PATIENCE: Duration = Duration::from_millis(600);
 
 impl Links {
     pub(super) fn new(cluster: ClusterConfig) -> std::io::Result<Self> {
@@ -185,9 +186,10 @@ impl Links {
         let asked = Instant::now();
         let before = open.link.packets_received();
         let (mut heard, mut silent) = (before, 0);
+        let silence = SILENCE.max(open.link.round_trip() * SILENT_ROUND_TRIPS);
         loop {
             let left = patience.saturating_sub(asked.elapsed());
-            match tokio::time::timeout(left.min(SILENCE), &mut answer).await {
+            match tokio::time::timeout(left.min(silence), &mut answer).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(_)) => {
                     self.note(node, true);

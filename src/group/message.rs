@@ -25,6 +25,12 @@ pub(super) enum GroupMessage {
         /// Which piece.
         index: u64,
     },
+    /// A piece came that is not the first, of a transfer of which the receiver knows nothing: it has restarted, or is done
+    /// with it. The sender begins anew, if it still has to.
+    PieceUnknown {
+        /// Which transfer.
+        transfer: u64,
+    },
 }
 
 /// Some rows of a snapshot, in the order of their keys.

@@ -22,8 +22,7 @@ pub use requests::Ticket;
 use crate::error::StorageError;
 use crate::kv::{self, Machine, Reply, RequestId, Versioned};
 use crate::limits::{
-    BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, DIGEST_INTERVAL_SLOTS, Limits, OVERLAY_BACKLOG_BYTES_MAX,
-    PEER_FRAME_BYTES_MAX,
+    BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, DIGEST_INTERVAL_SLOTS, Limits, PEER_FRAME_BYTES_MAX,
 };
 use crate::ring::{GroupId, GroupPlace, NodeId};
 use crate::storage::{CommitId, StateWrite, Storage};
@@ -140,6 +139,10 @@ pub struct Settings {
     pub quorums: Option<(usize, usize)>,
     /// The engine's timers.
     pub options: Options,
+    /// See [`crate::limits::OVERLAY_BYTES_MAX`].
+    pub overlay_bytes_max: usize,
+    /// Entry bytes that are kept for lagging replicas.
+    pub retain_bytes: usize,
 }
 
 /// What a write to the tree was for, so that its completion is understood.
@@ -154,6 +157,10 @@ enum Purpose {
 pub struct Group {
     place: GroupPlace,
     limits: Limits,
+    overlay_bytes_max: usize,
+    retain_bytes: usize,
+    /// The latest durable commit that the engine has not been told of, because too much waits for the tree.
+    held_back: Option<CommitId>,
     engine: Box<dyn Engine + Send>,
     driver: Driver,
     machine: Machine,
@@ -218,6 +225,9 @@ impl Group {
         let mut opened = Self {
             place,
             limits: settings.limits,
+            overlay_bytes_max: settings.overlay_bytes_max,
+            retain_bytes: settings.retain_bytes,
+            held_back: None,
             engine: Box::new(engine),
             driver: Driver::default(),
             machine,
@@ -237,6 +247,7 @@ impl Group {
             digests: BTreeMap::new(),
             outputs: Vec::new(),
         };
+        opened.trim();
         opened.continue_install(storage)?;
         Ok(opened)
     }
@@ -251,6 +262,12 @@ impl Group {
     #[must_use]
     pub fn leader(&self) -> Option<NodeId> {
         self.leader.map(|replica| self.node_of(replica))
+    }
+
+    /// Entry bytes that this group keeps for lagging replicas.
+    #[must_use]
+    pub fn retain_bytes(&self) -> usize {
+        self.retain_bytes
     }
 
     /// The engine's view of itself.
@@ -280,6 +297,7 @@ impl Group {
         }
         self.engine.step(Event::Tick { now, wall });
         self.carry_out(storage)?;
+        self.release_held_back(storage)?;
         self.tick_transfer(storage)?;
         let is_due = now.since(self.checkpoint_at) >= CHECKPOINT_MILLIS && self.machine.wants_checkpoint();
         if is_due && self.transfer.is_none() {
@@ -314,6 +332,12 @@ impl Group {
                 }
                 Ok(())
             }
+            GroupMessage::PieceUnknown { transfer } => {
+                if self.transfer.as_ref().is_some_and(|running| running.is(replica, transfer)) {
+                    self.end_transfer(storage, replica)?;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -326,15 +350,13 @@ impl Group {
         }
     }
 
-    /// Takes a linearizable read.
-    pub fn read(&mut self, storage: &dyn Storage, ticket: Ticket, key: Bytes) -> Result<(), StorageError> {
-        if !self.is_leading() {
+    /// Takes a linearizable read. Those that arrive together are confirmed together, by [`Self::flush`].
+    pub fn read(&mut self, ticket: Ticket, key: Bytes) {
+        if self.is_leading() {
+            self.requests.push_read(ticket, key);
+        } else {
             self.answer(ticket, Outcome::NotLeader);
-            return Ok(());
         }
-        let id = self.requests.push_read(ticket, key);
-        self.engine.step(Event::Read { id });
-        self.carry_out(storage)
     }
 
     /// Serves a read from whatever is applied here, if that reaches `at_least` and this replica knows its leader: one
@@ -355,10 +377,15 @@ impl Group {
         self.serve(storage, ticket, key, Freshness::AtLeast(at_least))
     }
 
-    /// Proposes what has gathered. Called when everything that arrived together has been taken in.
+    /// Proposes and confirms what has gathered. Called when everything that arrived together has been taken in.
     pub fn flush(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let reads = self.requests.take_arrived_reads();
+        if !reads.is_empty() {
+            self.engine.step(Event::Read { ids: reads });
+            self.carry_out(storage)?;
+        }
         while self.in_flight < BATCHES_IN_FLIGHT_MAX && self.requests.has_queued() && self.is_leading() {
-            if self.engine.undecided() >= BATCHES_IN_FLIGHT_MAX || self.is_backed_up() {
+            if self.engine.undecided() >= BATCHES_IN_FLIGHT_MAX || self.is_backed_up(2) {
                 break;
             }
             let Some(batch) = self.requests.next_batch() else {
@@ -374,7 +401,8 @@ impl Group {
             }
             self.carry_out(storage)?;
         }
-        if self.machine.is_checkpoint_urgent() && self.transfer.is_none() {
+        let is_urgent = self.machine.unwritten_bytes() >= self.overlay_bytes_max;
+        if is_urgent && self.machine.wants_checkpoint() && self.transfer.is_none() {
             self.checkpoint(storage)?;
         }
         Ok(())
@@ -402,6 +430,11 @@ impl Group {
 
     /// The log records of the commit and of all before it are durable.
     pub fn durable(&mut self, storage: &dyn Storage, commit: CommitId) -> Result<(), StorageError> {
+        assert!(self.held_back.is_none_or(|held| held <= commit), "commits become durable in order");
+        self.held_back = self.holds_back().then_some(commit);
+        if self.held_back.is_some() {
+            return Ok(());
+        }
         let (token, messages) = self.driver.durable(commit);
         for (to, message) in messages {
             self.send_engine(to, message);
@@ -419,14 +452,24 @@ impl Group {
             self.written.pop_front();
             self.on_written(storage, purpose)?;
         }
+        self.release_held_back(storage)?;
         self.switch_if_gathered(storage)
     }
 
     /// The state that the tree durably holds allows the log to be dropped: writes the whole engine as new records, so
     /// that every older record of this group is void.
-    pub fn compact(&mut self, storage: &dyn Storage, retain_bytes: usize) -> Result<(), StorageError> {
+    pub fn compact(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let retain_bytes = self.retain_bytes;
         self.engine.step(Event::Compact { slot: Slot(self.durable_slot), retain_bytes });
         self.carry_out(storage)
+    }
+
+    /// What the tree durably holds need not be in memory as entries too, but for what lagging replicas may want.
+    fn trim(&mut self) {
+        if !self.is_installing() {
+            let retain_bytes = self.retain_bytes;
+            self.engine.step(Event::Trim { slot: Slot(self.durable_slot), retain_bytes });
+        }
     }
 
     /// Whether the tree durably holds everything applied, or cannot come closer to it now.
@@ -462,10 +505,23 @@ impl Group {
         !self.is_installing() && self.engine.is_leader()
     }
 
-    /// Whether so much applied state waits for the tree that more would only grow memory. A snapshot that streams has a
-    /// bound of its own.
-    fn is_backed_up(&self) -> bool {
-        self.transfer.is_none() && self.machine.unwritten_bytes() >= OVERLAY_BACKLOG_BYTES_MAX
+    /// Whether so many checkpoints' worth of applied state wait for the tree. A snapshot that streams has a bound of its
+    /// own.
+    fn is_backed_up(&self, checkpoints: usize) -> bool {
+        self.transfer.is_none() && self.machine.unwritten_bytes() >= checkpoints * self.overlay_bytes_max
+    }
+
+    /// A follower whose tree cannot keep up acknowledges nothing more for a while: its leader sends only so much ahead of
+    /// acknowledgements. It does not hold back while it may be needed to elect.
+    fn holds_back(&self) -> bool {
+        self.leader.is_some() && !self.is_leading() && self.is_backed_up(4)
+    }
+
+    fn release_held_back(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        match self.held_back {
+            Some(commit) if !self.holds_back() => self.durable(storage, commit),
+            _ => Ok(()),
+        }
     }
 
     fn node_of(&self, replica: ReplicaId) -> NodeId {
@@ -592,6 +648,7 @@ impl Group {
             Purpose::Checkpoint { slot } => {
                 self.machine.end_checkpoint();
                 self.durable_slot = slot;
+                self.trim();
                 self.start_transfer(storage)
             }
             Purpose::Gathered { from, transfer, index } => {
@@ -612,13 +669,18 @@ impl Group {
         if progress == Progress::UnderWay {
             messages.extend(transfer.next_pieces(storage, self.now)?);
         } else {
-            self.transfer = None;
-            self.engine.step(Event::SnapshotEnded { to });
-            self.carry_out(storage)?;
+            self.end_transfer(storage, to)?;
         }
         let to = self.node_of(to);
         self.outputs.extend(messages.into_iter().map(|body| Output::Send { to, is_bulk: true, body }));
         Ok(())
+    }
+
+    /// Well or not: the receiver's next answer tells what it needs now.
+    fn end_transfer(&mut self, storage: &dyn Storage, to: ReplicaId) -> Result<(), StorageError> {
+        self.transfer = None;
+        self.engine.step(Event::SnapshotEnded { to });
+        self.carry_out(storage)
     }
 
     /// A transfer that waits or runs already will do; its end is reported once.
@@ -656,7 +718,12 @@ impl Group {
         let is_known = self.install.as_ref().is_some_and(|install| install.is_from(from, transfer));
         if !is_known {
             let is_quiet = self.writes.is_empty() && self.written.is_empty();
-            if piece.index != 0 || !is_quiet {
+            if !is_quiet {
+                return Ok(());
+            }
+            if piece.index != 0 {
+                let body = encode(&GroupMessage::PieceUnknown { transfer });
+                self.outputs.push(Output::Send { to: from, is_bulk: true, body });
                 return Ok(());
             }
             let (install, clearing) =

@@ -17,6 +17,7 @@ pub(super) struct Requests {
     queued_bytes: usize,
     waiting: BTreeMap<RequestId, Vec<Ticket>>,
     reads: BTreeMap<ReadId, (Ticket, Bytes)>,
+    arrived_reads: Vec<ReadId>,
     last_read: u64,
 }
 
@@ -61,11 +62,16 @@ impl Requests {
     }
 
     /// Takes a read that waits for its confirmation.
-    pub(super) fn push_read(&mut self, ticket: Ticket, key: Bytes) -> ReadId {
+    pub(super) fn push_read(&mut self, ticket: Ticket, key: Bytes) {
         self.last_read += 1;
         let id = ReadId(self.last_read);
         self.reads.insert(id, (ticket, key));
-        id
+        self.arrived_reads.push(id);
+    }
+
+    /// The reads that arrived since the last call.
+    pub(super) fn take_arrived_reads(&mut self) -> Vec<ReadId> {
+        std::mem::take(&mut self.arrived_reads)
     }
 
     /// The read was confirmed or refused.

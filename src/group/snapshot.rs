@@ -74,6 +74,11 @@ impl Transfer {
         }
     }
 
+    /// Whether it is this transfer.
+    pub(super) fn is(&self, to: ReplicaId, transfer: u64) -> bool {
+        self.to == to && self.id == transfer
+    }
+
     /// The next pieces that may be sent.
     pub(super) fn next_pieces(
         &mut self,

@@ -14,7 +14,13 @@ fn place() -> GroupPlace {
 }
 
 fn settings() -> Settings {
-    Settings { limits: Limits::default(), quorums: None, options: Options::default() }
+    Settings {
+        limits: Limits::default(),
+        quorums: None,
+        options: Options::default(),
+        overlay_bytes_max: 1 << 20,
+        retain_bytes: 1 << 20,
+    }
 }
 
 fn submit(disk: &MemoryDisk, storage: &mut MemoryStorage, id: u64, state: Vec<Vec<StateWrite>>) -> CommitId {

@@ -23,7 +23,7 @@ pub use command::{
 pub use record::Versioned;
 
 use crate::error::StorageError;
-use crate::limits::{Limits, OVERLAY_BYTES_MAX};
+use crate::limits::Limits;
 use crate::ring::{GroupId, Position, RingInterval};
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::Bytes;
@@ -334,12 +334,6 @@ impl Machine {
     #[must_use]
     pub fn wants_checkpoint(&self) -> bool {
         self.is_dirty && self.frozen.is_none()
-    }
-
-    /// Whether so much was written that a checkpoint should not wait.
-    #[must_use]
-    pub fn is_checkpoint_urgent(&self) -> bool {
-        self.wants_checkpoint() && self.fresh.bytes() >= OVERLAY_BYTES_MAX
     }
 
     /// Bytes written since the last checkpoint.

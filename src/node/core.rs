@@ -132,6 +132,11 @@ pub enum NodeEffect {
 /// A forwarded request is given up after this many milliseconds without an answer.
 const FORWARD_PATIENCE_MILLIS: u64 = 3_000;
 
+/// A log that has not grown for so long may be rewritten, if it holds more than twice what is kept for lagging replicas,
+/// and this much besides.
+const LOG_IDLE_MILLIS: u64 = 5_000;
+const LOG_IDLE_BYTES: u64 = 1 << 20;
+
 /// A request that was passed on.
 #[derive(Clone, Copy, Debug)]
 struct Forward {
@@ -152,8 +157,6 @@ pub struct NodeSettings {
     pub group: Settings,
     /// The write-ahead log is rewritten when it has grown to this many bytes.
     pub log_bytes_max: u64,
-    /// Entry bytes that are kept for lagging replicas when the log is rewritten, for all groups together.
-    pub log_retain_bytes: usize,
 }
 
 /// The node. See the module's essay.
@@ -168,6 +171,9 @@ pub struct NodeCore {
     last_commit: CommitId,
     linked: BTreeSet<NodeId>,
     compaction: Compaction,
+    compact_above: u64,
+    /// Bytes of the log, and since when they have been the same.
+    log_grown: (u64, Ticks),
     now: Ticks,
     started: Option<Ticks>,
     incarnation: u64,
@@ -218,6 +224,7 @@ impl NodeCore {
                 format!("the write-ahead log names {group}, which the genesis record does not place here");
             return Err(OpenError::Storage(StorageError::StateLost(lost)));
         }
+        let compact_above = settings.log_bytes_max;
         Ok(Self {
             settings,
             storage,
@@ -229,6 +236,8 @@ impl NodeCore {
             last_commit: CommitId(0),
             linked: BTreeSet::new(),
             compaction: Compaction::Idle,
+            compact_above,
+            log_grown: (0, Ticks(0)),
             now: Ticks(0),
             started: None,
             incarnation: recovery.incarnation,
@@ -482,7 +491,8 @@ impl NodeCore {
                 Ok(())
             }
             (Request::Get { key, consistency: Consistency::Linearizable }, _) => {
-                group.read(storage, ticket, key)
+                group.read(ticket, key);
+                Ok(())
             }
             (Request::Get { key, consistency: Consistency::Session { at_least } }, _) => {
                 group.read_applied(storage, ticket, &key, at_least)
@@ -522,15 +532,29 @@ impl NodeCore {
         }
         if matches!(self.compaction, Compaction::Submitted(submitted) if submitted <= commit) {
             self.compaction = Compaction::Idle;
+            // If much had to be kept, because trees or replicas lag, rewriting it again at once would only cost more.
+            self.compact_above = self.settings.log_bytes_max.max(2 * self.storage.log_bytes());
         }
         Ok(())
+    }
+
+    /// Whether the log has not grown for a while and holds much more than is kept for lagging replicas: then rewriting it
+    /// costs nobody anything, and disk and the next start gain.
+    fn is_log_idle(&mut self) -> bool {
+        let bytes = self.storage.log_bytes();
+        if bytes != self.log_grown.0 {
+            self.log_grown = (bytes, self.now);
+        }
+        let kept: usize = self.groups.values().map(Group::retain_bytes).sum();
+        self.now.since(self.log_grown.1) >= LOG_IDLE_MILLIS && bytes > 2 * kept as u64 + LOG_IDLE_BYTES
     }
 
     /// Rewrites the log when it has grown too long: trees first, then one commit with the state of every engine.
     fn compact_if_ready(&mut self) -> Result<(), StorageError> {
         const PATIENCE_MILLIS: u64 = 1_000;
+        let is_idle = self.is_log_idle();
         match self.compaction {
-            Compaction::Idle if self.storage.log_bytes() > self.settings.log_bytes_max => {
+            Compaction::Idle if self.storage.log_bytes() > self.compact_above || is_idle => {
                 self.compaction = Compaction::Hastened(self.now);
                 for group in self.groups.values_mut() {
                     group.hasten_checkpoint(self.storage.as_ref())?;
@@ -539,11 +563,10 @@ impl NodeCore {
             Compaction::Hastened(since) => {
                 let is_ready = self.groups.values().all(Group::is_checkpointed);
                 if is_ready || self.now.since(since) >= PATIENCE_MILLIS {
-                    let retain = self.settings.log_retain_bytes / self.groups.len().max(1);
                     // What was logged before must be in an earlier commit: this one stands for all of it.
                     self.submit(false);
                     for group in self.groups.values_mut() {
-                        group.compact(self.storage.as_ref(), retain)?;
+                        group.compact(self.storage.as_ref())?;
                     }
                     self.submit(true);
                     self.compaction = Compaction::Submitted(self.last_commit);

@@ -7,6 +7,7 @@
 use super::core::{Class, NodeCore, NodeEffect, NodeEvent, NodeSettings, Room};
 use crate::config::NodeConfig;
 use crate::group::Settings;
+use crate::limits::OVERLAY_BYTES_MAX;
 use crate::storage::disk::{DiskOptions, DiskStorage, Report};
 use crate::transport::{Inbound, PeerAddress, Transport, TransportSettings};
 use crate::wire::{self, Hello, ProcessStats};
@@ -77,13 +78,21 @@ fn node_settings(config: &NodeConfig, incarnation: u64) -> NodeSettings {
         seed: u64::from(config.node.0) << 48 ^ incarnation,
         ..Options::default()
     };
+    let ring = genesis.ring();
+    let hosted = ring.groups().iter().filter(|place| place.nodes.contains(&config.node)).count();
+    let groups = hosted.max(1);
     let quorums = genesis.quorums.map(|quorums| (quorums.phase1, quorums.phase2));
     NodeSettings {
         node: config.node,
-        ring: genesis.ring(),
-        group: Settings { limits: genesis.limits, quorums, options },
+        ring,
+        group: Settings {
+            limits: genesis.limits,
+            quorums,
+            options,
+            overlay_bytes_max: OVERLAY_BYTES_MAX / groups,
+            retain_bytes: usize::try_from(config.storage.log_retain_bytes).unwrap_or(usize::MAX) / groups,
+        },
         log_bytes_max: config.storage.log_max_bytes,
-        log_retain_bytes: usize::try_from(config.storage.log_retain_bytes).unwrap_or(usize::MAX),
     }
 }
 

@@ -198,4 +198,7 @@ fn a_wiped_disk_and_a_lost_witness_are_refused() {
     drop(bench.open());
     std::fs::remove_file(bench.dir.path().join("witness")).unwrap();
     assert!(open_error(bench.dir.path()).contains("witness file is missing"));
+    // A bootstrap file put there by hand does not turn it into a first start.
+    std::fs::write(bench.dir.path().join(BOOTSTRAP_FILE), b"").unwrap();
+    assert!(open_error(bench.dir.path()).contains("this is not a first start"));
 }

@@ -305,6 +305,13 @@ fn open_parts(
                 .to_string(),
         ));
     }
+    if is_first && Log::was_used(&dir.join("log"))? {
+        return Err(StorageError::StateLost(format!(
+            "{} holds a bootstrap file beside a log that was used, and the witness file is missing or damaged: this is not \
+             a first start. The node must not vote under its old identity; add it as a new node",
+            dir.display()
+        )));
+    }
     if is_first {
         Tree::clear(dir)?;
     }

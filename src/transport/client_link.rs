@@ -107,6 +107,12 @@ impl ClientLink {
         self.connection.stats().udp_rx.datagrams
     }
 
+    /// How long a packet and its acknowledgement take, as measured.
+    #[must_use]
+    pub fn round_trip(&self) -> Duration {
+        self.connection.rtt()
+    }
+
     /// Ends the connection: whoever waits on it is told.
     pub fn close(&self) {
         self.connection.close(0u32.into(), b"");

@@ -178,6 +178,13 @@ impl Acceptor {
         self.persist_all();
     }
 
+    /// Forgets the log up to `slot`, which is durable elsewhere, in memory alone. The records on disk begin earlier; read
+    /// back, they are the same log with more of its past.
+    pub fn trim(&mut self, slot: Slot) {
+        assert!(slot <= self.log.last().slot, "only what the log holds can be forgotten");
+        self.log.compact(slot);
+    }
+
     /// Forgets the log up to `slot`, which is durable elsewhere, and writes everything that remains as one record.
     pub fn compact(&mut self, slot: Slot) {
         assert!(

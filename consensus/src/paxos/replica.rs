@@ -333,6 +333,12 @@ impl Replica {
         let point = self.acceptor.log().compaction_point(slot, retain_bytes);
         self.acceptor.compact(point);
     }
+
+    fn on_trim(&mut self, slot: Slot, retain_bytes: usize) {
+        assert!(slot <= self.decided, "only decided slots can be durable outside the log");
+        let point = self.acceptor.log().compaction_point(slot, retain_bytes);
+        self.acceptor.trim(point);
+    }
 }
 
 impl Engine for Replica {
@@ -344,10 +350,11 @@ impl Engine for Replica {
             Event::Tick { now, wall } => self.on_tick(now, wall),
             Event::Receive { from, message } => self.on_receive(from, &message),
             Event::Persisted { token } => self.on_persisted(token),
-            Event::Read { id } => self.on_read(id),
+            Event::Read { ids } => self.on_read(ids),
             Event::SnapshotInstalled { base } => self.on_snapshot_installed(base),
             Event::SnapshotEnded { to } => self.on_snapshot_ended(to),
             Event::Compact { slot, retain_bytes } => self.on_compact(slot, retain_bytes),
+            Event::Trim { slot, retain_bytes } => self.on_trim(slot, retain_bytes),
             Event::TransferLeadership { to } => self.on_transfer(to),
         }
         invariants::check(self);

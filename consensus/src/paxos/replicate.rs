@@ -292,18 +292,19 @@ impl Replica {
         }
     }
 
-    /// A read waits until a quorum has confirmed, after its arrival, that this replica still leads.
-    pub(super) fn on_read(&mut self, id: ReadId) {
+    /// Reads wait until a quorum has confirmed, after their arrival, that this replica still leads. Those that arrived
+    /// together share a round.
+    pub(super) fn on_read(&mut self, ids: Vec<ReadId>) {
         if mutated!(self.options, ReadWithoutIndex) {
-            return self.read_ready(vec![id], self.decided);
+            return self.read_ready(ids, self.decided);
         }
         let sealed = self.acceptor.log().is_sealed();
         match &mut self.role {
             Role::Leader(leader) if !sealed => {
-                leader.reads.push(id);
+                ids.into_iter().for_each(|id| leader.reads.push(id));
                 self.begin_read_round();
             }
-            _ => self.read_refused(id),
+            _ => ids.into_iter().for_each(|id| self.read_refused(id)),
         }
     }
 

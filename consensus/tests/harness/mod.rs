@@ -183,7 +183,7 @@ impl Cluster {
         let id = ReadId(self.next_read);
         let acknowledged = self.acknowledged;
         self.nodes[index].reads.insert(id, acknowledged);
-        self.step(index, Event::Read { id });
+        self.step(index, Event::Read { ids: vec![id] });
         id
     }
 

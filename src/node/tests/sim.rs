@@ -35,6 +35,7 @@ pub(super) struct Plan {
     pub(super) pause_per_mille: u64,
     pub(super) slow_disk_percent: u64,
     pub(super) log_bytes_max: u64,
+    pub(super) overlay_bytes_max: usize,
     pub(super) defect: Option<Defect>,
 }
 
@@ -50,6 +51,7 @@ impl Default for Plan {
             pause_per_mille: 0,
             slow_disk_percent: 10,
             log_bytes_max: 1 << 20,
+            overlay_bytes_max: 1 << 20,
             defect: None,
         }
     }
@@ -69,6 +71,7 @@ impl Plan {
             log_bytes_max: if maybe(2) == 0 { 15_000 } else { 200_000 },
             groups: 1 + maybe(3) as usize,
             nodes: 3 + maybe(3) as usize,
+            overlay_bytes_max: if maybe(2) == 0 { 1 << 20 } else { 600 },
             defect: None,
         }
     }
@@ -241,9 +244,14 @@ impl Sim {
         let settings = NodeSettings {
             node: NodeId(index as u32 + 1),
             ring: self.ring.clone(),
-            group: Settings { limits: Limits::default(), quorums: None, options },
+            group: Settings {
+                limits: Limits::default(),
+                quorums: None,
+                options,
+                overlay_bytes_max: self.plan.overlay_bytes_max,
+                retain_bytes: 4_000 / self.plan.groups,
+            },
             log_bytes_max: self.plan.log_bytes_max,
-            log_retain_bytes: 4_000,
         };
         let is_restart = recovery.incarnation > 1;
         let mut core =

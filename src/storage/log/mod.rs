@@ -28,7 +28,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Void segments that are kept to be used again.
-const SPARES_MAX: usize = 4;
+const SPARES_MAX: usize = 2;
 
 /// A segment that is open for appending.
 #[derive(Debug)]
@@ -88,6 +88,17 @@ impl Log {
             end: LogEnd::default(),
             bytes: 0,
         })
+    }
+
+    /// Whether a directory holds a log to which something was ever written.
+    pub(super) fn was_used(dir: &Path) -> Result<bool, StorageError> {
+        let mut is_used = false;
+        for (_, path) in segments_in(dir)? {
+            let bytes =
+                std::fs::read(path).map_err(|error| StorageError::io("read a segment of the log", error))?;
+            is_used |= bytes.get(FRAMES_START..).is_some_and(|frames| frames.iter().any(|byte| *byte != 0));
+        }
+        Ok(is_used)
     }
 
     /// Reads and verifies the log. Everything that was read is durable when this returns.
@@ -174,9 +185,10 @@ impl Log {
         assert!(self.base_sequence < self.current.place.sequence || self.current.at > FRAMES_START);
         for sequence in self.first_sequence..self.base_sequence {
             let path = segment_path(&self.dir, sequence);
-            let is_reusable = self.spares.len() < SPARES_MAX
-                && std::fs::metadata(&path).is_ok_and(|data| data.len() == self.segment_bytes as u64);
             let spare = self.dir.join(format!("spare-{sequence:020}"));
+            let is_reusable = self.spares.len() < SPARES_MAX
+                && !self.spares.contains(&spare)
+                && std::fs::metadata(&path).is_ok_and(|data| data.len() == self.segment_bytes as u64);
             let done = if is_reusable { std::fs::rename(&path, &spare) } else { std::fs::remove_file(&path) };
             match done {
                 Ok(()) if is_reusable => self.spares.push(spare),
