@@ -232,7 +232,8 @@ impl NodeCore {
             gateway: Gateway::default(),
             forwards: BTreeMap::new(),
             leaders: BTreeMap::new(),
-            last_forward: 0,
+            // Never the number of an earlier life: an answer to that one may still be on its way.
+            last_forward: recovery.incarnation << 32,
             last_commit: CommitId(0),
             linked: BTreeSet::new(),
             compaction: Compaction::Idle,

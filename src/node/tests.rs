@@ -2,8 +2,15 @@
 
 mod sim;
 
+use super::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};
+use crate::gateway::ConnectionId;
+use crate::group::Settings;
 use crate::kv::Command;
-use crate::ring::NodeId;
+use crate::limits::Limits;
+use crate::ring::{NodeId, Position, RingMap};
+use crate::storage::memory::MemoryDisk;
+use crate::wire::{self, Answer, Consistency, PeerMessage, Request, RequestFrame, RetryReason};
+use bytes::Bytes;
 use sim::{Defect, Plan, Sim};
 
 #[test]
@@ -148,4 +155,56 @@ fn hostile_frames_are_answered_or_ignored_and_never_stop_a_node() {
     sim.run(2_000);
     sim.judge();
     assert!(sim.answered() > 20);
+}
+
+#[test]
+fn an_answer_meant_for_an_earlier_life_is_nobodys() {
+    // Four nodes, groups of three: there is a key whose group is not on node 4, so node 4 passes requests for it on.
+    let ring = RingMap::even(4, 4, 3);
+    let key = (0..)
+        .map(|number| Bytes::from(format!("k{number}")))
+        .find(|key| !ring.owner(Position::of_key(key)).nodes.contains(&NodeId(4)))
+        .expect("one of four groups is on the three others");
+    let disk = MemoryDisk::default();
+    let start = || {
+        let (storage, recovery) = disk.open();
+        let settings = NodeSettings {
+            node: NodeId(4),
+            ring: ring.clone(),
+            group: Settings {
+                limits: Limits::default(),
+                quorums: None,
+                options: tetrachord_consensus::Options::default(),
+                overlay_bytes_max: 1 << 20,
+                retain_bytes: 1 << 20,
+            },
+            log_bytes_max: 1 << 20,
+        };
+        NodeCore::open(settings, Box::new(storage), recovery).unwrap()
+    };
+    let pass_on = |core: &mut NodeCore| {
+        let request = Request::Get { key: key.clone(), consistency: Consistency::Linearizable };
+        let body = wire::encode(&RequestFrame { id: 1, request }).slice(4..);
+        core.step(NodeEvent::Client { connection: ConnectionId(1), body });
+        let frames = core.flush().into_iter().filter_map(|effect| match effect {
+            NodeEffect::Send { frame, .. } => wire::decode::<PeerMessage>(&frame[4..]).ok(),
+            _ => None,
+        });
+        let forwarded = |message| if let PeerMessage::Forward { id, .. } = message { Some(id) } else { None };
+        frames.filter_map(forwarded).next().expect("it is passed on")
+    };
+    let answer = |id| {
+        let answer = Answer::Retry { reason: RetryReason::Busy, leader: None, maybe_applied: false };
+        let body = wire::encode(&PeerMessage::Forwarded { id, answer }).slice(4..);
+        NodeEvent::Peer { from: NodeId(1), body }
+    };
+    let is_answered =
+        |effects: Vec<NodeEffect>| effects.iter().any(|effect| matches!(effect, NodeEffect::Answer { .. }));
+    let old = pass_on(&mut start());
+    let mut core = start();
+    let new = pass_on(&mut core);
+    core.step(answer(old));
+    assert!(!is_answered(core.flush()), "the number of an earlier life was given again");
+    core.step(answer(new));
+    assert!(is_answered(core.flush()));
 }
