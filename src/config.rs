@@ -253,7 +253,8 @@ pub struct StorageConfig {
     pub cache_bytes: u64,
     /// The write-ahead log is rewritten when it reaches this size.
     pub log_max_bytes: u64,
-    /// Entries that are kept for lagging replicas when it is rewritten; a replica that lags further gets a snapshot.
+    /// Entries that are kept for lagging replicas, in memory and when the log is rewritten; a replica that lags further gets
+    /// a snapshot.
     pub log_retain_bytes: u64,
     /// Writes are refused while less than this is free on the file system of the data; reads go on.
     pub reserve_bytes: u64,
@@ -264,7 +265,7 @@ impl Default for StorageConfig {
         Self {
             cache_bytes: 8 << 20,
             log_max_bytes: 64 << 20,
-            log_retain_bytes: 4 << 20,
+            log_retain_bytes: 16 << 20,
             reserve_bytes: 64 << 20,
         }
     }

@@ -171,6 +171,10 @@ pub struct Group {
     now: Ticks,
     checkpoint_at: Ticks,
     durable_slot: u64,
+    /// What the log was last dropped up to, or where this life began.
+    compacted_slot: u64,
+    /// What should be durable in the tree before the log is rewritten.
+    wanted_slot: u64,
     writes: VecDeque<(Vec<StateWrite>, Option<Purpose>)>,
     written: VecDeque<(CommitId, Purpose)>,
     transfer: Option<Transfer>,
@@ -238,6 +242,8 @@ impl Group {
             now: Ticks(0),
             checkpoint_at: Ticks(0),
             durable_slot,
+            compacted_slot: durable_slot,
+            wanted_slot: 0,
             writes: VecDeque::new(),
             written: VecDeque::new(),
             transfer: None,
@@ -460,6 +466,7 @@ impl Group {
     /// that every older record of this group is void.
     pub fn compact(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         let retain_bytes = self.retain_bytes;
+        self.compacted_slot = self.durable_slot;
         self.engine.step(Event::Compact { slot: Slot(self.durable_slot), retain_bytes });
         self.carry_out(storage)
     }
@@ -472,14 +479,21 @@ impl Group {
         }
     }
 
-    /// Whether the tree durably holds everything applied, or cannot come closer to it now.
+    /// Whether the tree durably holds what was applied when a checkpoint was last hastened, or cannot come closer now.
     #[must_use]
     pub fn is_checkpointed(&self) -> bool {
-        self.durable_slot == self.machine.applied().slot || self.transfer.is_some() || self.is_installing()
+        self.durable_slot >= self.wanted_slot || self.transfer.is_some() || self.is_installing()
+    }
+
+    /// Whether the tree durably holds more than when the log was last rewritten, so that rewriting it drops something.
+    #[must_use]
+    pub fn has_gained(&self) -> bool {
+        self.durable_slot > self.compacted_slot
     }
 
     /// Begins a checkpoint now, if there is something to write and nothing forbids it.
     pub fn hasten_checkpoint(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        self.wanted_slot = self.machine.applied().slot;
         if self.machine.wants_checkpoint() && self.transfer.is_none() && !self.is_installing() {
             self.checkpoint(storage)?;
         }

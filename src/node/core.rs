@@ -561,6 +561,12 @@ impl NodeCore {
                     group.hasten_checkpoint(self.storage.as_ref())?;
                 }
             }
+            // A node that has just started knows of nothing that it may drop, however long its log is.
+            Compaction::Hastened(_) if !self.groups.values().any(Group::has_gained) => {
+                for group in self.groups.values_mut() {
+                    group.hasten_checkpoint(self.storage.as_ref())?;
+                }
+            }
             Compaction::Hastened(since) => {
                 let is_ready = self.groups.values().all(Group::is_checkpointed);
                 if is_ready || self.now.since(since) >= PATIENCE_MILLIS {

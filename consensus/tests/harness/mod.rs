@@ -267,17 +267,27 @@ impl Cluster {
         self.cut.clear();
     }
 
-    /// Makes the applied state durable and drops the log behind it.
+    /// Makes the applied state durable and drops the log behind it, on disk too.
     pub(crate) fn checkpoint(&mut self, index: usize, retain_bytes: usize) {
+        if let Some(slot) = self.make_applied_durable(index) {
+            self.step(index, Event::Compact { slot, retain_bytes });
+        }
+    }
+
+    /// The same, but the log is dropped from memory alone.
+    pub(crate) fn trim(&mut self, index: usize, retain_bytes: usize) {
+        if let Some(slot) = self.make_applied_durable(index) {
+            self.step(index, Event::Trim { slot, retain_bytes });
+        }
+    }
+
+    fn make_applied_durable(&mut self, index: usize) -> Option<Slot> {
         if !self.is_up(index) {
-            return;
+            return None;
         }
         let node = &mut self.nodes[index];
         node.durable_applied = node.applied.len();
-        let Some(slot) = node.applied.last().map(|decided| decided.base.slot) else {
-            return;
-        };
-        self.step(index, Event::Compact { slot, retain_bytes });
+        node.applied.last().map(|decided| decided.base.slot)
     }
 
     /// Copies the state machine of one replica to another, as a snapshot transfer would.

@@ -104,7 +104,12 @@ fn disturb(cluster: &mut Cluster, weather: &Weather, random: &mut Random, step: 
         }
     }
     if random.chance(weather.checkpoint_percent) {
-        cluster.checkpoint(node, [0, 200, 2000][random.below(3)]);
+        let retain_bytes = [0, 200, 2000][random.below(3)];
+        if random.chance(50) {
+            cluster.checkpoint(node, retain_bytes);
+        } else {
+            cluster.trim(node, retain_bytes);
+        }
     }
     if random.chance(8) {
         let at = cluster.leader().filter(|_| random.chance(80)).unwrap_or(node);
