@@ -11,6 +11,7 @@
 //!
 //! What it does not know: connections, clients, other groups, which keys other groups own.
 
+mod digests;
 mod driver;
 mod install;
 mod message;
@@ -21,9 +22,7 @@ pub use requests::Ticket;
 
 use crate::error::StorageError;
 use crate::kv::{self, Machine, Reply, RequestId, Versioned};
-use crate::limits::{
-    BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, DIGEST_INTERVAL_SLOTS, Limits, PEER_FRAME_BYTES_MAX,
-};
+use crate::limits::{BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, Limits, PEER_FRAME_BYTES_MAX};
 use crate::ring::{GroupId, GroupPlace, NodeId};
 use crate::storage::{CommitId, StateWrite, Storage};
 use bytes::Bytes;
@@ -802,53 +801,6 @@ impl Group {
         self.digests.clear();
         self.engine.step(Event::SnapshotInstalled { base: base_of(&applied) });
         self.carry_out(storage)
-    }
-
-    /// At certain slots every replica notes its digest and the leader tells its own.
-    fn share_digest(&mut self, slot: u64) {
-        if !slot.is_multiple_of(DIGEST_INTERVAL_SLOTS) {
-            return;
-        }
-        let digest = self.machine.applied().digest;
-        if self.digests.insert(slot, digest).is_some_and(|other| other != digest) {
-            return self.diverged(slot);
-        }
-        while self.digests.len() > 8 {
-            self.digests.pop_first();
-        }
-        if self.engine.is_leader() {
-            let body = encode(&GroupMessage::Digest { slot, digest });
-            let leader = self.leader();
-            for node in self.place.nodes.clone().into_iter().filter(|node| Some(*node) != leader) {
-                self.outputs.push(Output::Send { to: node, is_bulk: false, body: body.clone() });
-            }
-        }
-    }
-
-    /// Holds another replica's digest against this one's, now or when the slot is reached.
-    fn compare_digest(&mut self, slot: u64, digest: [u8; 32]) {
-        if slot.saturating_add(8 * DIGEST_INTERVAL_SLOTS) < self.machine.applied().slot
-            || self.digests.len() > 16
-        {
-            return;
-        }
-        let is_reached = slot <= self.machine.applied().slot;
-        match self.digests.get(&slot) {
-            Some(own) if *own != digest => self.diverged(slot),
-            None if !is_reached => {
-                self.digests.insert(slot, digest);
-            }
-            _ => {}
-        }
-    }
-
-    fn diverged(&mut self, slot: u64) {
-        let reason = format!(
-            "group {} diverged: after slot {slot} this replica answered differently from its leader. Its state is not \
-             to be trusted; stop it, keep its data directory for analysis, and add the node anew",
-            self.place.id
-        );
-        self.outputs.push(Output::Fatal { reason });
     }
 
     /// The broken variant that keeps sessions in memory only.
