@@ -14,9 +14,6 @@ pub(crate) const KEYS: u64 = 10_000;
 /// Latencies above one minute count as one minute.
 const LATENCY_MICROS_MAX: u64 = 60_000_000;
 
-/// Connections that the clients share.
-pub(crate) const CONNECTIONS: usize = 16;
-
 /// One kind of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cell {

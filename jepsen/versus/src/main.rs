@@ -11,7 +11,7 @@ mod processes;
 
 use clap::Parser;
 use etcd::EtcdCluster;
-use load::{CONNECTIONS, Cell, Measured, Target, measure};
+use load::{Cell, Measured, Target, measure};
 use ours::OurCluster;
 use serde_json::json;
 use std::path::PathBuf;
@@ -38,6 +38,9 @@ struct Args {
     /// How long each cell is measured, after one second to warm up
     #[arg(long, default_value_t = 3)]
     seconds: u64,
+    /// Connections that the clients share
+    #[arg(long, default_value_t = 16)]
+    connections: usize,
     /// Groups of our cluster
     #[arg(long, default_value_t = 1)]
     groups: usize,
@@ -109,12 +112,12 @@ async fn compare_load(args: &Args) -> anyhow::Result<()> {
     for round in 0..args.rounds {
         let dir = scratch(args)?;
         let ours = OurCluster::start(dir.path(), args.groups)?;
-        let our_clients = ours.clients(CONNECTIONS)?;
+        let our_clients = ours.clients(args.connections)?;
         ours.leader(&our_clients[0]).await?;
         let our_target = Target::Ours(our_clients);
         let etcd = if args.alone { None } else { Some(EtcdCluster::start(dir.path(), &args.etcd)?) };
         let etcd_target = match &etcd {
-            Some(etcd) => Some(Target::Etcd(etcd.client(etcd.leader().await?, CONNECTIONS).await?)),
+            Some(etcd) => Some(Target::Etcd(etcd.client(etcd.leader().await?, args.connections).await?)),
             None => None,
         };
         let mut filled = None;
