@@ -199,7 +199,9 @@ impl Links {
                     let now = open.link.packets_received();
                     silent = if now == heard { silent + 1 } else { 0 };
                     heard = now;
-                    let is_dead = now == before || silent >= SILENT_TIMES_MAX;
+                    // A caller whose patience ends sooner has not waited long enough to know, and others may be waiting
+                    // on the same connection.
+                    let is_dead = left >= silence && (now == before || silent >= SILENT_TIMES_MAX);
                     if is_dead {
                         open.link.close();
                     }

@@ -144,7 +144,7 @@ impl LogWriter {
                 Err(RecvTimeoutError::Timeout) => self.testify(),
                 Err(RecvTimeoutError::Disconnected) => return drop(self.testify()),
             };
-            if let Err(error) = served.and_then(|()| self.log.prepare().map(drop)) {
+            if let Err(error) = served.and_then(|()| self.log.prepare()) {
                 return report(Report::Failed(error));
             }
         }

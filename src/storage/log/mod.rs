@@ -201,15 +201,14 @@ impl Log {
         Ok(())
     }
 
-    /// Makes the next segment's file ahead of its need, so that no commit waits for it. Returns whether it made one.
-    pub(super) fn prepare(&mut self) -> Result<bool, StorageError> {
-        let is_due = self.spares.is_empty() && self.current.at > self.current.capacity / 2;
-        if is_due {
+    /// Makes the next segment's file ahead of its need, so that no commit waits for it.
+    pub(super) fn prepare(&mut self) -> Result<(), StorageError> {
+        if self.spares.is_empty() && self.current.at > self.current.capacity / 2 {
             let path = self.dir.join(format!("spare-{:020}", self.current.place.sequence + 1));
             make_file(&path, self.segment_bytes)?;
             self.spares.push(path);
         }
-        Ok(is_due)
+        Ok(())
     }
 }
 
