@@ -4,10 +4,13 @@
 
 #[path = "crash/disk.rs"]
 mod disk;
+#[path = "crash/files.rs"]
+mod files;
 #[path = "crash/script.rs"]
 mod script;
 
 use disk::{Call, Disk, Image, Lie, Survivors, Writes, read_trace};
+use files::{files_below, scratch};
 use script::Promised;
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -51,12 +54,6 @@ fn record(recorder: &Path, dir: &Path, task: &str) -> Vec<Call> {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     read_trace(&trace)
-}
-
-/// Memory is as good as a disk here: what is tested is what was synced, not where.
-fn scratch() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
 fn prepare(dir: &Path) -> Image {
@@ -212,7 +209,9 @@ fn a_second_cut_while_the_first_is_recovered_from_is_survived() {
         let writes = kinds[index / 23 % kinds.len()];
         let second = scratch();
         lay_out(&disk.image(Survivors { names: true, writes }), dir.path(), second.path());
-        let found = files_below(second.path());
+        let absolute = |path: &Path| second.path().join(path).to_str().unwrap().to_string();
+        let found: Image =
+            files_below(second.path()).into_iter().map(|(path, bytes)| (absolute(&path), bytes)).collect();
         let recovery = record(&recorder, second.path(), "recover");
         let mut cuts = Cuts::new(second.path());
         cut_everywhere(&recovery, Disk::holding(&found), promised, 1, &mut cuts);
@@ -223,21 +222,6 @@ fn a_second_cut_while_the_first_is_recovered_from_is_survived() {
     }
     println!("{recoveries} recoveries: {points} second cuts, {opened} different disks opened");
     assert!(recoveries >= 50 && points >= 4_000, "too little was tried");
-}
-
-fn files_below(dir: &Path) -> Image {
-    let mut image = Image::new();
-    let mut folders = vec![dir.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                image.insert(path.to_str().unwrap().to_string(), std::fs::read(&path).unwrap());
-            }
-        }
-    }
-    image
 }
 
 #[test]

@@ -2,9 +2,12 @@
 //! still know everything; it never answers wrongly.
 #![allow(clippy::unwrap_used, dead_code, reason = "test code, of which this file uses a part")]
 
+#[path = "crash/files.rs"]
+mod files;
 #[path = "crash/script.rs"]
 mod script;
 
+use files::{files_below, scratch};
 use script::{Problem, Promised};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,26 +15,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Enough that the log was replaced once, and that one state job was large.
 const COMMITS: u64 = 44;
-
-fn scratch() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
-}
-
-fn files_below(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut files = BTreeMap::new();
-    let mut folders = vec![dir.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                files.insert(path.strip_prefix(dir).unwrap().to_path_buf(), std::fs::read(&path).unwrap());
-            }
-        }
-    }
-    files
-}
 
 fn lay_out(files: &BTreeMap<PathBuf, Vec<u8>>, to: &Path) {
     let _ = std::fs::remove_dir_all(to);
