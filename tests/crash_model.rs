@@ -16,6 +16,7 @@ use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// Runs in a process of its own, under the recorder; does nothing by itself.
 #[test]
@@ -30,8 +31,13 @@ fn child() {
     }
 }
 
-/// The recorder, compiled once.
+/// The recorder, compiled once: tests run beside one another, and it must not change under a process that has loaded it.
 fn recorder() -> PathBuf {
+    static COMPILED: OnceLock<PathBuf> = OnceLock::new();
+    COMPILED.get_or_init(compile_recorder).clone()
+}
+
+fn compile_recorder() -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("recorder-{}.so", std::process::id()));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/crash/recorder.c");
     let compiled = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&path).arg(source).status();

@@ -18,35 +18,36 @@ pub(crate) enum Call {
     MakeDirectory(String),
 }
 
-/// Reads the recorder's trace.
+/// Reads the recorder's trace. The process may have ended while one of its threads was recording a call: that call is
+/// the last, and is left out.
 pub(crate) fn read_trace(path: &Path) -> Vec<Call> {
     let bytes = std::fs::read(path).unwrap();
     let mut rest = bytes.as_slice();
-    let mut calls = Vec::new();
-    fn take<'a>(rest: &mut &'a [u8], count: usize) -> &'a [u8] {
-        let (taken, left) = rest.split_at(count);
+    std::iter::from_fn(|| read_call(&mut rest)).collect()
+}
+
+fn read_call(rest: &mut &[u8]) -> Option<Call> {
+    let mut take = |count: usize| {
+        let (taken, left) = rest.split_at_checked(count)?;
         *rest = left;
-        taken
-    }
-    while !rest.is_empty() {
-        let kind = take(&mut rest, 1)[0];
-        let length = u32::from_ne_bytes(take(&mut rest, 4).try_into().unwrap());
-        let path = String::from_utf8(take(&mut rest, length as usize).to_vec()).unwrap();
-        let offset = u64::from_ne_bytes(take(&mut rest, 8).try_into().unwrap()) as usize;
-        let length = u32::from_ne_bytes(take(&mut rest, 4).try_into().unwrap());
-        let data = take(&mut rest, length as usize).to_vec();
-        calls.push(match kind {
-            b'C' => Call::Create(path),
-            b'W' => Call::Write(path, offset, data),
-            b'T' => Call::Truncate(path, offset),
-            b'S' => Call::Sync(path),
-            b'R' => Call::Rename(path, String::from_utf8(data).unwrap()),
-            b'U' => Call::Remove(path),
-            b'M' => Call::MakeDirectory(path),
-            _ => panic!("an unknown kind of call"),
-        });
-    }
-    calls
+        Some(taken)
+    };
+    let kind = take(1)?[0];
+    let length = u32::from_ne_bytes(take(4)?.try_into().unwrap());
+    let path = String::from_utf8(take(length as usize)?.to_vec()).unwrap();
+    let offset = u64::from_ne_bytes(take(8)?.try_into().unwrap()) as usize;
+    let length = u32::from_ne_bytes(take(4)?.try_into().unwrap());
+    let data = take(length as usize)?.to_vec();
+    Some(match kind {
+        b'C' => Call::Create(path),
+        b'W' => Call::Write(path, offset, data),
+        b'T' => Call::Truncate(path, offset),
+        b'S' => Call::Sync(path),
+        b'R' => Call::Rename(path, String::from_utf8(data).unwrap()),
+        b'U' => Call::Remove(path),
+        b'M' => Call::MakeDirectory(path),
+        _ => panic!("an unknown kind of call"),
+    })
 }
 
 #[derive(Clone, Debug)]
