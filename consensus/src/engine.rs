@@ -13,12 +13,12 @@
 //!
 //! # Driving an engine
 //!
-//! 1. Build it from what the disk held ([`crate::paxos::Replica::recover`]).
+//! 1. Build it from what the disk held ([`crate::paxos::Replica::recover`], [`crate::pbft::Replica::recover`]).
 //! 2. Feed it events with [`Engine::step`], proposals with [`Engine::propose`].
 //! 3. After each, carry out [`Engine::take_effects`] in order.
 
-use crate::paxos::record::LogBase;
-use crate::types::{Epoch, PersistToken, ReadId, ReplicaId, Slot, Ticks, Timestamp};
+use crate::pbft::{Rejected, SubmitId, Unverified, Verified};
+use crate::types::{Digest, Epoch, LogBase, PersistToken, ReadId, ReplicaId, Slot, Ticks, Timestamp};
 use bytes::Bytes;
 use thiserror::Error;
 
@@ -80,6 +80,27 @@ pub enum Event {
         /// The replica that should lead.
         to: ReplicaId,
     },
+    /// Byzantine mode: a client's signed requests arrived. They are ordered wherever they are brought.
+    Submit {
+        /// Given back in [`Effect::SubmitRefused`].
+        id: SubmitId,
+        /// The encoded bundle; not trusted.
+        bundle: Bytes,
+    },
+    /// Byzantine mode: a check that was asked for by [`Effect::Verify`] is done.
+    Verified(Box<Result<Verified, Rejected>>),
+    /// Byzantine mode: the state after `slot`, asked for by [`Effect::Checkpoint`], can be recovered and has this root.
+    StateRoot {
+        /// The slot.
+        slot: Slot,
+        /// The root.
+        root: Digest,
+    },
+    /// Byzantine mode: everything that arrived together was told; what has gathered may be proposed.
+    TurnEnded {
+        /// Whether the state machine can take more.
+        may_propose: bool,
+    },
 }
 
 /// What a proposal asks to order.
@@ -109,6 +130,9 @@ pub enum ProposeError {
         /// The epoch that has ended.
         epoch: Epoch,
     },
+    /// Byzantine mode orders only what clients have signed ([`Event::Submit`]).
+    #[error("only signed requests are ordered in Byzantine mode")]
+    Unsigned,
     /// The proposal is larger than a message may be.
     #[error("a proposal of {bytes} bytes exceeds the limit of {max}")]
     TooLarge {
@@ -117,6 +141,17 @@ pub enum ProposeError {
         /// Largest size allowed.
         max: usize,
     },
+}
+
+/// Why a submission was not taken. Nothing of it was ordered because of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum SubmitRefusal {
+    /// It cannot be ordered, now or later.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// Too much waits, of this client or of all.
+    #[error("too many requests wait to be ordered")]
+    Full,
 }
 
 /// A decided entry, as the state machine sees it.
@@ -136,7 +171,7 @@ pub enum Effect {
     /// Append the records to the write-ahead log and report [`Event::Persisted`] when they are durable. They are
     /// one commit: after a crash either all of them are there or none.
     Persist {
-        /// Encoded [`crate::paxos::Record`]s, in order.
+        /// Encoded records of the engine, in order.
         records: Vec<Bytes>,
         /// Stands for all of them; greater than every token before.
         token: PersistToken,
@@ -184,6 +219,30 @@ pub enum Effect {
         /// Describes the next epoch.
         next: Bytes,
     },
+    /// Byzantine mode: check this away from the event loop ([`crate::pbft::Verifier::verify`]) and report
+    /// [`Event::Verified`].
+    Verify(Box<Unverified>),
+    /// Byzantine mode: a submission was refused.
+    SubmitRefused {
+        /// Which.
+        id: SubmitId,
+        /// Why.
+        refusal: SubmitRefusal,
+    },
+    /// Byzantine mode: compute the root of the state after this slot, which was just applied, and report
+    /// [`Event::StateRoot`].
+    Checkpoint {
+        /// The slot.
+        slot: Slot,
+    },
+    /// Byzantine mode: this replica needs a state that no log leads to. Fetch one that a stable checkpoint at or above
+    /// this slot proves, and report [`Event::SnapshotInstalled`].
+    FetchState {
+        /// Whom to ask this time.
+        from: ReplicaId,
+        /// The slot.
+        at_least: Slot,
+    },
     /// This replica must stop: going on could break a promise.
     Fatal {
         /// What was found.
@@ -210,6 +269,10 @@ pub struct EngineStatus {
     pub undecided: usize,
     /// Bytes of the entries held in memory.
     pub log_bytes: usize,
+    /// Byzantine mode: the last stable checkpoint.
+    pub stable: Slot,
+    /// Byzantine mode: what is known against other replicas, in words.
+    pub suspects: Vec<String>,
 }
 
 /// An ordering protocol behind events and effects.

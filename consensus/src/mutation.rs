@@ -40,12 +40,30 @@ pub enum Mutation {
     /// A new leader appends behind an adopted stop-sign.
     #[cfg(feature = "mutants")]
     AppendAfterStopSign,
+    /// PBFT: one replica fewer than a quorum is enough.
+    #[cfg(feature = "mutants")]
+    QuorumTooSmall,
+    /// PBFT: what was prepared is forgotten when a view is left.
+    #[cfg(feature = "mutants")]
+    ForgetPrepared,
+    /// PBFT: the batch beside a PRE-PREPARE is not held against its digest.
+    #[cfg(feature = "mutants")]
+    BodyUnchecked,
+    /// PBFT: a COMMIT leaves before its certificate is durable.
+    #[cfg(feature = "mutants")]
+    CommitBeforeBarrier,
+    /// PBFT: certificates in a view change are not checked, so that a bad one hides good ones.
+    #[cfg(feature = "mutants")]
+    CertificatesUnchecked,
+    /// PBFT: after a restart a view change is made again instead of sent again.
+    #[cfg(feature = "mutants")]
+    RemakeViewChange,
 }
 
 impl Mutation {
-    /// Every defect, for tests that try them all.
+    /// Every defect of Multi-Paxos, for tests that try them all.
     #[cfg(feature = "mutants")]
-    pub const ALL: [Self; 10] = [
+    pub const PAXOS: [Self; 10] = [
         Self::AckBeforeBarrier,
         Self::ReadWithoutIndex,
         Self::CountOlderBallot,
@@ -56,6 +74,17 @@ impl Mutation {
         Self::DecideAnyBallot,
         Self::PromiseBeforeBarrier,
         Self::AppendAfterStopSign,
+    ];
+
+    /// Every defect of PBFT.
+    #[cfg(feature = "mutants")]
+    pub const PBFT: [Self; 6] = [
+        Self::QuorumTooSmall,
+        Self::ForgetPrepared,
+        Self::BodyUnchecked,
+        Self::CommitBeforeBarrier,
+        Self::CertificatesUnchecked,
+        Self::RemakeViewChange,
     ];
 }
 

@@ -4,6 +4,10 @@
 //! replicas must hold an entry before it is decided. Any phase 1 quorum must meet any phase 2 quorum, that is
 //! `phase1 + phase2 > n` (Howard, Malkhi, Spiegelman 2016, "Flexible Paxos"). The classic choice is a majority
 //! for both.
+//!
+//! PBFT has one quorum. Of `n` replicas `f` may lie, so no step may wait for more than `n - f`, and any two quorums must
+//! share a replica that does not lie: `2 * quorum - n >= f + 1` (Castro, "Practical Byzantine Fault Tolerance", 1999,
+//! section 4).
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -69,6 +73,19 @@ pub enum QuorumError {
         /// The quorum asked for.
         size: usize,
     },
+    /// Not a size of a group in Byzantine mode.
+    #[error(
+        "a group of {n} replicas: Byzantine mode needs n = 3f + 1 to survive f that lie, because n >= 3f + 1 and more \
+         than that survives no more; use {}", nearest(*below, *above)
+    )]
+    NotByzantine {
+        /// Replicas asked for.
+        n: usize,
+        /// The next valid size below, if there is one.
+        below: Option<usize>,
+        /// The next valid size above, if there is one.
+        above: Option<usize>,
+    },
     /// The quorums survive fewer faults than the group is meant to.
     #[error(
         "quorums of {phase1} and {phase2} out of {n} survive {survives} crashed replicas, but {f} are to be \
@@ -86,6 +103,11 @@ pub enum QuorumError {
         /// Faults asked for.
         f: usize,
     },
+}
+
+fn nearest(below: Option<usize>, above: Option<usize>) -> String {
+    let sizes: Vec<String> = below.into_iter().chain(above).map(|size| size.to_string()).collect();
+    sizes.join(" or ")
 }
 
 impl Quorums {
@@ -156,10 +178,106 @@ impl Quorums {
     }
 }
 
+/// The quorum of one group in Byzantine mode, checked once when it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ByzantineQuorum {
+    n: usize,
+}
+
+/// How many of `n` replicas may lie.
+#[must_use]
+pub const fn liars(n: usize) -> usize {
+    (n - 1) / 3
+}
+
+/// The smallest size at which any two sets of replicas share one that does not lie. For `n = 3f + 1` it is `2f + 1`; for
+/// other sizes that formula is wrong, which is why it is not used.
+#[must_use]
+pub const fn byzantine_quorum(n: usize) -> usize {
+    (n + liars(n) + 1).div_ceil(2)
+}
+
+/// Sizes of a group in Byzantine mode.
+pub const BYZANTINE_SIZES: [usize; 4] = [4, 7, 10, 13];
+
+impl ByzantineQuorum {
+    /// The quorum of a group of `n = 3f + 1` replicas, `f` at least 1. Other sizes are refused: they survive no more liars
+    /// than the next valid size below them, and cost more.
+    pub fn new(n: usize) -> Result<Self, QuorumError> {
+        if !BYZANTINE_SIZES.contains(&n) {
+            let below = BYZANTINE_SIZES.iter().rev().find(|size| **size < n).copied();
+            let above = BYZANTINE_SIZES.iter().find(|size| **size > n).copied();
+            return Err(QuorumError::NotByzantine { n, below, above });
+        }
+        let quorum = Self { n };
+        assert!(2 * quorum.size() > n + quorum.f(), "two quorums share a replica that does not lie");
+        assert!(quorum.size() <= n - quorum.f(), "a quorum answers while all liars are silent");
+        Ok(quorum)
+    }
+
+    /// Replicas of the group.
+    #[must_use]
+    pub fn n(self) -> usize {
+        self.n
+    }
+
+    /// Replicas that may lie.
+    #[must_use]
+    pub fn f(self) -> usize {
+        liars(self.n)
+    }
+
+    /// Replicas that must agree before anything is decided.
+    #[must_use]
+    pub fn size(self) -> usize {
+        byzantine_quorum(self.n)
+    }
+
+    /// So many replicas that one of them does not lie.
+    #[must_use]
+    pub fn one_honest(self) -> usize {
+        self.f() + 1
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// Whether any two sets of this size share a replica outside every possible set of `f` liars.
+    fn quorums_share_an_honest_replica(n: usize, size: usize) -> bool {
+        let sets = || (0u32..1 << n).filter(move |set| set.count_ones() as usize == size);
+        sets().all(|a| sets().all(|b| (a & b).count_ones() as usize > liars(n)))
+    }
+
+    #[test]
+    fn two_byzantine_quorums_share_an_honest_replica_and_no_smaller_ones_do() {
+        for n in 1..=10 {
+            let size = byzantine_quorum(n);
+            assert!(quorums_share_an_honest_replica(n, size), "{n}");
+            assert!(!quorums_share_an_honest_replica(n, size - 1), "{n}: smaller would do");
+            assert!(size <= n - liars(n), "{n}: the honest alone are a quorum");
+        }
+    }
+
+    #[test]
+    fn the_formula_of_the_paper_is_wrong_for_sizes_that_it_was_not_made_for() {
+        assert!(!quorums_share_an_honest_replica(6, 2 * liars(6) + 1));
+        assert_eq!(byzantine_quorum(6), 4);
+        for n in BYZANTINE_SIZES {
+            assert_eq!(byzantine_quorum(n), 2 * liars(n) + 1);
+        }
+    }
+
+    #[test]
+    fn other_sizes_are_refused_with_the_nearest_ones() {
+        let text = |n| ByzantineQuorum::new(n).unwrap_err().to_string();
+        assert!(text(3).contains("n >= 3f + 1") && text(3).contains("use 4"), "{}", text(3));
+        assert!(text(5).contains("use 4 or 7") && text(6).contains("use 4 or 7"), "{}", text(5));
+        assert!(text(14).contains("use 13"), "{}", text(14));
+        assert_eq!(ByzantineQuorum::new(7).map(|quorum| (quorum.f(), quorum.size())), Ok((2, 5)));
+    }
 
     #[test]
     fn majorities_survive_the_textbook_number_of_faults() {

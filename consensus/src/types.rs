@@ -52,6 +52,28 @@ number!(
     ReadId(u64), ""
 );
 
+number!(
+    /// One attempt of one primary in Byzantine mode. Views grow; their primaries take turns.
+    View(u64), "v"
+);
+
+/// A position of the log and the hash of everything up to it.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LogBase {
+    /// The position.
+    pub slot: Slot,
+    /// Chain hash of the entry there; zero before the first entry.
+    pub chain: Digest,
+    /// Whether the entry there is a stop-sign, so that nothing may follow in this epoch.
+    pub sealed: bool,
+}
+
+impl fmt::Debug for LogBase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.slot)
+    }
+}
+
 impl Slot {
     /// "Nothing yet": the slot before the first entry.
     pub const ZERO: Self = Self(0);

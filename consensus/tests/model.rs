@@ -8,10 +8,10 @@
 use bytes::Bytes;
 use stateright::{Checker, Model, Property};
 use std::collections::{BTreeMap, BTreeSet};
-use tetrachord_consensus::paxos::{LogBase, Message, Replica};
+use tetrachord_consensus::paxos::{Message, Replica};
 use tetrachord_consensus::{
-    Effect, Engine, Epoch, Event, GroupConfig, Mutation, Options, PersistToken, Proposal, Quorums, ReplicaId,
-    Slot, Ticks, Timestamp, codec,
+    Effect, Engine, Epoch, Event, GroupConfig, LogBase, Mutation, Options, PersistToken, Proposal, Quorums,
+    ReplicaId, Slot, Ticks, Timestamp, codec,
 };
 
 const N: usize = 3;

@@ -28,7 +28,7 @@ fn is_rare(mutation: Mutation) -> bool {
 fn every_rule_that_is_switched_off_is_noticed() {
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
-    for mutation in Mutation::ALL {
+    for mutation in Mutation::PAXOS {
         match caught_after(mutation, if is_rare(mutation) { 100 } else { 4000 }) {
             Some(seed) => println!("{mutation:?}: caught by seed {seed}"),
             None => missed.push(mutation),

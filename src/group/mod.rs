@@ -32,10 +32,10 @@ use message::{GroupMessage, Piece};
 use requests::Requests;
 use snapshot::{Progress, Transfer};
 use std::collections::{BTreeMap, VecDeque};
-use tetrachord_consensus::paxos::{LogBase, RecoverError, Replica};
+use tetrachord_consensus::paxos::{RecoverError, Replica};
 use tetrachord_consensus::{
-    Decided, Digest, Effect, Engine, EngineStatus, Epoch, Event, GroupConfig, Options, Proposal, QuorumError,
-    Quorums, ReplicaId, Slot, Ticks, Timestamp,
+    Decided, Digest, Effect, Engine, EngineStatus, Epoch, Event, GroupConfig, LogBase, Options, Proposal,
+    QuorumError, Quorums, ReplicaId, Slot, Ticks, Timestamp,
 };
 use thiserror::Error;
 
@@ -583,6 +583,10 @@ impl Group {
                 Effect::SendSnapshot { to } => self.want_snapshot(to),
                 Effect::LeaderChanged { leader } => self.on_leader_changed(leader),
                 Effect::EpochEnded { .. } => {}
+                Effect::Verify(_)
+                | Effect::SubmitRefused { .. }
+                | Effect::Checkpoint { .. }
+                | Effect::FetchState { .. } => unreachable!("only Byzantine mode asks for it"),
                 Effect::Fatal { reason } => self.outputs.push(Output::Fatal { reason }),
             }
         }

@@ -15,8 +15,8 @@ use crate::paxos::ballot::Ballot;
 use crate::paxos::entry::Entry;
 use crate::paxos::log::Log;
 use crate::paxos::message::LogView;
-use crate::paxos::record::{LogBase, Record, RecoverError, Recovered};
-use crate::types::{PersistToken, Slot};
+use crate::paxos::record::{Record, RecoverError, Recovered};
+use crate::types::{LogBase, PersistToken, Slot};
 use bytes::Bytes;
 use std::collections::VecDeque;
 

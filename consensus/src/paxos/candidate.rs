@@ -16,8 +16,7 @@ use super::replica::{Replica, Role};
 use crate::mutation::mutated;
 use crate::paxos::ballot::Ballot;
 use crate::paxos::entry::Entry;
-use crate::paxos::record::LogBase;
-use crate::types::{ReplicaId, ReplicaSet, Slot, Ticks};
+use crate::types::{LogBase, ReplicaId, ReplicaSet, Slot, Ticks};
 use std::collections::BTreeMap;
 
 /// A replica that asks whether it may try to lead.

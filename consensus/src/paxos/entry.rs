@@ -2,8 +2,7 @@
 
 use crate::engine::{Decided, Proposal};
 use crate::paxos::ballot::Ballot;
-use crate::paxos::record::LogBase;
-use crate::types::{Digest, Slot, Timestamp};
+use crate::types::{Digest, LogBase, Slot, Timestamp};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fmt;

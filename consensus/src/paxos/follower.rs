@@ -5,8 +5,7 @@ use super::replica::{Replica, Role};
 use crate::mutation::mutated;
 use crate::paxos::ballot::Ballot;
 use crate::paxos::entry::Entry;
-use crate::paxos::record::LogBase;
-use crate::types::{ReplicaId, Slot, Timestamp};
+use crate::types::{LogBase, ReplicaId, Slot, Timestamp};
 
 /// An entry may be stamped this much later than the one before it, besides the time that passed between them, in
 /// microseconds. Twice what a leader allows itself, so that two clocks need not agree on how much time passed.

@@ -1,8 +1,7 @@
 //! The entries that a replica holds: contiguous, above a base that stands for everything dropped or snapshotted.
 
 use crate::paxos::entry::Entry;
-use crate::paxos::record::LogBase;
-use crate::types::Slot;
+use crate::types::{LogBase, Slot};
 use std::collections::VecDeque;
 
 /// A contiguous run of entries above a base.

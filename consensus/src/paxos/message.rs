@@ -2,8 +2,7 @@
 
 use crate::paxos::ballot::Ballot;
 use crate::paxos::entry::Entry;
-use crate::paxos::record::LogBase;
-use crate::types::{Epoch, ReplicaId, Slot};
+use crate::types::{Epoch, LogBase, ReplicaId, Slot};
 use serde::{Deserialize, Serialize};
 
 /// What a replica says of its own log. True of a replica that has promised the ballot of the message it stands in.

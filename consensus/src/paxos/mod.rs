@@ -82,5 +82,5 @@ pub use ballot::Ballot;
 pub use entry::{Body, Entry};
 pub use log::Log;
 pub use message::{LogView, Message, Reason};
-pub use record::{LogBase, Record, RecoverError, Recovered};
+pub use record::{Record, RecoverError, Recovered};
 pub use replica::{Replica, Role};

@@ -8,26 +8,9 @@ use crate::codec::{self, CodecError};
 use crate::paxos::ballot::Ballot;
 use crate::paxos::entry::Entry;
 use crate::paxos::log::Log;
-use crate::types::{Digest, Slot};
+use crate::types::{LogBase, Slot};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-
-/// A position of the log and the hash of everything up to it.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct LogBase {
-    /// The position.
-    pub slot: Slot,
-    /// Chain hash of the entry there; zero before the first entry.
-    pub chain: Digest,
-    /// Whether the entry there is a stop-sign, so that nothing may follow in this epoch.
-    pub sealed: bool,
-}
-
-impl std::fmt::Debug for LogBase {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.slot)
-    }
-}
 
 /// One durable change of an acceptor.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -17,8 +17,8 @@ use crate::paxos::follower::Staging;
 use crate::paxos::invariants;
 use crate::paxos::leader::Leader;
 use crate::paxos::message::{Message, Reason};
-use crate::paxos::record::{LogBase, RecoverError, Recovered};
-use crate::types::{PersistToken, ReadId, ReplicaId, Slot, Ticks, Timestamp};
+use crate::paxos::record::{RecoverError, Recovered};
+use crate::types::{LogBase, PersistToken, ReadId, ReplicaId, Slot, Ticks, Timestamp};
 use bytes::Bytes;
 
 /// What a replica is doing about leadership. Every replica is an acceptor besides.
@@ -356,6 +356,8 @@ impl Engine for Replica {
             Event::Compact { slot, retain_bytes } => self.on_compact(slot, retain_bytes),
             Event::Trim { slot, retain_bytes } => self.on_trim(slot, retain_bytes),
             Event::TransferLeadership { to } => self.on_transfer(to),
+            Event::Submit { .. } | Event::Verified(_) | Event::StateRoot { .. } | Event::TurnEnded { .. } => {
+            }
         }
         invariants::check(self);
     }
@@ -394,6 +396,8 @@ impl Engine for Replica {
             decided: self.decided,
             last: log.last().slot,
             base: log.base().slot,
+            stable: Slot::ZERO,
+            suspects: Vec::new(),
             undecided: self.undecided(),
             log_bytes: log.bytes(),
         }

@@ -7,10 +7,10 @@ pub(crate) mod schedule;
 
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use tetrachord_consensus::paxos::{LogBase, Message, Replica};
+use tetrachord_consensus::paxos::{Message, Replica};
 use tetrachord_consensus::{
-    Decided, Effect, Engine, Epoch, Event, GroupConfig, Options, PersistToken, Proposal, ProposeError,
-    Quorums, ReadId, ReplicaId, Slot, Ticks, Timestamp, codec,
+    Decided, Effect, Engine, Epoch, Event, GroupConfig, LogBase, Options, PersistToken, Proposal,
+    ProposeError, Quorums, ReadId, ReplicaId, Slot, Ticks, Timestamp, codec,
 };
 
 /// A message under way.
@@ -373,6 +373,10 @@ impl Cluster {
                     format!("r{index} leader is {}", leader.map_or("unknown".into(), |l| l.to_string()))
                 });
             }
+            Effect::Verify(_)
+            | Effect::SubmitRefused { .. }
+            | Effect::Checkpoint { .. }
+            | Effect::FetchState { .. } => unreachable!("only Byzantine mode asks for it"),
             Effect::EpochEnded { slot, .. } => self.note(|| format!("r{index} epoch ended at {slot}")),
             Effect::Fatal { reason } => {
                 self.note(|| format!("r{index} fatal: {reason}"));

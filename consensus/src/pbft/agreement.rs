@@ -1,0 +1,305 @@
+//! The normal case: PRE-PREPARE, PREPARE, COMMIT, and execution in order.
+//!
+//! Castro and Liskov, OSDI 1999, sections 4.2 and 4.3. Slots are agreed on in any order inside the window and executed in
+//! order. Nothing is sent before its record is durable; this replica's own COMMIT counts, here too, only when the
+//! certificate behind it is durable: else a crash could take one certificate from a quorum that was counted on.
+
+use crate::codec::PROPOSAL_BYTES_MAX;
+use crate::engine::{Effect, SubmitRefusal};
+use crate::mutation::mutated;
+use crate::pbft::batch::Batch;
+use crate::pbft::custody::Taken;
+use crate::pbft::evidence::{Evidence, VoteKind};
+use crate::pbft::message::{CommitCertificate, Message, PreparedCertificate, Vote};
+use crate::pbft::record::Record;
+use crate::pbft::replica::Replica;
+use crate::pbft::request::Bundle;
+use crate::pbft::sign::Statement;
+use crate::pbft::slot::SlotState;
+use crate::pbft::verify::Origin;
+use crate::types::{Digest, LogBase, PersistToken, Slot, Timestamp, View};
+use bytes::Bytes;
+use std::sync::Arc;
+
+impl Replica {
+    /// A client's requests, or some that another replica passes on.
+    pub(super) fn on_requests(&mut self, origin: Origin, bundle: Arc<Bundle>) {
+        let is_passed_on = matches!(origin, Origin::Replica(_));
+        let limit = Timestamp(self.wall.0.saturating_add(NOT_AFTER_MICROS_MAX));
+        let is_too_far = bundle.requests().any(|request| request.not_after > limit);
+        let is_too_large = bundle.bytes().len() + 64 > PROPOSAL_BYTES_MAX;
+        let taken = if is_too_far || is_too_large {
+            Taken::Full
+        } else {
+            self.custody.take(Arc::clone(&bundle), is_passed_on, &self.options)
+        };
+        if let Origin::Client(id) = origin {
+            let refusal = match taken {
+                Taken::New | Taken::Known => None,
+                Taken::Full if is_too_far => Some(SubmitRefusal::Invalid("it would be valid for too long")),
+                Taken::Full if is_too_large => Some(SubmitRefusal::Invalid("too large for one batch")),
+                Taken::Full => Some(SubmitRefusal::Full),
+            };
+            if let Some(refusal) = refusal {
+                self.effect(Effect::SubmitRefused { id, refusal });
+            }
+            if taken == Taken::New && !self.is_primary() {
+                let primary = self.primary();
+                if primary != self.me {
+                    self.send(primary, &Message::Requests(bundle.bytes().clone()));
+                }
+            }
+        }
+    }
+
+    /// Everything that arrived together was told: the primary proposes what has gathered.
+    pub(super) fn on_turn_ended(&mut self, may_propose: bool) {
+        while may_propose && self.may_propose() && self.custody.has_queued() {
+            let bundles = self.custody.next_bundles(&self.options);
+            let time = self.wall.max(self.time);
+            self.propose_batch(Batch::new(time, bundles));
+        }
+    }
+
+    fn may_propose(&self) -> bool {
+        let is_in_window = self.config.is_in_window(self.stable_slot(), self.next);
+        let under_way = self.next.0.saturating_sub(1).saturating_sub(self.executed.slot.0);
+        self.is_primary() && is_in_window && under_way < self.options.pipeline as u64
+    }
+
+    fn propose_batch(&mut self, batch: Batch) {
+        assert!(self.is_primary(), "only the primary proposes");
+        let (view, slot, digest) = (self.view, self.next, batch.digest());
+        let signature = self.signer.sign(Statement::PrePrepare(view, slot, digest));
+        let vote = Vote { signer: self.me, view, slot, digest, signature };
+        let state = self.slots.entry(slot).or_default();
+        assert!(state.accepted_in(view).is_none(), "a slot is assigned once in a view");
+        state.batches.insert(digest, Arc::new(batch));
+        self.next = slot.next();
+        self.accept(vote);
+    }
+
+    /// A verified PRE-PREPARE.
+    pub(super) fn on_pre_prepare(&mut self, vote: Vote, batch: Arc<Batch>) {
+        let is_current = self.is_active && vote.view == self.view && vote.signer != self.me;
+        if !is_current || !self.config.is_in_window(self.stable_slot(), vote.slot) {
+            return;
+        }
+        let (view, ahead) = (self.view, self.wall.0.saturating_add(self.options.clock_micros));
+        let state = self.slots.entry(vote.slot).or_default();
+        let known = state.accepted_in(view).or(state.held.as_ref().map(|(vote, _)| *vote)).or(state.awaited);
+        if let Some(known) = known {
+            if known.digest != vote.digest {
+                self.convict(Evidence::Votes { kind: VoteKind::PrePrepare, one: known, other: vote });
+            }
+            return;
+        }
+        // Slots that a NEW-VIEW gave are not the primary's to fill.
+        if vote.slot < self.first_fresh {
+            return;
+        }
+        if batch.time().is_some_and(|time| time.0 > ahead) {
+            state.held = Some((vote, batch));
+            return;
+        }
+        state.batches.insert(vote.digest, batch);
+        state.is_fresh = true;
+        self.accept(vote);
+    }
+
+    /// Proposals whose time has come.
+    pub(super) fn release_held(&mut self) {
+        let ahead = self.wall.0.saturating_add(self.options.clock_micros);
+        let is_due = |state: &SlotState| {
+            let time = state.held.as_ref().and_then(|(_, batch)| batch.time());
+            time.is_some_and(|time| time.0 <= ahead)
+        };
+        let due: Vec<Slot> =
+            self.slots.iter().filter(|(_, state)| is_due(state)).map(|(slot, _)| *slot).collect();
+        for slot in due {
+            let held = self.slots.get_mut(&slot).and_then(|state| state.held.take());
+            if let Some((vote, batch)) = held {
+                self.on_pre_prepare(vote, batch);
+            }
+        }
+    }
+
+    /// Accepts a batch that is here: writes it down, then says so.
+    pub(super) fn accept(&mut self, vote: Vote) {
+        let state = self.slots.get_mut(&vote.slot).expect("who accepts has put the batch there");
+        assert!(state.accepted.is_none_or(|known| known.view < vote.view), "one batch for a slot in a view");
+        let batch = state.batch(vote.digest).expect("a batch is accepted only when it is here");
+        let is_again = vote.slot < self.first_fresh;
+        state.accepted = Some(vote);
+        state.awaited = None;
+        let token = self.record_accepted(vote);
+        self.custody.proposed(batch.names());
+        if vote.signer == self.me {
+            // What a NEW-VIEW proposes again is in that message.
+            if !is_again {
+                let batch = batch.bytes().clone();
+                self.broadcast(&Message::PrePrepare { vote, batch }, Some(token));
+            }
+        } else {
+            let own = self.sign_prepare(&vote);
+            self.slots.entry(vote.slot).or_default().prepares.insert(self.me, own);
+            self.broadcast(&Message::Prepare(own), Some(token));
+        }
+        self.try_prepare(vote.slot);
+    }
+
+    /// Writes an acceptance down, with the batch if the log does not hold it yet.
+    pub(super) fn record_accepted(&mut self, vote: Vote) -> PersistToken {
+        let batch = self.unrecorded(vote.slot, vote.digest);
+        self.record(&Record::Accepted { vote, batch })
+    }
+
+    /// Writes down what is decided; nobody waits for it but this replica's next CHECKPOINT.
+    pub(super) fn record_decided(&mut self, slot: Slot, digest: Digest) {
+        let batch = self.unrecorded(slot, digest);
+        self.record(&Record::Decided { slot, digest, batch });
+    }
+
+    /// The bytes of a batch that the log does not hold yet and will from now on.
+    fn unrecorded(&mut self, slot: Slot, digest: Digest) -> Option<Bytes> {
+        let state = self.slots.get_mut(&slot).expect("the caller holds the slot");
+        let batch = state.batches.get(&digest).filter(|_| !state.recorded.contains(&digest)).cloned()?;
+        state.recorded.insert(digest);
+        Some(batch.bytes().clone())
+    }
+
+    pub(super) fn sign_prepare(&self, vote: &Vote) -> Vote {
+        let signature = self.signer.sign(vote.as_prepare());
+        Vote { signer: self.me, signature, ..*vote }
+    }
+
+    pub(super) fn sign_commit(&self, view: View, slot: Slot, digest: Digest) -> Vote {
+        let signature = self.signer.sign(Statement::Commit(view, slot, digest));
+        Vote { signer: self.me, view, slot, digest, signature }
+    }
+
+    /// A verified PREPARE of a backup.
+    pub(super) fn on_prepare(&mut self, vote: Vote) {
+        if !self.is_vote_in_reach(&vote) {
+            return;
+        }
+        let state = self.slots.entry(vote.slot).or_default();
+        let known = *state.prepares.entry(vote.signer).or_insert(vote);
+        if known.digest != vote.digest {
+            self.convict(Evidence::Votes { kind: VoteKind::Prepare, one: known, other: vote });
+        }
+        self.try_prepare(vote.slot);
+    }
+
+    /// Votes of this view are kept, also before it begins here; votes of others never.
+    pub(super) fn is_vote_in_reach(&self, vote: &Vote) -> bool {
+        let reach = self.stable_slot().0 + 2 * self.config.window.length;
+        vote.view == self.view && vote.slot > self.base.slot && vote.slot.0 <= reach
+    }
+
+    /// PRE-PREPARE and PREPAREs of a quorum less one: the batch is prepared, and that becomes durable before anyone hears.
+    fn try_prepare(&mut self, slot: Slot) {
+        let (view, needed) = (self.view, self.quorum() - 1);
+        let Some(state) = self.slots.get_mut(&slot) else { return };
+        let Some(vote) = state.accepted_in(view).filter(|_| self.is_active) else { return };
+        if state.is_prepared_in(view) {
+            return;
+        }
+        let Some(prepares) = SlotState::signatures(&state.prepares, vote.digest, needed) else { return };
+        let certificate =
+            PreparedCertificate { view, slot, digest: vote.digest, proposal: vote.signature, prepares };
+        assert!(
+            state.prepared.as_ref().is_none_or(|known| known.view < view),
+            "certificates are of ever higher views"
+        );
+        state.prepared = Some(certificate.clone());
+        let token = self.record(&Record::Prepared(certificate));
+        let own = self.sign_commit(view, slot, vote.digest);
+        self.slots.entry(slot).or_default().own_commit = Some(own);
+        if mutated!(self.options, CommitBeforeBarrier) {
+            self.broadcast(&Message::Commit(own), None);
+            return self.count_own_commit(own);
+        }
+        self.broadcast(&Message::Commit(own), Some(token));
+        self.own_commits.push_back((token, own));
+    }
+
+    /// The certificate behind this replica's own COMMIT is durable: now it counts.
+    pub(super) fn count_own_commit(&mut self, vote: Vote) {
+        if vote.view == self.view && self.is_active && vote.slot > self.base.slot {
+            self.slots.entry(vote.slot).or_default().commits.insert(self.me, vote);
+            self.try_commit(vote.slot);
+        }
+    }
+
+    /// A verified COMMIT.
+    pub(super) fn on_commit(&mut self, vote: Vote) {
+        if !self.is_vote_in_reach(&vote) {
+            return;
+        }
+        let state = self.slots.entry(vote.slot).or_default();
+        let known = *state.commits.entry(vote.signer).or_insert(vote);
+        if known.digest != vote.digest {
+            self.convict(Evidence::Votes { kind: VoteKind::Commit, one: known, other: vote });
+        }
+        self.try_commit(vote.slot);
+    }
+
+    /// COMMITs of a quorum decide, whether or not this replica was prepared itself.
+    fn try_commit(&mut self, slot: Slot) {
+        let (view, needed) = (self.view, self.quorum());
+        let Some(state) = self.slots.get_mut(&slot).filter(|state| state.committed.is_none()) else { return };
+        let digests: Vec<Digest> = state.commits.values().map(|vote| vote.digest).collect();
+        let decided = digests.into_iter().find_map(|digest| {
+            SlotState::signatures(&state.commits, digest, needed).map(|commits| (digest, commits))
+        });
+        if let Some((digest, commits)) = decided {
+            state.committed = Some(CommitCertificate { view, slot, digest, commits });
+            self.decide(slot, digest);
+        }
+    }
+
+    /// There is proof that this batch is decided.
+    pub(super) fn decide(&mut self, slot: Slot, digest: Digest) {
+        let state = self.slots.entry(slot).or_default();
+        if state.decided.is_some_and(|known| known != digest) {
+            let reason =
+                format!("two batches were decided for slot {slot}: more replicas lie than are survived");
+            return self.fail(reason);
+        }
+        state.decided = Some(digest);
+        self.execute();
+    }
+
+    /// Executes what is decided, in order, as far as the batches are here.
+    pub(super) fn execute(&mut self) {
+        loop {
+            let slot = self.executed.slot.next();
+            let Some(state) = self.slots.get_mut(&slot) else { return };
+            let Some(digest) = state.decided else { return };
+            let Some(batch) = state.batch(digest) else { return self.want_batch(slot, digest) };
+            let chain = chain_of(self.executed.chain, slot, digest);
+            let is_fresh = state.is_fresh;
+            state.chain = Some(chain);
+            self.executed = LogBase { slot, chain, sealed: false };
+            self.record_decided(slot, digest);
+            self.hand_out(self.executed, &batch);
+            self.custody.executed(batch.names());
+            self.missing.remove(&slot);
+            self.note_progress(is_fresh);
+            if self.config.is_checkpoint(slot) {
+                self.effect(Effect::Checkpoint { slot });
+            }
+        }
+    }
+}
+
+/// A request may be valid for so long at most, in microseconds; less than a session is remembered.
+pub const NOT_AFTER_MICROS_MAX: u64 = 300 * 1_000_000;
+
+/// The hash of the log up to a slot. Fields have fixed widths.
+fn chain_of(before: Digest, slot: Slot, digest: Digest) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&before.0).update(&slot.0.to_be_bytes()).update(&digest.0);
+    Digest(*hasher.finalize().as_bytes())
+}

@@ -1,0 +1,158 @@
+//! What one slot orders: a time and bundles of requests, or nothing.
+//!
+//! A batch is known by the digest of its exact bytes. Those bytes are what is hashed, voted for, stored and sent again;
+//! nothing is ever encoded anew.
+//!
+//! Bytes: version 1 | time u64 | count u16 | count times (length u32 | bundle). The null batch has no bytes; its digest is
+//! [`Digest::ZERO`], and it is voted for, certified and compared like any other.
+
+use crate::codec::PROPOSAL_BYTES_MAX;
+use crate::pbft::request::{Bundle, BundleError, RequestName};
+use crate::pbft::sign::Keyring;
+use crate::types::{Digest, Timestamp};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+/// Bundles in one batch.
+pub const BATCH_BUNDLES_MAX: usize = 1024;
+
+const VERSION: u8 = 1;
+const HEADER: usize = 1 + 8 + 2;
+
+/// A batch that was read from its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    bytes: Bytes,
+    digest: Digest,
+    time: Option<Timestamp>,
+    bundles: Vec<Bundle>,
+}
+
+impl Batch {
+    /// The batch that orders nothing.
+    #[must_use]
+    pub fn null() -> Self {
+        Self { bytes: Bytes::new(), digest: Digest::ZERO, time: None, bundles: Vec::new() }
+    }
+
+    /// A batch of bundles, stamped with the time of who proposes it.
+    #[must_use]
+    pub fn new(time: Timestamp, bundles: Vec<Bundle>) -> Self {
+        assert!((1..=BATCH_BUNDLES_MAX).contains(&bundles.len()), "a batch has bundles");
+        let size: usize = bundles.iter().map(|bundle| 4 + bundle.bytes().len()).sum();
+        let mut bytes = BytesMut::with_capacity(HEADER + size);
+        bytes.put_u8(VERSION);
+        bytes.put_u64(time.0);
+        bytes.put_u16(u16::try_from(bundles.len()).expect("at most 1024"));
+        for bundle in &bundles {
+            bytes.put_u32(u32::try_from(bundle.bytes().len()).expect("a bundle is smaller than a message"));
+            bytes.put_slice(bundle.bytes());
+        }
+        assert!(bytes.len() <= PROPOSAL_BYTES_MAX, "who gathers bundles keeps the limit");
+        let bytes = bytes.freeze();
+        Self { digest: digest_of(&bytes), bytes, time: Some(time), bundles }
+    }
+
+    /// Reads a batch from its bytes; whether its requests are signed is another question.
+    pub fn parse(bytes: Bytes) -> Result<Self, BundleError> {
+        if bytes.is_empty() {
+            return Ok(Self::null());
+        }
+        let mut rest = bytes.clone();
+        if bytes.len() > PROPOSAL_BYTES_MAX || rest.len() < HEADER || rest.get_u8() != VERSION {
+            return Err(BundleError::Malformed);
+        }
+        let (time, count) = (Timestamp(rest.get_u64()), usize::from(rest.get_u16()));
+        if !(1..=BATCH_BUNDLES_MAX).contains(&count) {
+            return Err(BundleError::Malformed);
+        }
+        let mut bundles = Vec::new();
+        for _ in 0..count {
+            let length = rest.try_get_u32().map_err(|_| BundleError::Malformed)? as usize;
+            if rest.len() < length {
+                return Err(BundleError::Malformed);
+            }
+            bundles.push(Bundle::parse(rest.split_to(length))?);
+        }
+        if rest.is_empty() {
+            Ok(Self { digest: digest_of(&bytes), bytes, time: Some(time), bundles })
+        } else {
+            Err(BundleError::Malformed)
+        }
+    }
+
+    /// Whether every bundle is signed by an admitted client.
+    pub fn verify(&self, keyring: &Keyring) -> Result<(), BundleError> {
+        self.bundles.iter().try_for_each(|bundle| bundle.verify(keyring))
+    }
+
+    /// The exact bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// What the batch is known by.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Its proposer's clock; the null batch has none.
+    #[must_use]
+    pub fn time(&self) -> Option<Timestamp> {
+        self.time
+    }
+
+    /// The bundles, in order.
+    #[must_use]
+    pub fn bundles(&self) -> &[Bundle] {
+        &self.bundles
+    }
+
+    /// The names of all requests.
+    pub fn names(&self) -> impl Iterator<Item = RequestName> + '_ {
+        self.bundles.iter().flat_map(Bundle::names)
+    }
+}
+
+/// The digest of a batch's bytes.
+#[must_use]
+pub fn digest_of(bytes: &[u8]) -> Digest {
+    if bytes.is_empty() { Digest::ZERO } else { Digest(*blake3::hash(bytes).as_bytes()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pbft::request::SignedRequest;
+    use crate::pbft::sign::{ClientSigner, Domain};
+    use crate::types::Epoch;
+
+    fn bundle(domain: &Domain, number: u64) -> Bundle {
+        let signer = ClientSigner::toy(1);
+        let name = RequestName { client: signer.name(), session: 1, number };
+        let operation = Bytes::from_static(b"op");
+        let request =
+            SignedRequest { name, ack_below: 1, not_after: Timestamp(9), wants_proof: false, operation };
+        Bundle::sign(domain, &signer, &[request])
+    }
+
+    #[test]
+    fn a_batch_is_its_bytes() {
+        let domain = Domain { cluster: Digest::ZERO, group: 1, epoch: Epoch(1) };
+        let batch = Batch::new(Timestamp(5), vec![bundle(&domain, 1), bundle(&domain, 2)]);
+        assert_eq!(Batch::parse(batch.bytes().clone()), Ok(batch.clone()));
+        assert_eq!(batch.names().map(|name| name.number).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(batch.verify(&Keyring::toy(domain, 4, 2)), Ok(()));
+        assert_eq!(batch.verify(&Keyring::toy(domain, 4, 1)), Err(BundleError::Signature));
+        for length in 1..batch.bytes().len() {
+            assert!(Batch::parse(batch.bytes().slice(..length)).is_err());
+        }
+    }
+
+    #[test]
+    fn the_null_batch_has_a_digest_that_no_bytes_have() {
+        assert_eq!(Batch::parse(Bytes::new()), Ok(Batch::null()));
+        assert_ne!(digest_of(b"x"), Batch::null().digest());
+    }
+}

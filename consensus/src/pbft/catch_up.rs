@@ -1,0 +1,325 @@
+//! What was missed is asked for and sent again.
+//!
+//! Every replica that misses something says how far it is ([`Status`]); whoever is further sends what would help: the
+//! NEW-VIEW of a view that has begun, a certificate of a stable checkpoint, certified batches, its own votes. None of it is
+//! believed without its proof. A replica that no log reaches any more fetches a whole state, from one replica after the
+//! other until one gives what the certificate promises.
+//!
+//! Answers are bounded: a few for each peer in each interval, and so many bytes.
+
+use crate::engine::Effect;
+use crate::pbft::batch::Batch;
+use crate::pbft::message::{CommitCertificate, Message, Status};
+use crate::pbft::replica::Replica;
+use crate::pbft::slot::SlotState;
+use crate::pbft::suspicion::EXPIRY_SLACK_MICROS;
+use crate::types::{Digest, ReplicaId, Slot, Ticks, Timestamp};
+use std::sync::Arc;
+
+/// What is known of another replica.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Peer {
+    pub(super) status: Option<Status>,
+    /// When its status was last answered.
+    pub(super) answered_at: Ticks,
+    /// Messages of it that are being checked.
+    pub(super) in_verification: usize,
+}
+
+/// A batch that is needed and not here.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Missing {
+    digest: Digest,
+    asked_at: Option<Ticks>,
+    turn: u64,
+}
+
+/// Messages of one peer that are checked at a time; more are dropped, they will come again.
+const IN_VERIFICATION_MAX: usize = 2048;
+
+/// Messages of one peer that did not hold, before it is distrusted.
+const REJECTED_MAX: u64 = 100;
+
+/// Bytes of batches in one answer.
+const ANSWER_BYTES: usize = 1 << 20;
+
+/// Slots in one answer.
+const ANSWER_SLOTS: usize = 64;
+
+impl Replica {
+    /// Whether a message could tell this replica anything: only then its signatures are worth checking.
+    pub(super) fn is_wanted(&self, from: ReplicaId, message: &Message) -> bool {
+        // Whoever has sent much that did not hold gets little attention, but some: it may be honest by now.
+        let is_distrusted = self.rejected.get(&from).is_some_and(|count| *count > REJECTED_MAX);
+        let room = if is_distrusted { IN_VERIFICATION_MAX / 128 } else { IN_VERIFICATION_MAX };
+        if self.peers[&from].in_verification >= room {
+            return false;
+        }
+        match message {
+            Message::PrePrepare { vote, .. } => {
+                let state = self.slots.get(&vote.slot);
+                let known = state.and_then(|state| state.accepted_in(self.view));
+                let is_ours = self.is_active && vote.view == self.view && vote.signer == from;
+                let is_in_window = self.config.is_in_window(self.stable_slot(), vote.slot);
+                is_ours && is_in_window && known.is_none_or(|known| known.digest != vote.digest)
+            }
+            Message::Prepare(vote) => {
+                let state = self.slots.get(&vote.slot);
+                let known = state.and_then(|state| state.prepares.get(&from));
+                let is_done = state.is_some_and(|state| state.is_prepared_in(self.view));
+                let is_news = known.map_or(!is_done, |known| known.digest != vote.digest);
+                self.is_vote_in_reach(vote) && vote.signer == from && is_news
+            }
+            Message::Commit(vote) => {
+                let state = self.slots.get(&vote.slot);
+                let known = state.and_then(|state| state.commits.get(&from));
+                let is_done =
+                    vote.slot <= self.executed.slot || state.is_some_and(|state| state.committed.is_some());
+                let is_news = known.map_or(!is_done, |known| known.digest != vote.digest);
+                self.is_vote_in_reach(vote) && vote.signer == from && is_news
+            }
+            Message::Checkpoint(vote) => {
+                let known = self.checkpoint_votes.get(&vote.slot).and_then(|votes| votes.get(&from));
+                let is_news = known.is_none_or(|known| known.root != vote.root);
+                vote.signer == from && self.is_checkpoint_in_reach(vote.slot) && is_news
+            }
+            Message::ViewChange(message) => {
+                let known = self.view_changes.get(&message.signer);
+                let is_news = known.is_none_or(|(known, _)| {
+                    message.view > known.view || message.view == known.view && message.body != known.body
+                });
+                let is_open = message.view > self.view || message.view == self.view && !self.is_active;
+                is_news && is_open && message.signer == from
+            }
+            Message::NewView(message) => {
+                message.view > self.view || message.view == self.view && !self.is_active
+            }
+            Message::Certified { certificate, .. } => {
+                let is_ahead = certificate.slot > self.executed.slot
+                    && certificate.slot.0 <= self.executed.slot.0 + 2 * self.config.window.length;
+                is_ahead && self.slots.get(&certificate.slot).is_none_or(|state| state.committed.is_none())
+            }
+            Message::Stable(certificate) => certificate.slot > self.stable_slot(),
+            Message::Body { slot, .. } => self.missing.contains_key(slot),
+            Message::Requests(_) => true,
+            Message::Status(_) | Message::Fetch { .. } => false,
+        }
+    }
+
+    /// Says how far this replica is, asks for what is missing.
+    pub(super) fn tick_catch_up(&mut self) {
+        let interval = if self.misses_something() { 1 } else { 10 };
+        if self.now.since(self.status_at) >= interval * self.options.status_ticks {
+            self.status_at = self.now;
+            let is_over = self.wall.0.saturating_sub(EXPIRY_SLACK_MICROS);
+            self.custody.expire(self.time.max(Timestamp(is_over)));
+            let status = self.own_status();
+            self.broadcast(&Message::Status(status), None);
+            if !self.is_active {
+                let own = self.view_changes.get(&self.me).map(|(message, _)| message.clone());
+                let after = self.log.last();
+                if let Some(message) = own {
+                    self.broadcast(&Message::ViewChange(message), Some(after));
+                }
+            }
+        }
+        self.ask_for_batches();
+        self.ask_for_state();
+    }
+
+    fn misses_something(&self) -> bool {
+        let is_behind = |peer: &Peer| peer.status.is_some_and(|status| status.executed > self.executed.slot);
+        let has_open = self.slots.range(self.executed.slot.next()..).next().is_some();
+        !self.is_active || has_open || self.custody.len() > 0 || self.peers.values().any(is_behind)
+    }
+
+    fn own_status(&self) -> Status {
+        Status {
+            view: self.view,
+            is_active: self.is_active,
+            stable: self.stable_slot(),
+            executed: self.executed.slot,
+            base: self.base.slot,
+        }
+    }
+
+    /// Another replica says how far it is: what it misses and is here, is sent.
+    pub(super) fn on_status(&mut self, from: ReplicaId, status: Status) {
+        let (now, pause) = (self.now, self.options.status_ticks / 2);
+        let peer = self.peers.get_mut(&from).expect("every other replica is a peer");
+        peer.status = Some(status);
+        if peer.answered_at != Ticks(0) && now.since(peer.answered_at) < pause {
+            return;
+        }
+        peer.answered_at = now;
+        let is_view_behind = status.view < self.view || status.view == self.view && !status.is_active;
+        if is_view_behind
+            && self.is_active
+            && let Some(message) = self.new_view.clone()
+        {
+            self.send_when_durable(from, &Message::NewView(message));
+        }
+        if status.stable < self.stable_slot()
+            && let Some(certificate) = self.stable.clone()
+        {
+            self.send(from, &Message::Stable(certificate));
+        }
+        self.send_certified(from, status);
+        self.send_own_votes(from, status);
+    }
+
+    fn send_certified(&mut self, to: ReplicaId, status: Status) {
+        let decided = |(slot, state): (&Slot, &SlotState)| {
+            let certificate = state.committed.clone()?;
+            let batch = state.batch(certificate.digest)?;
+            (*slot <= self.executed.slot).then_some((certificate, batch))
+        };
+        let found: Vec<(CommitCertificate, Arc<Batch>)> =
+            self.slots.range(status.executed.next()..).map_while(decided).take(ANSWER_SLOTS).collect();
+        let mut bytes = 0;
+        for (certificate, batch) in found {
+            bytes += batch.bytes().len();
+            self.send(to, &Message::Certified { certificate, batch: batch.bytes().clone() });
+            if bytes >= ANSWER_BYTES {
+                break;
+            }
+        }
+    }
+
+    /// This replica's own statements about slots that the other has not executed.
+    fn send_own_votes(&mut self, to: ReplicaId, status: Status) {
+        let own: Vec<Message> = self
+            .own_checkpoints
+            .range(status.stable.next()..)
+            .map(|(_, vote)| Message::Checkpoint(*vote))
+            .collect();
+        for message in own {
+            self.send_when_durable(to, &message);
+        }
+        if status.view != self.view || !self.is_active {
+            return;
+        }
+        let slots: Vec<Slot> =
+            self.slots.range(status.executed.next()..).map(|(slot, _)| *slot).take(ANSWER_SLOTS).collect();
+        let mut bytes = 0;
+        for slot in slots {
+            for message in self.own_votes(slot) {
+                if let Message::PrePrepare { batch, .. } = &message {
+                    bytes += batch.len();
+                }
+                self.send_when_durable(to, &message);
+            }
+            if bytes >= ANSWER_BYTES {
+                break;
+            }
+        }
+    }
+
+    fn own_votes(&self, slot: Slot) -> Vec<Message> {
+        let state = &self.slots[&slot];
+        let mut messages = Vec::new();
+        if let Some(vote) = state.accepted_in(self.view) {
+            if vote.signer != self.me {
+                messages.extend(state.prepares.get(&self.me).map(|own| Message::Prepare(*own)));
+            } else if slot >= self.first_fresh {
+                let batch = state.batch(vote.digest).map(|batch| batch.bytes().clone());
+                messages.extend(batch.map(|batch| Message::PrePrepare { vote, batch }));
+            }
+        }
+        messages.extend(state.own_commit.map(Message::Commit));
+        messages
+    }
+
+    /// Sends what was said before, if it is durable by now; else when everything is.
+    fn send_when_durable(&mut self, to: ReplicaId, message: &Message) {
+        let bytes = crate::codec::encode(message);
+        let after = self.log.gate(self.log.last());
+        self.effect(Effect::Send { to, message: bytes, after });
+    }
+
+    /// A batch is needed that is not here.
+    pub(super) fn want_batch(&mut self, slot: Slot, digest: Digest) {
+        let wanted = Missing { digest, asked_at: None, turn: u64::from(self.me.0) };
+        let entry = self.missing.entry(slot).or_insert(wanted);
+        if entry.digest != digest {
+            *entry = wanted;
+        }
+        self.ask_for_batches();
+    }
+
+    fn ask_for_batches(&mut self) {
+        let (now, pause) = (self.now, self.options.status_ticks);
+        let peers: Vec<ReplicaId> = self.peers.keys().copied().collect();
+        let mut asks = Vec::new();
+        for (slot, missing) in self.missing.iter_mut().take(ANSWER_SLOTS) {
+            if missing.asked_at.is_none_or(|asked| now.since(asked) >= pause) {
+                let turn = usize::try_from(missing.turn % peers.len() as u64).expect("few peers");
+                asks.push((peers[turn], Message::Fetch { slot: *slot, digest: missing.digest }));
+                missing.asked_at = Some(now);
+                missing.turn += 1;
+            }
+        }
+        for (to, message) in asks {
+            self.send(to, &message);
+        }
+    }
+
+    /// Another replica needs a batch.
+    pub(super) fn on_fetch(&mut self, from: ReplicaId, slot: Slot, digest: Digest) {
+        let batch = self.slots.get(&slot).and_then(|state| state.batches.get(&digest)).cloned();
+        if let Some(batch) = batch {
+            self.send(from, &Message::Body { slot, batch: batch.bytes().clone() });
+        }
+    }
+
+    /// A batch that may be the one that is missing; its digest says.
+    pub(super) fn on_body(&mut self, slot: Slot, batch: Arc<Batch>) {
+        if self.missing.get(&slot).is_none_or(|missing| missing.digest != batch.digest()) {
+            return;
+        }
+        self.missing.remove(&slot);
+        let (view, is_active) = (self.view, self.is_active);
+        let state = self.slots.entry(slot).or_default();
+        state.batches.insert(batch.digest(), batch);
+        let awaited = state.awaited.filter(|vote| is_active && vote.view == view);
+        if let Some(vote) = awaited.filter(|vote| state.batches.contains_key(&vote.digest)) {
+            self.accept(vote);
+        }
+        self.execute();
+    }
+
+    /// A verified proof that a batch is decided.
+    pub(super) fn on_certified(&mut self, certificate: CommitCertificate, batch: Arc<Batch>) {
+        let slot = certificate.slot;
+        if slot <= self.executed.slot {
+            return;
+        }
+        let state = self.slots.entry(slot).or_default();
+        let digest = certificate.digest;
+        state.batches.insert(digest, batch);
+        state.committed.get_or_insert(certificate);
+        self.decide(slot, digest);
+    }
+
+    /// The stable checkpoint is ahead and no log leads there: a state is fetched, from one replica after the other.
+    fn ask_for_state(&mut self) {
+        let pause = FETCH_STATUSES * self.options.status_ticks;
+        let is_stuck = self.now.since(self.progress_at) >= pause && self.now.since(self.fetch_at) >= pause;
+        if self.executed.slot >= self.stable_slot() || !is_stuck {
+            return;
+        }
+        self.fetch_at = self.now;
+        let has_it = |peer: &Peer| peer.status.is_some_and(|status| status.executed >= self.stable_slot());
+        let sources: Vec<ReplicaId> =
+            self.peers.iter().filter(|(_, peer)| has_it(peer)).map(|(id, _)| *id).collect();
+        if sources.is_empty() {
+            return;
+        }
+        let turn = usize::try_from(self.fetch_turn % sources.len() as u64).expect("few peers");
+        self.fetch_turn += 1;
+        self.effect(Effect::FetchState { from: sources[turn], at_least: self.stable_slot() });
+    }
+}
+
+/// So many status intervals without progress, and a state is fetched, or asked for elsewhere.
+const FETCH_STATUSES: u64 = 5;

@@ -1,0 +1,104 @@
+//! Checkpoints: proof of what the state is, so that the log before it can go.
+//!
+//! Castro and Liskov, OSDI 1999, section 4.3. After every so many slots each replica signs the root of its state. Roots
+//! of a quorum that agree make the checkpoint *stable*; it moves the window, and its certificate proves a transferred
+//! state to anyone. Equal roots of `f + 1` others that differ from this replica's own prove that this one is wrong.
+//!
+//! A root that was signed is never signed again otherwise: it is in the vote log, also after a crash.
+
+use crate::pbft::evidence::Evidence;
+use crate::pbft::message::{CheckpointVote, Message, Signatures, StableCertificate};
+use crate::pbft::record::Record;
+use crate::pbft::replica::Replica;
+use crate::pbft::sign::Statement;
+use crate::types::{Digest, Slot};
+
+impl Replica {
+    /// The state after `slot` has this root, and can be recovered.
+    pub(super) fn on_state_root(&mut self, slot: Slot, root: Digest) {
+        assert!(self.config.is_checkpoint(slot), "roots are taken where checkpoints are");
+        assert!(slot <= self.executed.slot, "only what was executed has a root");
+        match self.own_checkpoints.get(&slot) {
+            Some(known) if known.root != root => {
+                return self.fail(diverged(slot, "it is not what this replica signed before"));
+            }
+            Some(_) => return,
+            None => {}
+        }
+        let contradicts = |stable: &StableCertificate| stable.slot == slot && stable.root != root;
+        if self.stable.as_ref().is_some_and(contradicts) {
+            return self.fail(diverged(slot, "a quorum signed another"));
+        }
+        if slot <= self.stable_slot() {
+            return;
+        }
+        let signature = self.signer.sign(Statement::Checkpoint(slot, root));
+        let vote = CheckpointVote { signer: self.me, slot, root, signature };
+        self.own_checkpoints.insert(slot, vote);
+        let token = self.record(&Record::Checkpoint(vote));
+        self.broadcast(&Message::Checkpoint(vote), Some(token));
+        self.checkpoint_votes.entry(slot).or_default().insert(self.me, vote);
+        self.try_stable(slot);
+    }
+
+    /// A verified CHECKPOINT.
+    pub(super) fn on_checkpoint(&mut self, vote: CheckpointVote) {
+        if !self.is_checkpoint_in_reach(vote.slot) {
+            return;
+        }
+        let votes = self.checkpoint_votes.entry(vote.slot).or_default();
+        let known = *votes.entry(vote.signer).or_insert(vote);
+        if known.root != vote.root {
+            self.convict(Evidence::Checkpoints { one: known, other: vote });
+        }
+        self.try_stable(vote.slot);
+    }
+
+    /// Votes are kept for few slots: what is further ahead is proved by its certificate alone.
+    pub(super) fn is_checkpoint_in_reach(&self, slot: Slot) -> bool {
+        let reach = self.stable_slot().0 + 2 * self.config.window.length;
+        self.config.is_checkpoint(slot) && slot > self.stable_slot() && slot.0 <= reach
+    }
+
+    fn try_stable(&mut self, slot: Slot) {
+        let Some(votes) = self.checkpoint_votes.get(&slot) else { return };
+        let own = self.own_checkpoints.get(&slot).map(|vote| vote.root);
+        let (needed, one_honest) = (self.quorum(), self.config.quorum.one_honest());
+        for root in votes.values().map(|vote| vote.root).collect::<std::collections::BTreeSet<Digest>>() {
+            let matching = votes.values().filter(|vote| vote.root == root);
+            let found: Signatures = matching.map(|vote| (vote.signer, vote.signature)).collect();
+            if own.is_some_and(|own| own != root) && found.len() >= one_honest {
+                return self.fail(diverged(slot, "an honest replica signed another"));
+            }
+            if found.len() >= needed {
+                let votes = found.into_iter().take(needed).collect();
+                return self.adopt_stable(StableCertificate { slot, root, votes });
+            }
+        }
+    }
+
+    /// A checkpoint is stable, as its certificate proves.
+    pub(super) fn adopt_stable(&mut self, certificate: StableCertificate) {
+        let slot = certificate.slot;
+        if slot <= self.stable_slot() {
+            return;
+        }
+        let own = self.own_checkpoints.get(&slot);
+        if own.is_some_and(|own| own.root != certificate.root) {
+            return self.fail(diverged(slot, "a quorum signed another"));
+        }
+        self.record(&Record::Stable(certificate.clone()));
+        self.stable = Some(certificate);
+        self.checkpoint_votes = self.checkpoint_votes.split_off(&slot.next());
+        self.own_checkpoints = self.own_checkpoints.split_off(&slot);
+        self.next = self.next.max(slot.next());
+        assert!(self.stable_slot() == slot, "the window moves up");
+    }
+}
+
+fn diverged(slot: Slot, why: &str) -> String {
+    format!(
+        "the state after slot {slot} is wrong: {why}. This replica does not vote any more; its data must be repaired from \
+         the others"
+    )
+}

@@ -1,0 +1,257 @@
+//! Requests that wait to be ordered, in the order in which they came, at every replica.
+//!
+//! The primary proposes from here; a backup watches from here that the primary does. What matters is the *name* of a
+//! request: whatever was executed under it, the wait is over. (A client that signs two requests with one name would else
+//! leave some replicas waiting for ever, and take a view from an honest primary.)
+//!
+//! Bounded by bytes, for each client and for all.
+
+use crate::pbft::config::Options;
+use crate::pbft::request::{Bundle, RequestName};
+use crate::pbft::sign::ClientKey;
+use crate::types::Timestamp;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// Names a bundle in custody; grows with arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Arrival(u64);
+
+#[derive(Clone, Debug)]
+struct Kept {
+    bundle: Arc<Bundle>,
+    open: BTreeSet<RequestName>,
+    void_after: Timestamp,
+    is_proposed: bool,
+}
+
+/// What became of a bundle that was brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// Kept.
+    New,
+    /// All of it waits already.
+    Known,
+    /// There is no room, for this client or at all.
+    Full,
+}
+
+/// Waiting requests.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Custody {
+    kept: BTreeMap<Arrival, Kept>,
+    by_name: BTreeMap<RequestName, Arrival>,
+    queue: VecDeque<Arrival>,
+    by_client: BTreeMap<ClientKey, usize>,
+    bytes: usize,
+    last: u64,
+    /// Names that were executed lately: what is passed on late is not taken for new.
+    recent: BTreeSet<RequestName>,
+    recent_order: VecDeque<RequestName>,
+}
+
+const RECENT_MAX: usize = 16 << 10;
+
+impl Custody {
+    /// Takes a bundle whose signature was checked. One that is passed on by a replica, not brought by its client, is not
+    /// taken if it was executed lately.
+    pub(super) fn take(&mut self, bundle: Arc<Bundle>, is_passed_on: bool, options: &Options) -> Taken {
+        let is_open = |name: &RequestName| {
+            !(self.by_name.contains_key(name) || is_passed_on && self.recent.contains(name))
+        };
+        let open: BTreeSet<RequestName> = bundle.names().filter(is_open).collect();
+        if open.is_empty() {
+            return Taken::Known;
+        }
+        let size = bundle.bytes().len();
+        let of_client = self.by_client.get(&bundle.client()).copied().unwrap_or(0);
+        if of_client + size > options.client_bytes || self.bytes + size > options.custody_bytes {
+            return Taken::Full;
+        }
+        self.last += 1;
+        let arrival = Arrival(self.last);
+        self.by_name.extend(open.iter().map(|name| (*name, arrival)));
+        *self.by_client.entry(bundle.client()).or_default() += size;
+        self.bytes += size;
+        let void_after = bundle.requests().map(|request| request.not_after).max().unwrap_or_default();
+        self.kept.insert(arrival, Kept { bundle, open, void_after, is_proposed: false });
+        self.queue.push_back(arrival);
+        Taken::New
+    }
+
+    /// Requests that were executed, under whatever digest: nobody waits for them any more.
+    pub(super) fn executed(&mut self, names: impl Iterator<Item = RequestName>) {
+        for name in names {
+            if self.recent.insert(name) {
+                self.recent_order.push_back(name);
+            }
+            if self.recent_order.len() > RECENT_MAX
+                && let Some(oldest) = self.recent_order.pop_front()
+            {
+                self.recent.remove(&oldest);
+            }
+            if let Some(arrival) = self.by_name.remove(&name) {
+                let kept = self.kept.get_mut(&arrival).expect("a name leads to its bundle");
+                kept.open.remove(&name);
+                if kept.open.is_empty() {
+                    self.drop_bundle(arrival);
+                }
+            }
+        }
+    }
+
+    /// Requests that were proposed in this view already.
+    pub(super) fn proposed(&mut self, names: impl Iterator<Item = RequestName>) {
+        for name in names {
+            if let Some(kept) = self.by_name.get(&name).and_then(|arrival| self.kept.get_mut(arrival)) {
+                kept.is_proposed = true;
+            }
+        }
+    }
+
+    /// The next bundles to propose, up to the limits; at least one if one waits.
+    pub(super) fn next_bundles(&mut self, options: &Options) -> Vec<Bundle> {
+        let mut bundles: Vec<Bundle> = Vec::new();
+        let (mut requests, mut bytes) = (0, 0);
+        while let Some(arrival) = self.queue.front() {
+            let Some(kept) = self.kept.get_mut(arrival).filter(|kept| !kept.is_proposed) else {
+                self.queue.pop_front();
+                continue;
+            };
+            let (more_requests, more_bytes) = (kept.bundle.len(), kept.bundle.bytes().len());
+            let is_full = requests + more_requests > options.batch_requests
+                || bytes + more_bytes > options.batch_bytes
+                || bundles.len() >= super::batch::BATCH_BUNDLES_MAX;
+            if is_full && !bundles.is_empty() {
+                break;
+            }
+            kept.is_proposed = true;
+            bundles.push(kept.bundle.as_ref().clone());
+            (requests, bytes) = (requests + more_requests, bytes + more_bytes);
+            self.queue.pop_front();
+        }
+        bundles
+    }
+
+    /// Whether anything waits to be proposed.
+    pub(super) fn has_queued(&mut self) -> bool {
+        while let Some(arrival) = self.queue.front() {
+            if self.kept.get(arrival).is_some_and(|kept| !kept.is_proposed) {
+                return true;
+            }
+            self.queue.pop_front();
+        }
+        false
+    }
+
+    /// A view begins: whatever waits may be proposed anew.
+    pub(super) fn requeue(&mut self) {
+        self.kept.values_mut().for_each(|kept| kept.is_proposed = false);
+        self.queue = self.kept.keys().copied().collect();
+    }
+
+    /// The bundle that waits longest.
+    pub(super) fn oldest(&self) -> Option<Arrival> {
+        self.kept.first_key_value().map(|(arrival, _)| *arrival)
+    }
+
+    /// The bytes of a bundle.
+    pub(super) fn bytes_of(&self, arrival: Arrival) -> Option<bytes::Bytes> {
+        self.kept.get(&arrival).map(|kept| kept.bundle.bytes().clone())
+    }
+
+    /// Drops what is void at this ordered time.
+    pub(super) fn expire(&mut self, time: Timestamp) {
+        let is_void = |kept: &Kept| kept.void_after < time;
+        let void: Vec<Arrival> =
+            self.kept.iter().filter(|(_, kept)| is_void(kept)).map(|(arrival, _)| *arrival).collect();
+        for arrival in void {
+            self.drop_bundle(arrival);
+        }
+    }
+
+    /// How many bundles wait.
+    pub(super) fn len(&self) -> usize {
+        self.kept.len()
+    }
+
+    fn drop_bundle(&mut self, arrival: Arrival) {
+        let kept = self.kept.remove(&arrival).expect("only what is kept is dropped");
+        for name in &kept.open {
+            self.by_name.remove(name);
+        }
+        let (client, size) = (kept.bundle.client(), kept.bundle.bytes().len());
+        self.bytes -= size;
+        let of_client = self.by_client.get_mut(&client).expect("a kept bundle is counted");
+        *of_client -= size;
+        if *of_client == 0 {
+            self.by_client.remove(&client);
+        }
+        assert!(!self.kept.is_empty() || self.bytes == 0, "the count covers every bundle");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pbft::request::SignedRequest;
+    use crate::pbft::sign::{ClientSigner, Domain};
+    use crate::types::{Digest, Epoch};
+    use bytes::Bytes;
+
+    fn bundle(client: u8, numbers: &[u64], operation: &'static [u8]) -> Arc<Bundle> {
+        let domain = Domain { cluster: Digest::ZERO, group: 1, epoch: Epoch(1) };
+        let signer = ClientSigner::toy(client);
+        let request = |number: &u64| SignedRequest {
+            name: RequestName { client: signer.name(), session: 1, number: *number },
+            ack_below: 1,
+            not_after: Timestamp(100),
+            wants_proof: false,
+            operation: Bytes::from_static(operation),
+        };
+        let requests: Vec<SignedRequest> = numbers.iter().map(request).collect();
+        Arc::new(Bundle::sign(&domain, &signer, &requests))
+    }
+
+    #[test]
+    fn a_name_is_cleared_whatever_was_executed_under_it() {
+        let (mut custody, options) = (Custody::default(), Options::default());
+        assert_eq!(custody.take(bundle(1, &[1, 2], b"a"), false, &options), Taken::New);
+        assert_eq!(custody.take(bundle(1, &[2], b"b"), false, &options), Taken::Known);
+        custody.executed(bundle(1, &[1, 2], b"other").names());
+        assert_eq!((custody.len(), custody.oldest(), custody.bytes), (0, None, 0));
+        assert_eq!(custody.take(bundle(1, &[2], b"a"), true, &options), Taken::Known, "passed on");
+        assert_eq!(custody.take(bundle(1, &[2], b"a"), false, &options), Taken::New, "asked again");
+    }
+
+    #[test]
+    fn what_is_proposed_is_not_proposed_again_until_a_view_begins() {
+        let (mut custody, options) =
+            (Custody::default(), Options { batch_requests: 3, ..Options::default() });
+        for number in [1, 3, 5] {
+            custody.take(bundle(1, &[number, number + 1], b"a"), false, &options);
+        }
+        assert_eq!(custody.next_bundles(&options).len(), 1, "two bundles have four requests");
+        custody.proposed(bundle(1, &[3], b"a").names());
+        assert_eq!(custody.next_bundles(&options).len(), 1);
+        assert!(!custody.has_queued());
+        custody.requeue();
+        assert!(custody.has_queued());
+    }
+
+    #[test]
+    fn one_client_cannot_take_all_the_room_and_time_ends_every_wait() {
+        let small = bundle(1, &[1], b"a").bytes().len();
+        let mut custody = Custody::default();
+        let options = Options { client_bytes: 2 * small, custody_bytes: 3 * small, ..Options::default() };
+        assert_eq!(custody.take(bundle(1, &[1], b"a"), false, &options), Taken::New);
+        assert_eq!(custody.take(bundle(1, &[2], b"a"), false, &options), Taken::New);
+        assert_eq!(custody.take(bundle(1, &[3], b"a"), false, &options), Taken::Full);
+        assert_eq!(custody.take(bundle(2, &[1], b"a"), false, &options), Taken::New);
+        assert_eq!(custody.take(bundle(3, &[1], b"a"), false, &options), Taken::Full);
+        custody.expire(Timestamp(100));
+        assert_eq!(custody.len(), 3);
+        custody.expire(Timestamp(101));
+        assert_eq!((custody.len(), custody.bytes), (0, 0));
+    }
+}

@@ -1,0 +1,573 @@
+//! One replica: what it holds, and the dispatch of events.
+//!
+//! The rules live beside this file, one concern each: [`super::agreement`] (three phases and execution),
+//! [`super::checkpoint`], [`super::view_change`], [`super::suspicion`] (timers), [`super::catch_up`] (what was missed).
+//! After every event the named checks of [`super::invariants`] run.
+
+use crate::codec;
+use crate::engine::{Decided, Effect, Engine, EngineStatus, Event, Proposal, ProposeError, SubmitRefusal};
+use crate::pbft::catch_up::{Missing, Peer};
+use crate::pbft::config::{Config, Options};
+use crate::pbft::custody::Custody;
+use crate::pbft::evidence::Evidence;
+use crate::pbft::invariants;
+use crate::pbft::message::{
+    CheckpointVote, Message, NewView, StableCertificate, ViewChange, ViewChangeBody, Vote,
+};
+use crate::pbft::record::{Record, RecoverError, Recovered, VoteLog};
+use crate::pbft::sign::Signer;
+use crate::pbft::slot::SlotState;
+use crate::pbft::suspicion::Waiting;
+use crate::pbft::verify::{Checked, Origin, SubmitId, Unverified};
+use crate::pbft::view_change::reopen;
+use crate::types::{LogBase, PersistToken, ReplicaId, Slot, Ticks, Timestamp, View};
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+
+/// A PBFT replica of one group. Drive it through [`Engine`].
+#[derive(Clone, Debug)]
+pub struct Replica {
+    pub(super) me: ReplicaId,
+    pub(super) config: Config,
+    pub(super) options: Options,
+    pub(super) signer: Signer,
+    pub(super) now: Ticks,
+    pub(super) wall: Timestamp,
+    /// The highest view that this replica helps, and whether it has begun here.
+    pub(super) view: View,
+    pub(super) is_active: bool,
+    /// What began the view, to be shown to those who missed it.
+    pub(super) new_view: Option<NewView>,
+    /// The first slot that the primary of this view proposes freely.
+    pub(super) first_fresh: Slot,
+    /// The slot for the primary's next batch.
+    pub(super) next: Slot,
+    /// Slots up to here are dropped.
+    pub(super) base: LogBase,
+    pub(super) slots: BTreeMap<Slot, SlotState>,
+    pub(super) executed: LogBase,
+    /// Ordered time of what was executed in this life.
+    pub(super) time: Timestamp,
+    pub(super) stable: Option<StableCertificate>,
+    pub(super) own_checkpoints: BTreeMap<Slot, CheckpointVote>,
+    pub(super) checkpoint_votes: BTreeMap<Slot, BTreeMap<ReplicaId, CheckpointVote>>,
+    /// For each replica its view change of the highest view.
+    pub(super) view_changes: BTreeMap<ReplicaId, (ViewChange, ViewChangeBody)>,
+    pub(super) new_view_deadline: Option<Ticks>,
+    /// Views that failed lately; patience doubles with each.
+    pub(super) failures: u32,
+    /// Slots executed since patience was last halved.
+    pub(super) calm_slots: u64,
+    pub(super) waiting: Option<Waiting>,
+    pub(super) custody: Custody,
+    pub(super) peers: BTreeMap<ReplicaId, Peer>,
+    pub(super) missing: BTreeMap<Slot, Missing>,
+    pub(super) status_at: Ticks,
+    pub(super) progress_at: Ticks,
+    pub(super) fetch_at: Ticks,
+    pub(super) fetch_turn: u64,
+    pub(super) log: VoteLog,
+    /// Own COMMITs that count as soon as their records are durable.
+    pub(super) own_commits: VecDeque<(PersistToken, Vote)>,
+    pub(super) evidence: Vec<Evidence>,
+    pub(super) rejected: BTreeMap<ReplicaId, u64>,
+    is_halted: bool,
+    effects: Vec<Effect>,
+}
+
+impl Replica {
+    /// Builds a replica from what its disk holds: its vote log in order, and where the durable state of its state machine
+    /// ends. For a first start both are empty.
+    pub fn recover<R: AsRef<[u8]>>(
+        config: Config,
+        options: Options,
+        signer: Signer,
+        records: impl IntoIterator<Item = R>,
+        applied: LogBase,
+    ) -> Result<Self, RecoverError> {
+        let me = signer.me();
+        assert!(config.contains(me), "a replica belongs to its group");
+        let found = Recovered::replay(records)?;
+        if applied.slot < found.base.slot {
+            return Err(RecoverError::StateBehindLog { applied: applied.slot, base: found.base.slot });
+        }
+        let mut replica = Self::new(config, options, signer, applied);
+        replica.restore(found);
+        invariants::check(&replica);
+        Ok(replica)
+    }
+
+    fn new(config: Config, options: Options, signer: Signer, applied: LogBase) -> Self {
+        let me = signer.me();
+        let peers = config.replicas().filter(|peer| *peer != me).map(|peer| (peer, Peer::default()));
+        Self {
+            me,
+            config,
+            options,
+            signer,
+            now: Ticks(0),
+            wall: Timestamp(0),
+            view: View(0),
+            is_active: true,
+            new_view: None,
+            first_fresh: Slot(1),
+            next: Slot(1),
+            base: LogBase::default(),
+            slots: BTreeMap::new(),
+            executed: applied,
+            time: Timestamp(0),
+            stable: None,
+            own_checkpoints: BTreeMap::new(),
+            checkpoint_votes: BTreeMap::new(),
+            view_changes: BTreeMap::new(),
+            new_view_deadline: None,
+            failures: 0,
+            calm_slots: 0,
+            waiting: None,
+            custody: Custody::default(),
+            peers: peers.collect(),
+            missing: BTreeMap::new(),
+            status_at: Ticks(0),
+            progress_at: Ticks(0),
+            fetch_at: Ticks(0),
+            fetch_turn: u64::from(me.0),
+            log: VoteLog::default(),
+            own_commits: VecDeque::new(),
+            evidence: Vec::new(),
+            rejected: BTreeMap::new(),
+            is_halted: false,
+            effects: Vec::new(),
+        }
+    }
+
+    /// Takes up what the vote log tells. Votes that are in it count: they are durable.
+    fn restore(&mut self, found: Recovered) {
+        self.base = found.base;
+        self.view = found.view;
+        self.is_active = found.left.is_none();
+        self.new_view = found.entered;
+        self.slots = found.slots;
+        self.own_checkpoints = found.checkpoints;
+        self.stable = found.stable;
+        self.evidence = found.evidence;
+        if let Some(message) = found.left {
+            self.restore_view_change(message);
+        }
+        let slots: Vec<Slot> = self.slots.keys().copied().collect();
+        for slot in slots {
+            self.restore_slot(slot);
+        }
+        if let Some(state) = self.slots.get_mut(&self.executed.slot) {
+            state.chain = Some(self.executed.chain);
+        }
+        self.restore_view();
+        self.execute();
+        let votes: Vec<CheckpointVote> = self.own_checkpoints.values().copied().collect();
+        for vote in votes {
+            self.checkpoint_votes.entry(vote.slot).or_default().insert(self.me, vote);
+        }
+    }
+
+    /// A view that had begun goes on: what it began with and was not voted for yet, and where its primary was.
+    fn restore_view(&mut self) {
+        let (first_fresh, proposals) = self.new_view.as_ref().map_or((Slot(1), Vec::new()), reopen);
+        self.first_fresh = first_fresh;
+        let (view, signer) = (self.view, self.primary());
+        for (slot, digest, signature) in proposals {
+            let is_accepted = self.slots.get(&slot).is_some_and(|state| state.accepted_in(view).is_some());
+            if !is_accepted && slot > self.base.slot {
+                self.propose_again(Vote { signer, view, slot, digest, signature });
+            }
+        }
+        let assigned = self.slots.iter().rev().find(|(_, state)| state.accepted_in(view).is_some());
+        let last = assigned.map_or(Slot::ZERO, |(slot, _)| *slot).max(self.first_fresh.previous());
+        self.next = last.max(self.stable_slot()).max(self.executed.slot).next();
+    }
+
+    fn restore_view_change(&mut self, message: ViewChange) {
+        #[cfg(feature = "mutants")]
+        if self.options.mutation == crate::mutation::Mutation::RemakeViewChange {
+            let (message, body) = self.make_view_change(message.view);
+            self.view_changes.insert(self.me, (message, body));
+            return;
+        }
+        let body = codec::decode(&message.body).expect("this replica made it and the log is checksummed");
+        self.view_changes.insert(self.me, (message, body));
+    }
+
+    fn restore_slot(&mut self, slot: Slot) {
+        let (me, view, is_active) = (self.me, self.view, self.is_active);
+        let state = self.slots.get_mut(&slot).expect("the caller names a slot that is here");
+        state.drop_unused();
+        if !is_active {
+            return;
+        }
+        let accepted = state.accepted_in(view);
+        if let Some(vote) = accepted.filter(|vote| vote.signer != me) {
+            let own = self.sign_prepare(&vote);
+            self.slots.entry(slot).or_default().prepares.insert(me, own);
+        }
+        if self.slots[&slot].is_prepared_in(view) {
+            let digest = self.slots[&slot].prepared.as_ref().expect("it was prepared").digest;
+            let own = self.sign_commit(view, slot, digest);
+            let state = self.slots.entry(slot).or_default();
+            state.own_commit = Some(own);
+            state.commits.insert(me, own);
+        }
+    }
+
+    /// The last stable checkpoint; slot 0 at the start of the epoch.
+    #[must_use]
+    pub fn stable_slot(&self) -> Slot {
+        self.stable.as_ref().map_or(Slot::ZERO, |stable| stable.slot)
+    }
+
+    /// The certificate of the last stable checkpoint.
+    #[must_use]
+    pub fn stable(&self) -> Option<&StableCertificate> {
+        self.stable.as_ref()
+    }
+
+    /// The view, and whether it has begun here.
+    #[must_use]
+    pub fn view(&self) -> (View, bool) {
+        (self.view, self.is_active)
+    }
+
+    /// The last slot that was executed.
+    #[must_use]
+    pub fn executed(&self) -> Slot {
+        self.executed.slot
+    }
+
+    /// Proofs of lies that were found.
+    #[must_use]
+    pub fn evidence(&self) -> &[Evidence] {
+        &self.evidence
+    }
+
+    /// This replica's index.
+    #[must_use]
+    pub fn id(&self) -> ReplicaId {
+        self.me
+    }
+
+    /// Whether this replica proposes.
+    #[must_use]
+    pub fn is_primary(&self) -> bool {
+        self.is_active && self.config.primary(self.view) == self.me
+    }
+
+    pub(super) fn primary(&self) -> ReplicaId {
+        self.config.primary(self.view)
+    }
+
+    pub(super) fn quorum(&self) -> usize {
+        self.config.quorum_size(self.options.mutation)
+    }
+
+    pub(super) fn record(&mut self, record: &Record) -> PersistToken {
+        self.log.record(record)
+    }
+
+    /// Sends a message that rests on nothing that is not durable.
+    pub(super) fn send(&mut self, to: ReplicaId, message: &Message) {
+        self.send_encoded(to, codec::encode(message), None);
+    }
+
+    /// Sends a message to every other replica when the record with this token is durable.
+    pub(super) fn broadcast(&mut self, message: &Message, after: Option<PersistToken>) {
+        let bytes = codec::encode(message);
+        let others: Vec<ReplicaId> = self.peers.keys().copied().collect();
+        for to in others {
+            self.send_encoded(to, bytes.clone(), after);
+        }
+    }
+
+    fn send_encoded(&mut self, to: ReplicaId, message: Bytes, after: Option<PersistToken>) {
+        assert!(to != self.me && self.config.contains(to), "messages go to other replicas of the group");
+        let after = after.and_then(|token| self.log.gate(token));
+        self.effects.push(Effect::Send { to, message, after });
+    }
+
+    pub(super) fn effect(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// Remembers a lie, once for each liar and kind of place.
+    pub(super) fn convict(&mut self, evidence: Evidence) {
+        const EVIDENCE_MAX: usize = 64;
+        let is_large = |evidence: &Evidence| matches!(evidence, Evidence::ViewChanges { .. });
+        let of_liar = self.evidence.iter().filter(|known| known.liar() == evidence.liar());
+        let (count, large) =
+            of_liar.fold((0, false), |(count, large), known| (count + 1, large || is_large(known)));
+        let is_enough = count >= EVIDENCE_MAX / 4 || large && is_large(&evidence);
+        if self.evidence.len() < EVIDENCE_MAX && !is_enough && !self.evidence.contains(&evidence) {
+            self.record(&Record::Evidence(evidence.clone()));
+            self.evidence.push(evidence);
+        }
+    }
+
+    /// Stops for ever: going on could break a promise.
+    pub(super) fn fail(&mut self, reason: String) {
+        self.is_halted = true;
+        self.effects.push(Effect::Fatal { reason });
+    }
+
+    fn on_receive(&mut self, from: ReplicaId, bytes: &[u8]) {
+        if !self.config.contains(from) || from == self.me {
+            return;
+        }
+        let Ok(message) = codec::decode::<Message>(bytes) else {
+            *self.rejected.entry(from).or_default() += 1;
+            return;
+        };
+        match message {
+            Message::Status(status) => self.on_status(from, status),
+            Message::Fetch { slot, digest } => self.on_fetch(from, slot, digest),
+            message if self.is_wanted(from, &message) => {
+                let peer = self.peers.get_mut(&from).expect("every other replica is a peer");
+                peer.in_verification += 1;
+                let unverified = Unverified { origin: Origin::Replica(from), message };
+                self.effects.push(Effect::Verify(Box::new(unverified)));
+            }
+            _ => {}
+        }
+    }
+
+    fn on_verified(&mut self, origin: Origin, content: Checked) {
+        match content {
+            Checked::PrePrepare { vote, batch } => self.on_pre_prepare(vote, batch),
+            Checked::Prepare(vote) => self.on_prepare(vote),
+            Checked::Commit(vote) => self.on_commit(vote),
+            Checked::Checkpoint(vote) => self.on_checkpoint(vote),
+            Checked::ViewChange { message, body } => self.on_view_change(message, body),
+            Checked::NewView { message, plan, signatures } => self.on_new_view(message, plan, &signatures),
+            Checked::Certified { certificate, batch } => self.on_certified(certificate, batch),
+            Checked::Stable(certificate) => self.adopt_stable(certificate),
+            Checked::Body { slot, batch } => self.on_body(slot, batch),
+            Checked::Requests(bundle) => self.on_requests(origin, bundle),
+        }
+    }
+
+    fn on_submit(&mut self, id: SubmitId, bytes: Bytes) {
+        self.effects.push(Effect::Verify(Box::new(Unverified::bundle(id, bytes))));
+    }
+
+    fn on_verdict(&mut self, origin: Origin) {
+        if let Origin::Replica(from) = origin {
+            let peer = self.peers.get_mut(&from).expect("every other replica is a peer");
+            peer.in_verification = peer.in_verification.saturating_sub(1);
+        }
+    }
+
+    fn on_rejected(&mut self, origin: Origin, reason: &'static str) {
+        match origin {
+            Origin::Replica(from) => *self.rejected.entry(from).or_default() += 1,
+            Origin::Client(id) => {
+                self.effects.push(Effect::SubmitRefused { id, refusal: SubmitRefusal::Invalid(reason) });
+            }
+        }
+    }
+
+    fn on_persisted(&mut self, token: PersistToken) {
+        self.log.persisted(token);
+        while let Some((_, vote)) = self.own_commits.front().copied().filter(|(own, _)| *own <= token) {
+            self.own_commits.pop_front();
+            self.count_own_commit(vote);
+        }
+    }
+
+    /// Everything that remains, as new records that stand for all before.
+    fn rewrite_log(&mut self) {
+        self.record(&Record::Begin { base: self.base });
+        if let Some(certificate) = self.stable.clone() {
+            self.record(&Record::Stable(certificate));
+        }
+        if let Some(message) = self.new_view.clone() {
+            self.record(&Record::Entered(message));
+        }
+        let own = self.view_changes.get(&self.me).map(|(message, _)| message.clone());
+        if let Some(message) = own.filter(|message| !self.is_active && message.view == self.view) {
+            self.record(&Record::Left(message));
+        }
+        for vote in self.own_checkpoints.values().copied().collect::<Vec<_>>() {
+            self.record(&Record::Checkpoint(vote));
+        }
+        for evidence in self.evidence.clone() {
+            self.record(&Record::Evidence(evidence));
+        }
+        let slots: Vec<Slot> = self.slots.keys().copied().collect();
+        for slot in slots {
+            self.rewrite_slot(slot);
+        }
+    }
+
+    fn rewrite_slot(&mut self, slot: Slot) {
+        let state = self.slots.get_mut(&slot).expect("the caller names a slot that is here");
+        state.drop_unused();
+        state.recorded.clear();
+        let (accepted, prepared) = (state.accepted, state.prepared.clone());
+        // A certificate may be for a batch that an older view proposed; its bytes must stay too.
+        let older = prepared.as_ref().filter(|found| accepted.is_none_or(|vote| vote.digest != found.digest));
+        if let Some(certificate) = older {
+            let vote = Vote {
+                signer: self.config.primary(certificate.view),
+                view: certificate.view,
+                slot,
+                digest: certificate.digest,
+                signature: certificate.proposal,
+            };
+            self.record_accepted(vote);
+        }
+        if let Some(vote) = accepted {
+            self.record_accepted(vote);
+        }
+        if let Some(certificate) = prepared {
+            self.record(&Record::Prepared(certificate));
+        }
+        let executed =
+            self.slots.get(&slot).and_then(|state| state.decided).filter(|_| slot <= self.executed.slot);
+        if let Some(digest) = executed {
+            self.record_decided(slot, digest);
+        }
+    }
+
+    fn on_compact(&mut self, slot: Slot, retain_bytes: usize) {
+        self.on_trim(slot, retain_bytes);
+        self.rewrite_log();
+    }
+
+    /// Drops slots that are stable, executed and durable outside the log, but for what others may ask for.
+    fn on_trim(&mut self, slot: Slot, retain_bytes: usize) {
+        let droppable = slot.min(self.stable_slot()).min(self.executed.slot);
+        let mut kept = 0;
+        let mut point = self.base.slot;
+        for (at, state) in self.slots.iter().rev() {
+            kept += state.bytes();
+            if *at <= droppable && kept > retain_bytes {
+                point = *at;
+                break;
+            }
+        }
+        let Some(chain) = self.slots.get(&point).and_then(|state| state.chain) else { return };
+        self.slots = self.slots.split_off(&point.next());
+        self.base = LogBase { slot: point, chain, sealed: false };
+    }
+
+    fn on_installed(&mut self, base: LogBase) {
+        if base.slot <= self.executed.slot {
+            return;
+        }
+        assert!(base.slot <= self.stable_slot(), "a state is installed only with proof");
+        self.executed = base;
+        self.base = base;
+        self.slots = self.slots.split_off(&base.slot.next());
+        self.missing = self.missing.split_off(&base.slot.next());
+        self.next = self.next.max(base.slot.next());
+        self.progress_at = self.now;
+        self.rewrite_log();
+        self.execute();
+    }
+
+    fn decided_status(&self) -> Slot {
+        let decided = self.slots.iter().rev().find(|(_, state)| state.decided.is_some());
+        decided.map_or(self.executed.slot, |(slot, _)| (*slot).max(self.executed.slot))
+    }
+}
+
+impl Engine for Replica {
+    fn step(&mut self, event: Event) {
+        if self.is_halted {
+            return;
+        }
+        match event {
+            Event::Tick { now, wall } => self.on_tick(now, wall),
+            Event::Receive { from, message } => self.on_receive(from, &message),
+            Event::Submit { id, bundle } => self.on_submit(id, bundle),
+            Event::Verified(result) => match *result {
+                Ok(verified) => {
+                    let (origin, content) = verified.into_parts();
+                    self.on_verdict(origin);
+                    self.on_verified(origin, content);
+                }
+                Err(rejected) => {
+                    self.on_verdict(rejected.origin);
+                    self.on_rejected(rejected.origin, rejected.reason);
+                }
+            },
+            Event::TurnEnded { may_propose } => self.on_turn_ended(may_propose),
+            Event::StateRoot { slot, root } => self.on_state_root(slot, root),
+            Event::Persisted { token } => self.on_persisted(token),
+            Event::SnapshotInstalled { base } => self.on_installed(base),
+            Event::Compact { slot, retain_bytes } => self.on_compact(slot, retain_bytes),
+            Event::Trim { slot, retain_bytes } => self.on_trim(slot, retain_bytes),
+            // Reads are ordered like everything else; views change by suspicion alone.
+            Event::Read { ids } => {
+                self.effects.extend(ids.into_iter().map(|id| Effect::ReadRefused { id }));
+            }
+            Event::SnapshotEnded { .. } | Event::TransferLeadership { .. } => {}
+        }
+        invariants::check(self);
+    }
+
+    fn propose(&mut self, _: Proposal) -> Result<Slot, ProposeError> {
+        Err(ProposeError::Unsigned)
+    }
+
+    fn take_effects(&mut self) -> Vec<Effect> {
+        let mut effects = Vec::with_capacity(self.effects.len() + 1);
+        if let Some((records, token)) = self.log.take() {
+            effects.push(Effect::Persist { records, token, promises: true });
+        }
+        effects.append(&mut self.effects);
+        effects
+    }
+
+    fn status(&self) -> EngineStatus {
+        let state = if self.is_active { "" } else { " (not begun)" };
+        let last = self.slots.last_key_value().map_or(self.executed.slot, |(slot, _)| *slot);
+        EngineStatus {
+            leader: self.is_active.then(|| self.primary()),
+            is_leader: self.is_primary(),
+            ballot: format!("{}{state}", self.view),
+            decided: self.decided_status(),
+            last: last.max(self.executed.slot),
+            base: self.base.slot,
+            undecided: self.undecided(),
+            log_bytes: self.slots.values().map(SlotState::bytes).sum(),
+            stable: self.stable_slot(),
+            suspects: self.suspects(),
+        }
+    }
+
+    fn is_leader(&self) -> bool {
+        self.is_primary()
+    }
+
+    fn undecided(&self) -> usize {
+        let open = |state: &SlotState| state.decided.is_none() && state.accepted_in(self.view).is_some();
+        self.slots.range(self.executed.slot.next()..).filter(|(_, state)| open(state)).count()
+    }
+}
+
+impl Replica {
+    /// What is known against others, in words.
+    fn suspects(&self) -> Vec<String> {
+        let lies = self.evidence.iter().map(ToString::to_string);
+        let refused = self
+            .rejected
+            .iter()
+            .map(|(from, count)| format!("{from} sent {count} messages that do not hold"));
+        lies.chain(refused).collect()
+    }
+
+    /// Turns a decided slot into what the state machine sees.
+    pub(super) fn hand_out(&mut self, base: LogBase, batch: &crate::pbft::batch::Batch) {
+        let time = batch.time().unwrap_or_default();
+        self.time = self.time.max(time);
+        let is_null = batch.bytes().is_empty();
+        let proposal = (!is_null).then(|| Proposal::Batch(batch.bytes().clone()));
+        self.effects.push(Effect::Apply(Decided { base, time: self.time, proposal }));
+    }
+}

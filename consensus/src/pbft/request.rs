@@ -1,0 +1,354 @@
+//! What clients ask, and their signatures.
+//!
+//! A client signs once for everything that it sends together: a [`Bundle`]. The signature covers the Merkle root over
+//! the requests, so each request can be shown to a third party alone, by its [`Bundle::path`]. A signature says who asked
+//! and what, not in which order.
+//!
+//! A request is named by client, session and number ([`RequestName`]); what its operation means is not known here.
+//!
+//! Bytes of a bundle: client 32 | signature 64 | count u16 | count times (length u32 | request).
+//! Bytes of a request: session 16 | number 8 | ack_below 8 | not_after 8 | flags 1 | operation.
+//! All numbers are big-endian, every field but the last has a fixed width: there is one encoding of each value.
+
+use crate::pbft::sign::{ClientKey, ClientSigner, Domain, Keyring, Signature};
+use crate::types::{Digest, Timestamp};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use thiserror::Error;
+
+/// Requests in one bundle.
+pub const BUNDLE_REQUESTS_MAX: usize = 1024;
+
+/// Names a request. Whoever signs two different requests with one name gets one of them executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestName {
+    /// The client.
+    pub client: ClientKey,
+    /// Its session, or its own choice for the opening of one.
+    pub session: u128,
+    /// Counts the requests of the session.
+    pub number: u64,
+}
+
+/// One request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignedRequest {
+    /// Whose it is.
+    pub name: RequestName,
+    /// The client needs no outcome below this number any more.
+    pub ack_below: u64,
+    /// Void once the ordered time is later.
+    pub not_after: Timestamp,
+    /// Whether the client wants to show the outcome to others.
+    pub wants_proof: bool,
+    /// What is asked; opaque here.
+    pub operation: Bytes,
+}
+
+/// Why bytes are not a bundle that may be ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum BundleError {
+    /// Not the bytes of a bundle.
+    #[error("not a bundle of 1 to {BUNDLE_REQUESTS_MAX} requests")]
+    Malformed,
+    /// The client is not admitted, or did not sign this.
+    #[error("not signed by a client that is admitted to this cluster")]
+    Signature,
+}
+
+const BUNDLE_HEADER: usize = 32 + 64 + 2;
+const REQUEST_HEADER: usize = 16 + 8 + 8 + 8 + 1;
+
+/// Requests of one client under one signature.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bundle {
+    bytes: Bytes,
+    client: ClientKey,
+    signature: Signature,
+    requests: Vec<Bytes>,
+}
+
+impl Bundle {
+    /// Signs requests as one bundle. The client of each name is the signer's.
+    #[must_use]
+    pub fn sign(domain: &Domain, signer: &ClientSigner, requests: &[SignedRequest]) -> Self {
+        assert!((1..=BUNDLE_REQUESTS_MAX).contains(&requests.len()), "a bundle has 1 to 1024 requests");
+        let client = signer.name();
+        let requests: Vec<Bytes> = requests.iter().map(encode_request).collect();
+        let root = root_of(&leaves(&client, &requests));
+        let signature = signer.sign(domain, root);
+        let size = requests.iter().map(|request| 4 + request.len()).sum::<usize>();
+        let mut bytes = BytesMut::with_capacity(BUNDLE_HEADER + size);
+        bytes.put_slice(&client.0);
+        bytes.put_slice(&signature.0);
+        bytes.put_u16(u16::try_from(requests.len()).expect("at most 1024"));
+        for request in &requests {
+            bytes.put_u32(u32::try_from(request.len()).expect("a request is smaller than a message"));
+            bytes.put_slice(request);
+        }
+        Self { bytes: bytes.freeze(), client, signature, requests }
+    }
+
+    /// Reads a bundle; whether it is signed is another question.
+    pub fn parse(bytes: Bytes) -> Result<Self, BundleError> {
+        let mut rest = bytes.clone();
+        if rest.len() < BUNDLE_HEADER {
+            return Err(BundleError::Malformed);
+        }
+        let client = ClientKey(rest.split_to(32).as_ref().try_into().expect("32 bytes"));
+        let signature = Signature(rest.split_to(64).as_ref().try_into().expect("64 bytes"));
+        let count = usize::from(rest.get_u16());
+        if !(1..=BUNDLE_REQUESTS_MAX).contains(&count) || rest.len() < count * (4 + REQUEST_HEADER) {
+            return Err(BundleError::Malformed);
+        }
+        let mut requests = Vec::with_capacity(count);
+        for _ in 0..count {
+            let length = rest.try_get_u32().map_err(|_| BundleError::Malformed)? as usize;
+            if length < REQUEST_HEADER || rest.len() < length {
+                return Err(BundleError::Malformed);
+            }
+            let request = rest.split_to(length);
+            if request[REQUEST_HEADER - 1] > 1 {
+                return Err(BundleError::Malformed);
+            }
+            requests.push(request);
+        }
+        if rest.is_empty() {
+            Ok(Self { bytes, client, signature, requests })
+        } else {
+            Err(BundleError::Malformed)
+        }
+    }
+
+    /// Whether an admitted client signed this.
+    pub fn verify(&self, keyring: &Keyring) -> Result<(), BundleError> {
+        if keyring.verify_client(&self.client, self.root(), &self.signature) {
+            Ok(())
+        } else {
+            Err(BundleError::Signature)
+        }
+    }
+
+    /// What the signature covers.
+    #[must_use]
+    pub fn root(&self) -> Digest {
+        root_of(&leaves(&self.client, &self.requests))
+    }
+
+    /// The exact bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Whose requests these are.
+    #[must_use]
+    pub fn client(&self) -> ClientKey {
+        self.client
+    }
+
+    /// How many requests.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Never: a bundle has at least one request.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// The requests, in the order in which they were signed.
+    pub fn requests(&self) -> impl Iterator<Item = SignedRequest> + '_ {
+        self.requests.iter().map(|request| decode_request(self.client, request))
+    }
+
+    /// The names of the requests.
+    pub fn names(&self) -> impl Iterator<Item = RequestName> + '_ {
+        self.requests.iter().map(|request| name_of(self.client, request))
+    }
+}
+
+fn encode_request(request: &SignedRequest) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(REQUEST_HEADER + request.operation.len());
+    bytes.put_u128(request.name.session);
+    bytes.put_u64(request.name.number);
+    bytes.put_u64(request.ack_below);
+    bytes.put_u64(request.not_after.0);
+    bytes.put_u8(u8::from(request.wants_proof));
+    bytes.put_slice(&request.operation);
+    bytes.freeze()
+}
+
+fn decode_request(client: ClientKey, bytes: &Bytes) -> SignedRequest {
+    let mut rest = bytes.clone();
+    assert!(rest.len() >= REQUEST_HEADER, "checked when the bundle was read");
+    let name = RequestName { client, session: rest.get_u128(), number: rest.get_u64() };
+    let (ack_below, not_after, flags) = (rest.get_u64(), Timestamp(rest.get_u64()), rest.get_u8());
+    SignedRequest { name, ack_below, not_after, wants_proof: flags == 1, operation: rest }
+}
+
+fn name_of(client: ClientKey, mut bytes: &[u8]) -> RequestName {
+    RequestName { client, session: bytes.get_u128(), number: bytes.get_u64() }
+}
+
+fn leaves(client: &ClientKey, requests: &[Bytes]) -> Vec<Digest> {
+    requests.iter().map(|request| leaf_of(&[&client.0, request])).collect()
+}
+
+/// The hash of a leaf; its parts must be told apart by their widths.
+#[must_use]
+pub fn leaf_of(parts: &[&[u8]]) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&[0]);
+    for part in parts {
+        hasher.update(part);
+    }
+    Digest(*hasher.finalize().as_bytes())
+}
+
+fn inner_of(left: &Digest, right: &Digest) -> Digest {
+    let mut bytes = [0; 65];
+    bytes[0] = 1;
+    bytes[1..33].copy_from_slice(&left.0);
+    bytes[33..].copy_from_slice(&right.0);
+    Digest(*blake3::hash(&bytes).as_bytes())
+}
+
+fn level_above(level: &[Digest]) -> Vec<Digest> {
+    let join = |pair: &[Digest]| match pair {
+        [left, right] => inner_of(left, right),
+        single => single[0],
+    };
+    level.chunks(2).map(join).collect()
+}
+
+/// The Merkle root over leaves, with different prefixes for leaves and inner nodes (RFC 6962, section 2.1). A node without
+/// a sibling moves up as it is.
+#[must_use]
+pub fn root_of(leaves: &[Digest]) -> Digest {
+    assert!(!leaves.is_empty(), "a tree has a leaf");
+    let mut level = leaves.to_vec();
+    while level.len() > 1 {
+        level = level_above(&level);
+    }
+    level[0]
+}
+
+/// What must be known besides a leaf to compute the root: its siblings, from below.
+#[must_use]
+pub fn path_of(leaves: &[Digest], mut index: usize) -> Vec<Digest> {
+    assert!(index < leaves.len(), "the leaf is in the tree");
+    let mut level = leaves.to_vec();
+    let mut path = Vec::new();
+    while level.len() > 1 {
+        path.extend(level.get(index ^ 1));
+        level = level_above(&level);
+        index /= 2;
+    }
+    path
+}
+
+/// The root that a leaf and its path lead to, in a tree of `count` leaves; none if the path has the wrong length.
+#[must_use]
+pub fn root_from_path(leaf: Digest, mut index: usize, mut count: usize, path: &[Digest]) -> Option<Digest> {
+    let mut path = path.iter();
+    let mut node = leaf;
+    if index >= count {
+        return None;
+    }
+    while count > 1 {
+        if index ^ 1 < count {
+            let sibling = path.next()?;
+            node = if index.is_multiple_of(2) { inner_of(&node, sibling) } else { inner_of(sibling, &node) };
+        }
+        index /= 2;
+        count = count.div_ceil(2);
+    }
+    path.next().is_none().then_some(node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Epoch;
+    use ed25519_dalek::SigningKey;
+
+    fn domain() -> Domain {
+        Domain { cluster: Digest([7; 32]), group: 3, epoch: Epoch(1) }
+    }
+
+    fn request(number: u64) -> SignedRequest {
+        SignedRequest {
+            name: RequestName { client: ClientSigner::new(&[5; 32]).name(), session: 9, number },
+            ack_below: 1,
+            not_after: Timestamp(77),
+            wants_proof: number == 2,
+            operation: Bytes::from(format!("op {number}")),
+        }
+    }
+
+    #[test]
+    fn a_bundle_comes_back_as_it_was_signed() {
+        let signer = ClientSigner::new(&[5; 32]);
+        let requests: Vec<SignedRequest> = (1..=5).map(request).collect();
+        let bundle = Bundle::sign(&domain(), &signer, &requests);
+        let read = Bundle::parse(bundle.bytes().clone()).unwrap();
+        assert_eq!(read.requests().collect::<Vec<_>>(), requests);
+        assert_eq!(read.names().map(|name| name.number).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        let keyring = Keyring::new(domain(), &[], [signer.name()]).unwrap();
+        assert_eq!(read.verify(&keyring), Ok(()));
+        let strangers = Keyring::new(domain(), &[], []).unwrap();
+        assert_eq!(read.verify(&strangers), Err(BundleError::Signature));
+        let elsewhere = Keyring::new(Domain { group: 4, ..domain() }, &[], [signer.name()]).unwrap();
+        assert_eq!(read.verify(&elsewhere), Err(BundleError::Signature));
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_refused() {
+        let signer = ClientSigner::new(&[5; 32]);
+        let keyring = Keyring::new(domain(), &[], [signer.name()]).unwrap();
+        let bundle = Bundle::sign(&domain(), &signer, &[request(1), request(2)]);
+        let is_accepted = |bytes: Vec<u8>| {
+            Bundle::parse(Bytes::from(bytes)).is_ok_and(|bundle| bundle.verify(&keyring).is_ok())
+        };
+        assert!(is_accepted(bundle.bytes().to_vec()));
+        for bit in 0..bundle.bytes().len() * 8 {
+            let mut bytes = bundle.bytes().to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(!is_accepted(bytes), "bit {bit}");
+        }
+        assert!((0..bundle.bytes().len()).all(|length| !is_accepted(bundle.bytes()[..length].to_vec())));
+        let mut huge = bundle.bytes().to_vec();
+        huge[96..98].copy_from_slice(&u16::MAX.to_be_bytes());
+        assert_eq!(Bundle::parse(Bytes::from(huge)), Err(BundleError::Malformed));
+        let longer = [bundle.bytes().as_ref(), &[0]].concat();
+        assert!(!is_accepted(longer), "nothing may follow");
+    }
+
+    #[test]
+    fn each_leaf_proves_itself_and_no_other() {
+        for count in 1..=17usize {
+            let leaves: Vec<Digest> = (0..count).map(|index| leaf_of(&[&[index as u8]])).collect();
+            let root = root_of(&leaves);
+            for index in 0..count {
+                let path = path_of(&leaves, index);
+                assert_eq!(root_from_path(leaves[index], index, count, &path), Some(root));
+                let other = leaf_of(&[b"other"]);
+                assert_ne!(root_from_path(other, index, count, &path), Some(root));
+                for wrong in (0..count).filter(|wrong| *wrong != index) {
+                    assert_ne!(root_from_path(leaves[index], wrong, count, &path), Some(root));
+                }
+                let longer = [path.as_slice(), &[root]].concat();
+                assert_eq!(root_from_path(leaves[index], index, count, &longer), None);
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_key_of_the_right_client_signs_its_requests() {
+        let (one, two) = (ClientSigner::new(&[5; 32]), ClientSigner::new(&[6; 32]));
+        assert_ne!(one.name(), two.name());
+        assert_eq!(SigningKey::from_bytes(&[5; 32]).verifying_key().to_bytes(), one.name().0);
+    }
+}

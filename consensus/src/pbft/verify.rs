@@ -1,0 +1,323 @@
+//! From bytes to [`Verified`]: the only door into the core.
+//!
+//! A [`Verifier`] holds the keys and nothing that changes a verdict, so it can run anywhere: the caller keeps one per
+//! worker of a small pool, never on its event loop. What comes back carries the message with everything in it checked:
+//! each signature, each certificate, each digest, and for a NEW-VIEW the whole computation. The core counts only what is
+//! [`Verified`]; it never counts first and checks later.
+//!
+//! A signature that was found valid is remembered for a while: certificates repeat the votes that they are made of.
+
+use crate::codec;
+use crate::mutation::{Mutation, mutated};
+use crate::pbft::batch::{Batch, digest_of};
+use crate::pbft::config::Config;
+use crate::pbft::message::{
+    CheckpointVote, CommitCertificate, Message, NewView, NewViewBody, PreparedCertificate, Signatures,
+    StableCertificate, ViewChange, ViewChangeBody, Vote, body_digest,
+};
+use crate::pbft::new_view::{Plan, plan};
+use crate::pbft::request::Bundle;
+use crate::pbft::sign::{Keyring, Signature, Statement};
+use crate::types::{ReplicaId, Slot, View};
+use bytes::Bytes;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// Names a submission of requests, so that its end can be told to whoever waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SubmitId(pub u64);
+
+/// Where something came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// Another replica, as the transport vouches.
+    Replica(ReplicaId),
+    /// A client.
+    Client(SubmitId),
+}
+
+/// Something to be checked.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Unverified {
+    pub(super) origin: Origin,
+    pub(super) message: Message,
+}
+
+impl Unverified {
+    /// A client's bundle.
+    #[must_use]
+    pub fn bundle(id: SubmitId, bytes: Bytes) -> Self {
+        Self { origin: Origin::Client(id), message: Message::Requests(bytes) }
+    }
+
+    /// Where it came from.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+}
+
+/// What was checked, and is true as far as signatures can tell. Only a [`Verifier`] makes one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    origin: Origin,
+    content: Checked,
+}
+
+impl Verified {
+    pub(super) fn into_parts(self) -> (Origin, Checked) {
+        (self.origin, self.content)
+    }
+
+    /// Where it came from.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+}
+
+/// The content of what was checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Checked {
+    PrePrepare { vote: Vote, batch: Arc<Batch> },
+    Prepare(Vote),
+    Commit(Vote),
+    Checkpoint(CheckpointVote),
+    ViewChange { message: ViewChange, body: ViewChangeBody },
+    NewView { message: NewView, plan: Plan, signatures: Vec<Signature> },
+    Certified { certificate: CommitCertificate, batch: Arc<Batch> },
+    Stable(StableCertificate),
+    Body { slot: Slot, batch: Arc<Batch> },
+    Requests(Arc<Bundle>),
+}
+
+/// What did not hold, and whose it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// Where it came from.
+    pub origin: Origin,
+    /// What was wrong.
+    pub reason: &'static str,
+}
+
+type Checking<T> = Result<T, &'static str>;
+
+/// Checks messages. Cheap to clone; each worker has its own.
+#[derive(Clone, Debug)]
+pub struct Verifier {
+    keyring: Arc<Keyring>,
+    config: Config,
+    mutation: Mutation,
+    known: Known,
+}
+
+impl Verifier {
+    /// A verifier with a group's keys.
+    #[must_use]
+    pub fn new(keyring: Arc<Keyring>, config: Config, mutation: Mutation) -> Self {
+        Self { keyring, config, mutation, known: Known::default() }
+    }
+
+    /// Checks everything in a message.
+    pub fn verify(&mut self, unverified: Unverified) -> Result<Verified, Rejected> {
+        let Unverified { origin, message } = unverified;
+        match self.check(origin, message) {
+            Ok(content) => Ok(Verified { origin, content }),
+            Err(reason) => Err(Rejected { origin, reason }),
+        }
+    }
+
+    fn check(&mut self, origin: Origin, message: Message) -> Checking<Checked> {
+        match message {
+            Message::PrePrepare { vote, batch } => self.check_pre_prepare(origin, vote, batch),
+            Message::Prepare(vote) => {
+                let is_backup = vote.signer != self.config.primary(vote.view);
+                ensure(is_backup, "a primary does not prepare what it proposed")?;
+                self.check_vote(origin, &vote, vote.as_prepare())?;
+                Ok(Checked::Prepare(vote))
+            }
+            Message::Commit(vote) => {
+                self.check_vote(origin, &vote, vote.as_commit())?;
+                Ok(Checked::Commit(vote))
+            }
+            Message::Checkpoint(vote) => {
+                ensure(origin == Origin::Replica(vote.signer), "it is another replica's")?;
+                let statement = Statement::Checkpoint(vote.slot, vote.root);
+                ensure(self.holds(vote.signer, statement, &vote.signature), "a bad signature")?;
+                Ok(Checked::Checkpoint(vote))
+            }
+            Message::ViewChange(message) => {
+                let body = self.check_view_change(&message)?;
+                Ok(Checked::ViewChange { message, body })
+            }
+            Message::NewView(message) => self.check_new_view(message),
+            Message::Certified { certificate, batch } => {
+                self.check_commits(&certificate)?;
+                let batch = parse(batch)?;
+                ensure(batch.digest() == certificate.digest, "the certificate is for another batch")?;
+                Ok(Checked::Certified { certificate, batch })
+            }
+            Message::Stable(certificate) => {
+                self.check_stable(&certificate)?;
+                Ok(Checked::Stable(certificate))
+            }
+            Message::Body { slot, batch } => Ok(Checked::Body { slot, batch: parse(batch)? }),
+            Message::Requests(bytes) => {
+                let bundle = Bundle::parse(bytes).map_err(|_| "not a bundle of requests")?;
+                let is_signed = bundle.verify(&self.keyring).is_ok();
+                ensure(is_signed, "not signed by a client that is admitted to this cluster")?;
+                Ok(Checked::Requests(Arc::new(bundle)))
+            }
+            Message::Status(_) | Message::Fetch { .. } => Err("nothing in it needs a proof"),
+        }
+    }
+
+    fn check_pre_prepare(&mut self, origin: Origin, vote: Vote, batch: Bytes) -> Checking<Checked> {
+        ensure(vote.signer == self.config.primary(vote.view), "only the primary of a view proposes in it")?;
+        self.check_vote(origin, &vote, vote.as_pre_prepare())?;
+        let is_unchecked = mutated!(self, BodyUnchecked);
+        ensure(is_unchecked || digest_of(&batch) == vote.digest, "the batch is not the one that is signed")?;
+        let batch = parse(batch)?;
+        batch.verify(&self.keyring).map_err(|_| "a request in it is not signed by an admitted client")?;
+        Ok(Checked::PrePrepare { vote, batch })
+    }
+
+    fn check_vote(&mut self, origin: Origin, vote: &Vote, statement: Statement) -> Checking<()> {
+        ensure(origin == Origin::Replica(vote.signer), "it is another replica's")?;
+        ensure(self.holds(vote.signer, statement, &vote.signature), "a bad signature")
+    }
+
+    /// Distinct signers in ascending order, at least so many, each with a valid signature.
+    fn check_signatures(
+        &mut self,
+        signatures: &Signatures,
+        at_least: usize,
+        statement: Statement,
+    ) -> Checking<()> {
+        ensure(signatures.len() >= at_least, "too few signatures")?;
+        ensure(signatures.len() <= self.config.quorum.n(), "more signatures than replicas")?;
+        ensure(signatures.is_sorted_by(|a, b| a.0 < b.0), "signers are not distinct and ascending")?;
+        let are_valid =
+            signatures.iter().all(|(signer, signature)| self.holds(*signer, statement, signature));
+        ensure(are_valid, "a bad signature in a certificate")
+    }
+
+    fn quorum(&self) -> usize {
+        self.config.quorum_size(self.mutation)
+    }
+
+    fn check_commits(&mut self, certificate: &CommitCertificate) -> Checking<()> {
+        let CommitCertificate { view, slot, digest, .. } = *certificate;
+        self.check_signatures(&certificate.commits, self.quorum(), Statement::Commit(view, slot, digest))
+    }
+
+    /// Whether a checkpoint certificate holds.
+    pub fn check_stable(&mut self, certificate: &StableCertificate) -> Result<(), &'static str> {
+        let statement = Statement::Checkpoint(certificate.slot, certificate.root);
+        ensure(self.config.is_checkpoint(certificate.slot), "no checkpoint is made after that slot")?;
+        self.check_signatures(&certificate.votes, self.quorum(), statement)
+    }
+
+    fn check_prepared(&mut self, certificate: &PreparedCertificate) -> Checking<()> {
+        let PreparedCertificate { view, slot, digest, .. } = *certificate;
+        let primary = self.config.primary(view);
+        let is_proposed =
+            self.holds(primary, Statement::PrePrepare(view, slot, digest), &certificate.proposal);
+        ensure(is_proposed, "the primary did not propose it")?;
+        let is_backed = certificate.prepares.iter().all(|(signer, _)| *signer != primary);
+        ensure(is_backed, "the primary's PREPARE does not count")?;
+        let at_least = self.quorum() - 1;
+        self.check_signatures(&certificate.prepares, at_least, Statement::Prepare(view, slot, digest))
+    }
+
+    /// One bad certificate makes the whole message void, and nothing else.
+    fn check_view_change(&mut self, message: &ViewChange) -> Checking<ViewChangeBody> {
+        let statement = Statement::ViewChange(message.view, body_digest(&message.body));
+        ensure(self.holds(message.signer, statement, &message.signature), "a bad signature")?;
+        let body: ViewChangeBody = codec::decode(&message.body).map_err(|_| "not a view change")?;
+        ensure(message.view > View(0), "no view change leads to the first view")?;
+        let stable = body.stable.as_ref().map_or(Slot::ZERO, |stable| stable.slot);
+        if let Some(certificate) = &body.stable {
+            self.check_stable(certificate)?;
+        }
+        ensure(body.prepared.is_sorted_by(|a, b| a.slot < b.slot), "certificates are not in order")?;
+        let are_unchecked = mutated!(self, CertificatesUnchecked);
+        for certificate in &body.prepared {
+            ensure(self.config.is_in_window(stable, certificate.slot), "a certificate outside the window")?;
+            ensure(certificate.view < message.view, "a certificate of a later view")?;
+            if !are_unchecked {
+                self.check_prepared(certificate)?;
+            }
+        }
+        Ok(body)
+    }
+
+    fn check_new_view(&mut self, message: NewView) -> Checking<Checked> {
+        let primary = self.config.primary(message.view);
+        let statement = Statement::NewView(message.view, body_digest(&message.body));
+        ensure(self.holds(primary, statement, &message.signature), "a bad signature")?;
+        let body: NewViewBody = codec::decode(&message.body).map_err(|_| "not a new view")?;
+        let view_changes = &body.view_changes;
+        ensure(view_changes.len() == self.quorum(), "not a quorum of view changes")?;
+        ensure(view_changes.is_sorted_by(|a, b| a.signer < b.signer), "signers are not distinct")?;
+        ensure(view_changes.iter().all(|other| other.view == message.view), "for another view")?;
+        let bodies: Vec<ViewChangeBody> =
+            view_changes.iter().map(|other| self.check_view_change(other)).collect::<Result<_, _>>()?;
+        let plan = plan(&bodies).map_err(|_| "its view changes contradict one another")?;
+        let proposed = body.proposals.iter().map(|(slot, digest, _)| (*slot, *digest));
+        ensure(proposed.eq(plan.proposals.iter().copied()), "its proposals do not follow from it")?;
+        for (slot, digest, signature) in &body.proposals {
+            let statement = Statement::PrePrepare(message.view, *slot, *digest);
+            ensure(self.holds(primary, statement, signature), "a proposal is not signed")?;
+        }
+        let signatures = body.proposals.into_iter().map(|(_, _, signature)| signature).collect();
+        Ok(Checked::NewView { message, plan, signatures })
+    }
+
+    fn holds(&mut self, signer: ReplicaId, statement: Statement, signature: &Signature) -> bool {
+        let key = (signer, statement, *signature);
+        if self.known.contains(&key) {
+            return true;
+        }
+        let is_valid = self.keyring.verify(signer, statement, signature);
+        if is_valid {
+            self.known.insert(key);
+        }
+        is_valid
+    }
+}
+
+fn ensure(condition: bool, reason: &'static str) -> Checking<()> {
+    if condition { Ok(()) } else { Err(reason) }
+}
+
+fn parse(bytes: Bytes) -> Checking<Arc<Batch>> {
+    Batch::parse(bytes).map(Arc::new).map_err(|_| "not a batch")
+}
+
+/// Signatures that were found valid lately.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    set: BTreeSet<(ReplicaId, Statement, Signature)>,
+    order: VecDeque<(ReplicaId, Statement, Signature)>,
+}
+
+const KNOWN_MAX: usize = 16 << 10;
+
+impl Known {
+    fn contains(&self, key: &(ReplicaId, Statement, Signature)) -> bool {
+        self.set.contains(key)
+    }
+
+    fn insert(&mut self, key: (ReplicaId, Statement, Signature)) {
+        if self.set.insert(key) {
+            self.order.push_back(key);
+        }
+        if self.order.len() > KNOWN_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.set.remove(&oldest);
+        }
+        assert_eq!(self.set.len(), self.order.len(), "each is kept once");
+    }
+}

@@ -1,0 +1,65 @@
+//! Random schedules with liars and twins: after every step the harness watches what must hold between honest replicas; then
+//! faults stop, lies go on, and the group must execute what clients ask.
+
+mod pbft;
+
+use pbft::schedule::run;
+use tetrachord_consensus::Mutation;
+
+fn seeds(from: u64, count: u64, steps: usize) {
+    let (mut slots, mut views, mut lies, mut transfers, mut carried) = (0, 0, 0, 0, 0);
+    for seed in from..from + count {
+        let (violations, reached, decided) = run(seed, Mutation::None, steps);
+        assert!(violations.is_empty(), "seed {seed}: {}", violations[0].0);
+        slots += decided;
+        views += reached.views.len();
+        lies += reached.lies;
+        transfers += reached.transfers;
+        carried += reached.new_views_with_certificates;
+    }
+    println!(
+        "{count} seeds: {slots} slots, {views} views, {lies} lies, {transfers} states transferred, {carried} new views with \
+         certificates"
+    );
+    assert!(
+        slots as u64 > 20 * count && views as u64 > count && lies as u64 > 20 * count,
+        "too little was reached"
+    );
+    assert!(transfers > 0 && carried > 0, "something never happened");
+}
+
+#[test]
+fn a_fixed_set_of_schedules_keeps_every_invariant() {
+    seeds(0, 150, 2_000);
+}
+
+#[test]
+fn a_fresh_set_of_schedules_keeps_every_invariant() {
+    let from = u64::from(std::process::id()) * 1_000_003;
+    println!("seeds from {from}");
+    let count = std::env::var("SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(100);
+    seeds(from, count, 2_000);
+}
+
+/// Replays one seed with everything that happened: `SEED=10 cargo test -p tetrachord-consensus --test pbft_schedules replay
+/// -- --ignored --nocapture`.
+#[test]
+#[ignore = "a tool for people"]
+fn replay() {
+    let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).expect("SEED names the seed");
+    let mut run = pbft::schedule::Run::new(seed, Mutation::None);
+    println!("{}", run.describe());
+    run.group.trace = Some(Vec::new());
+    for _ in 0..2_000 {
+        run.disturb();
+        if !run.group.violations.is_empty() {
+            break;
+        }
+    }
+    if run.group.violations.is_empty() {
+        run.calm();
+    }
+    let trace = run.group.trace.take().unwrap_or_default();
+    trace.iter().rev().take(400).rev().for_each(|line| println!("{line}"));
+    println!("{}\n{:?}", run.describe(), run.group.violations);
+}
