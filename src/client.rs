@@ -24,6 +24,7 @@
 
 mod links;
 mod sessions;
+mod signed;
 
 use crate::config::ClusterConfig;
 use crate::kv::{Command, CommandError, Expect, Failure, Reply, Write, check_key};
@@ -34,6 +35,8 @@ use crate::wire::{Answer, Consistency, NodeStatus, Request, RetryReason, Served}
 use bytes::Bytes;
 use links::{CallError, Links};
 use sessions::Sessions;
+pub use signed::Proven;
+use signed::Signed;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
@@ -130,8 +133,10 @@ pub struct Client {
 
 #[derive(Debug)]
 struct Inner {
-    links: Links,
+    links: Arc<Links>,
     sessions: Sessions,
+    /// In Byzantine mode.
+    signed: Option<Signed>,
     options: ClientOptions,
 }
 
@@ -152,8 +157,9 @@ impl Client {
 
     /// A client with other patience.
     pub fn with_options(cluster: ClusterConfig, options: ClientOptions) -> std::io::Result<Self> {
-        let links = Links::new(cluster)?;
-        Ok(Self { inner: Arc::new(Inner { links, sessions: Sessions::default(), options }) })
+        let links = Arc::new(Links::new(cluster.clone())?);
+        let signed = Signed::start(&cluster, &links);
+        Ok(Self { inner: Arc::new(Inner { links, sessions: Sessions::default(), signed, options }) })
     }
 
     /// Sets a key. Returns its new version.
@@ -170,6 +176,9 @@ impl Client {
     /// Reads a key with the consistency asked for. The answer says which one it had.
     pub async fn read(&self, key: impl AsRef<[u8]>, consistency: Consistency) -> Outcome<Read> {
         let key = bytes(key);
+        if let Some(signed) = &self.inner.signed {
+            return self.read_signed(signed, key, consistency, false).await.map(|proven| proven.read);
+        }
         let mut attempts = self.attempts();
         let ring = match self.ring(&mut attempts).await {
             Ok((ring, limits)) => match check_key(&key, &limits) {
@@ -245,6 +254,9 @@ impl Client {
 
     /// Carries out any write, once.
     pub async fn write(&self, write: Write) -> Outcome<Reply> {
+        if let Some(signed) = &self.inner.signed {
+            return self.write_signed(signed, write).await;
+        }
         let mut attempts = self.attempts();
         let (ring, limits) = match self.ring(&mut attempts).await {
             Ok(known) => known,

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use tetrachord_consensus::{QuorumError, Quorums};
+use tetrachord_consensus::{ByzantineQuorum, QuorumError, Quorums};
 use thiserror::Error;
 
 /// What is wrong with a file.
@@ -55,6 +55,8 @@ pub enum Mode {
     /// Replicas may crash: Multi-Paxos, n = 2f + 1.
     #[default]
     Crash,
+    /// Replicas may lie in any way: PBFT with signed messages, n = 3f + 1.
+    Byzantine,
 }
 
 /// A node in the genesis record.
@@ -67,6 +69,9 @@ pub struct GenesisNode {
     pub address: SocketAddr,
     /// Its key.
     pub key: PublicKey,
+    /// In Byzantine mode, the key that it signs votes with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing_key: Option<PublicKey>,
 }
 
 /// A client in the genesis record.
@@ -77,6 +82,9 @@ pub struct GenesisClient {
     pub name: String,
     /// Its key.
     pub key: PublicKey,
+    /// In Byzantine mode, the key that it signs requests with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing_key: Option<PublicKey>,
 }
 
 /// How long things take. The same for all nodes, so that their timeouts fit one another.
@@ -87,11 +95,18 @@ pub struct Timing {
     pub heartbeat_millis: u64,
     /// A replica that hears no leader for this long tries to lead.
     pub election_millis: u64,
+    /// Byzantine mode: a request that waits for this long costs the primary its view.
+    #[serde(default = "default_request_millis")]
+    pub request_millis: u64,
+}
+
+fn default_request_millis() -> u64 {
+    1_000
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { heartbeat_millis: 50, election_millis: 300 }
+        Self { heartbeat_millis: 50, election_millis: 300, request_millis: default_request_millis() }
     }
 }
 
@@ -161,7 +176,10 @@ impl Genesis {
         if self.groups == 0 || self.groups > GROUPS_MAX {
             return Err(format!("groups = {}: a cluster has 1 to {GROUPS_MAX}", self.groups));
         }
-        check_replicas(self.replicas, n)?;
+        check_replicas(self.mode, self.replicas, n)?;
+        if self.mode == Mode::Byzantine && self.quorums.is_some() {
+            return Err("quorums: Byzantine mode has one quorum, which follows from n".to_string());
+        }
         if let Some(quorums) = self.quorums {
             let FlexibleQuorums { phase1, phase2, survive } = quorums;
             Quorums::flexible(self.replicas, phase1, phase2, survive)
@@ -178,7 +196,35 @@ impl Genesis {
                 "the key {key} is named twice; every node and client needs a key of its own"
             ));
         }
+        self.check_signing_keys()?;
         self.check_sizes()
+    }
+
+    fn check_signing_keys(&self) -> Result<(), String> {
+        let of_nodes = self.nodes.iter().map(|node| (node.id.to_string(), node.key, node.signing_key));
+        let of_clients =
+            self.clients.iter().map(|client| (client.name.clone(), client.key, client.signing_key));
+        let mut seen = BTreeSet::new();
+        for (name, key, signing_key) in of_nodes.chain(of_clients) {
+            seen.insert(key);
+            match (self.mode, signing_key) {
+                (Mode::Crash, None) => {}
+                (Mode::Crash, Some(_)) => {
+                    return Err(format!("{name} has a signing_key, which only Byzantine mode uses"));
+                }
+                (Mode::Byzantine, None) => {
+                    return Err(format!("{name} has no signing_key: in Byzantine mode everybody signs"));
+                }
+                (Mode::Byzantine, Some(key)) if !seen.insert(key) => {
+                    return Err(format!(
+                        "the key {key} is named twice; every node and client needs keys of its own, one for links and one \
+                         for signing"
+                    ));
+                }
+                (Mode::Byzantine, Some(_)) => {}
+            }
+        }
+        Ok(())
     }
 
     fn check_sizes(&self) -> Result<(), String> {
@@ -191,7 +237,10 @@ impl Genesis {
                 "limits.value_bytes_max = {value_bytes_max}: 1 to {VALUE_BYTES_CAP} are allowed"
             ));
         }
-        let Timing { heartbeat_millis, election_millis } = self.timing;
+        let Timing { heartbeat_millis, election_millis, request_millis } = self.timing;
+        if !(100..=60_000).contains(&request_millis) {
+            return Err(format!("timing.request_millis = {request_millis}: 100 to 60000 are allowed"));
+        }
         if heartbeat_millis < 10 || election_millis < 4 * heartbeat_millis {
             return Err(format!(
                 "timing: heartbeat_millis = {heartbeat_millis}, election_millis = {election_millis}: a heartbeat takes \
@@ -227,11 +276,14 @@ impl Genesis {
 const REPLICAS_MAX: usize = 9;
 
 /// How many replicas a group may have, with so many nodes.
-pub fn check_replicas(replicas: usize, nodes: usize) -> Result<(), String> {
+pub fn check_replicas(mode: Mode, replicas: usize, nodes: usize) -> Result<(), String> {
     if replicas > nodes {
         return Err(format!(
             "{replicas} replicas need as many nodes, there are {nodes}: a node hosts one of a group"
         ));
+    }
+    if mode == Mode::Byzantine {
+        return ByzantineQuorum::new(replicas).map(drop).map_err(|error| error.to_string());
     }
     if replicas == 0 || replicas.is_multiple_of(2) || replicas > REPLICAS_MAX {
         let below = replicas.saturating_sub(1).clamp(1, REPLICAS_MAX);
@@ -277,6 +329,8 @@ struct NodeFile {
     node: NodeId,
     genesis: PathBuf,
     key_file: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    signing_key_file: Option<PathBuf>,
     data_dir: PathBuf,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     listen: Option<SocketAddr>,
@@ -293,6 +347,8 @@ pub struct NodeConfig {
     pub genesis: Genesis,
     /// Its key.
     pub identity: Identity,
+    /// In Byzantine mode, the key that it signs votes with.
+    pub signing: Option<Identity>,
     /// Where it keeps its data.
     pub data_dir: PathBuf,
     /// Where it listens.
@@ -323,6 +379,13 @@ impl NodeConfig {
                 file.node
             )));
         }
+        let signing = file.signing_key_file.map(|path| load_identity(&dir.join(path))).transpose()?;
+        if node.signing_key != signing.as_ref().map(Identity::public) {
+            return Err(wrong(format!(
+                "the key in signing_key_file is not the signing_key that the genesis record names for {}",
+                file.node
+            )));
+        }
         if file.storage.log_retain_bytes > file.storage.log_max_bytes / 2 {
             return Err(wrong(
                 "storage.log_retain_bytes must be at most half of storage.log_max_bytes".to_string(),
@@ -330,7 +393,8 @@ impl NodeConfig {
         }
         let listen = file.listen.unwrap_or(node.address);
         let data_dir = dir.join(&file.data_dir);
-        Ok(Self { node: file.node, genesis, identity, data_dir, listen, storage: file.storage })
+        let storage = file.storage;
+        Ok(Self { node: file.node, genesis, identity, signing, data_dir, listen, storage })
     }
 }
 
@@ -339,6 +403,13 @@ impl NodeConfig {
 struct ClusterFile {
     protocol: String,
     client_key_file: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    client_signing_key_file: Option<PathBuf>,
+    /// In Byzantine mode clients believe no node about the ring.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    groups: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replicas: Option<usize>,
     nodes: Vec<GenesisNode>,
 }
 
@@ -349,6 +420,10 @@ pub struct ClusterConfig {
     pub protocol: String,
     /// The client's key.
     pub identity: Identity,
+    /// In Byzantine mode, the key that the client signs requests with.
+    pub signing: Option<Identity>,
+    /// In Byzantine mode, who owns what; else a node tells it.
+    pub ring: Option<RingMap>,
     /// The nodes.
     pub nodes: Vec<GenesisNode>,
 }
@@ -363,7 +438,24 @@ impl ClusterConfig {
         }
         let dir = path.parent().unwrap_or(Path::new("."));
         let identity = load_identity(&dir.join(&file.client_key_file))?;
-        Ok(Self { protocol: file.protocol, identity, nodes: file.nodes })
+        let signing = file.client_signing_key_file.map(|path| load_identity(&dir.join(path))).transpose()?;
+        let wrong = |reason: String| ConfigError::Value { path: path.to_path_buf(), reason };
+        let ring = match (file.groups, file.replicas, &signing) {
+            (Some(groups), Some(replicas), Some(_)) => {
+                check_replicas(Mode::Byzantine, replicas, file.nodes.len()).map_err(wrong)?;
+                if groups == 0 || groups > GROUPS_MAX {
+                    return Err(wrong(format!("groups = {groups}: a cluster has 1 to {GROUPS_MAX}")));
+                }
+                Some(RingMap::even(groups, file.nodes.len(), replicas))
+            }
+            (None, None, None) => None,
+            _ => {
+                let reason = "groups, replicas and client_signing_key_file belong together: all of them in Byzantine \
+                              mode, none in crash mode";
+                return Err(wrong(reason.to_string()));
+            }
+        };
+        Ok(Self { protocol: file.protocol, identity, signing, ring, nodes: file.nodes })
     }
 }
 
@@ -402,12 +494,17 @@ pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
     let identities: Vec<Identity> =
         plan.addresses.iter().map(|_| Identity::generate()).collect::<Result<_, _>>().map_err(randomness)?;
     let client = Identity::generate().map_err(randomness)?;
+    let signing = plan.addresses.iter().map(|_| signing_key(plan.mode).map_err(randomness));
+    let signing: Vec<Option<Identity>> = signing.collect::<Result<_, _>>()?;
+    let client_signing = signing_key(plan.mode).map_err(randomness)?;
+    let public = |key: &Option<Identity>| key.as_ref().map(Identity::public);
     let nodes: Vec<GenesisNode> = (1u32..)
-        .zip(plan.addresses.iter().zip(&identities))
-        .map(|(id, (address, identity))| GenesisNode {
+        .zip(plan.addresses.iter().zip(identities.iter().zip(&signing)))
+        .map(|(id, (address, (identity, signing)))| GenesisNode {
             id: NodeId(id),
             address: *address,
             key: identity.public(),
+            signing_key: public(signing),
         })
         .collect();
     let mut cluster = [0u8; 16];
@@ -422,17 +519,30 @@ pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
         limits: Limits::default(),
         timing: plan.timing,
         nodes: nodes.clone(),
-        clients: vec![GenesisClient { name: "client".to_string(), key: client.public() }],
+        clients: vec![GenesisClient {
+            name: "client".to_string(),
+            key: client.public(),
+            signing_key: public(&client_signing),
+        }],
     };
     genesis.check().map_err(|reason| ConfigError::Value { path: genesis_path.clone(), reason })?;
     create_dir(dir)?;
     write_secret(&dir.join("client.key"), &client.secret_hex())?;
-    let mut node_files = Vec::new();
-    for (node, identity) in nodes.iter().zip(&identities) {
-        node_files.push(init_node(dir, node, identity, plan.storage)?);
+    if let Some(signing) = &client_signing {
+        write_secret(&dir.join("client-signing.key"), &signing.secret_hex())?;
     }
-    let cluster =
-        ClusterFile { protocol: genesis.protocol_name(), client_key_file: "client.key".into(), nodes };
+    let mut node_files = Vec::new();
+    for (node, (identity, signing)) in nodes.iter().zip(identities.iter().zip(&signing)) {
+        node_files.push(init_node(dir, node, identity, signing.as_ref(), plan.storage)?);
+    }
+    let cluster = ClusterFile {
+        protocol: genesis.protocol_name(),
+        client_key_file: "client.key".into(),
+        groups: client_signing.as_ref().map(|_| plan.groups),
+        replicas: client_signing.as_ref().map(|_| plan.replicas),
+        client_signing_key_file: client_signing.map(|_| "client-signing.key".into()),
+        nodes,
+    };
     let cluster_path = dir.join("cluster.toml");
     write_toml(&cluster_path, &cluster)?;
     write_toml(&genesis_path, &genesis)?;
@@ -443,12 +553,16 @@ fn init_node(
     dir: &Path,
     node: &GenesisNode,
     identity: &Identity,
+    signing: Option<&Identity>,
     storage: StorageConfig,
 ) -> Result<PathBuf, ConfigError> {
     let home = dir.join(node.id.to_string());
     let data = home.join("data");
     create_dir(&data)?;
     write_secret(&home.join("node.key"), &identity.secret_hex())?;
+    if let Some(signing) = signing {
+        write_secret(&home.join("signing.key"), &signing.secret_hex())?;
+    }
     let bootstrap = data.join(crate::storage::disk::BOOTSTRAP_FILE);
     write_file(&bootstrap, "This node has never run. The file is used up at its first start.\n")?;
     let path = home.join("node.toml");
@@ -456,12 +570,27 @@ fn init_node(
         node: node.id,
         genesis: "../genesis.toml".into(),
         key_file: "node.key".into(),
+        signing_key_file: signing.map(|_| "signing.key".into()),
         data_dir: "data".into(),
         listen: None,
         storage,
     };
     write_toml(&path, &file)?;
     Ok(path)
+}
+
+/// A key for signing, where the mode has use for one.
+fn signing_key(mode: Mode) -> Result<Option<Identity>, getrandom::Error> {
+    match mode {
+        Mode::Crash => Ok(None),
+        Mode::Byzantine => Identity::generate().map(Some),
+    }
+}
+
+/// The digest that stands for a cluster in everything that is signed.
+#[must_use]
+pub fn cluster_digest(protocol_name: &str) -> [u8; 32] {
+    blake3::derive_key("tetrachord v1 cluster", protocol_name.as_bytes())
 }
 
 fn load_toml<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
@@ -545,10 +674,14 @@ mod tests {
 
     #[test]
     fn impossible_sizes_are_refused_with_the_bound_and_the_nearest_ones() {
-        assert!(check_replicas(2, 4).unwrap_err().contains("Use 1 or 3"));
-        assert!(check_replicas(4, 4).unwrap_err().contains("Use 3 or 5"));
-        assert!(check_replicas(5, 3).unwrap_err().contains("there are 3"));
-        assert_eq!(check_replicas(3, 4), Ok(()));
+        let text = |replicas, nodes| check_replicas(Mode::Crash, replicas, nodes).unwrap_err();
+        assert!(text(2, 4).contains("Use 1 or 3"));
+        assert!(text(4, 4).contains("Use 3 or 5"));
+        assert!(text(5, 3).contains("there are 3"));
+        assert_eq!(check_replicas(Mode::Crash, 3, 4), Ok(()));
+        let text = |replicas| check_replicas(Mode::Byzantine, replicas, 9).unwrap_err();
+        assert!(text(3).contains("use 4") && text(5).contains("use 4 or 7"));
+        assert_eq!(check_replicas(Mode::Byzantine, 4, 4), Ok(()));
     }
 
     #[test]

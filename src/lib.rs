@@ -26,6 +26,7 @@ pub mod group;
 pub mod kv;
 pub mod limits;
 pub mod node;
+pub mod proof;
 pub mod ring;
 pub mod router;
 pub mod storage;

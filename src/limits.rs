@@ -47,6 +47,9 @@ pub const SESSIONS_MAX: usize = 100_000;
 /// A session that was silent for this long, in log time, is forgotten. Microseconds.
 pub const SESSION_RETENTION_MICROS: u64 = 3600 * 1_000_000;
 
+/// Byzantine mode: a signed request may be good for so long, in log time; less than a session is remembered. Microseconds.
+pub const REQUEST_VALID_MICROS_MAX: u64 = 300 * 1_000_000;
+
 /// Written state that is kept in memory before it is written to the tree, in bytes for all groups of a node. Twice
 /// as much, and a leader
 /// proposes nothing new until the tree has caught up; four times as much, and a follower acknowledges nothing new: memory
@@ -74,12 +77,25 @@ pub const SNAPSHOT_PATIENCE_MILLIS: u64 = 20_000;
 /// Every so many slots replicas compare a digest of what they applied.
 pub const DIGEST_INTERVAL_SLOTS: u64 = 256;
 
+/// Byzantine mode: a checkpoint is made every so many slots.
+pub const CHECKPOINT_INTERVAL_SLOTS: u64 = 128;
+
+/// Byzantine mode: agreement runs so many slots ahead of a stable checkpoint.
+pub const WINDOW_SLOTS: u64 = 256;
+
+/// Byzantine mode: bytes of one batch. Smaller than in crash mode, because a window of them is kept.
+pub const SIGNED_BATCH_BYTES_MAX: usize = 256 << 10;
+
 /// Groups that one cluster may have.
 pub const GROUPS_MAX: usize = 1024;
 
 /// Nodes that one cluster may have.
 pub const NODES_MAX: usize = 256;
 
+const _: () = assert!(
+    REQUEST_VALID_MICROS_MAX < SESSION_RETENTION_MICROS / 2,
+    "a request that is played again finds its session, or is void"
+);
 const _: () = assert!(KEY_BYTES_CAP + 64 < RECORD_BYTES_MAX, "a stored record has room for its key");
 const _: () =
     assert!(16 * RECORD_BYTES_MAX < 131_052, "a page of sled holds 16 records without a file of its own");

@@ -13,7 +13,8 @@ pub fn group_of(ring: &RingMap, request: &Request, command: Option<&Command>) ->
         (Request::Get { key, .. }, _) => Some(ring.owner(Position::of_key(key)).id),
         (Request::Command { .. }, Some(key)) => Some(ring.owner(Position::of_key(key)).id),
         (Request::Command { group, .. }, None) => ring.group(*group).map(|place| place.id),
-        (Request::Status, _) => None,
+        (Request::Submit { group, .. }, _) => ring.group(*group).map(|place| place.id),
+        (Request::Status | Request::Watch { .. }, _) => None,
     }
 }
 

@@ -61,6 +61,8 @@ fn core(node: u32, disk: &MemoryDisk) -> NodeCore {
             options,
             overlay_bytes_max: 5_000,
             retain_bytes: 500,
+
+            byzantine: None,
         },
         log_bytes_max: 4_000,
     };
@@ -108,6 +110,7 @@ impl World {
                         }
                     }
                     NodeEffect::Answer { frame, .. } => self.on_answer(frame.slice(4..)),
+                    NodeEffect::Verify { .. } => unreachable!("only Byzantine mode asks for it"),
                     NodeEffect::Disconnect { reason, .. } | NodeEffect::Stop { reason } => panic!("{reason}"),
                 }
             }

@@ -82,7 +82,7 @@ pub enum Event {
     },
     /// Byzantine mode: a client's signed requests arrived. They are ordered wherever they are brought.
     Submit {
-        /// Given back in [`Effect::SubmitRefused`].
+        /// Given back in [`Effect::Submitted`].
         id: SubmitId,
         /// The encoded bundle; not trusted.
         bundle: Bytes,
@@ -222,12 +222,12 @@ pub enum Effect {
     /// Byzantine mode: check this away from the event loop ([`crate::pbft::Verifier::verify`]) and report
     /// [`Event::Verified`].
     Verify(Box<Unverified>),
-    /// Byzantine mode: a submission was refused.
-    SubmitRefused {
+    /// Byzantine mode: a submission was checked, and is kept until it is ordered, or not.
+    Submitted {
         /// Which.
         id: SubmitId,
-        /// Why.
-        refusal: SubmitRefusal,
+        /// Whether it is kept.
+        result: Result<(), SubmitRefusal>,
     },
     /// Byzantine mode: compute the root of the state after this slot, which was just applied, and report
     /// [`Event::StateRoot`].
@@ -296,4 +296,9 @@ pub trait Engine {
 
     /// Entries that are proposed but not decided; the same as in [`Self::status`], for those who ask often.
     fn undecided(&self) -> usize;
+
+    /// Byzantine mode: the last stable checkpoint with its proof, as a message that convinces any replica.
+    fn stable_proof(&self) -> Option<(Slot, Bytes)> {
+        None
+    }
 }

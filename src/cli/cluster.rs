@@ -5,6 +5,7 @@ use crate::config::{self, ClusterConfig, InitPlan, Mode, StorageConfig, Timing};
 use crate::ring::{GroupId, NodeId};
 use anyhow::Context;
 use clap::Args;
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,12 +17,19 @@ pub(crate) struct Size {
     /// Faults to survive
     #[arg(long, value_enum, default_value_t = Mode::Crash)]
     pub(crate) mode: Mode,
-    /// Nodes
-    #[arg(long, default_value_t = 3)]
-    pub(crate) nodes: usize,
+    /// Nodes [default: 3 in crash mode, 4 in Byzantine mode]
+    #[arg(long)]
+    nodes: Option<usize>,
     /// Groups
     #[arg(long, default_value_t = 1)]
     pub(crate) groups: usize,
+}
+
+impl Size {
+    /// How many nodes.
+    pub(crate) fn nodes(&self) -> usize {
+        self.nodes.unwrap_or(super::init::default_nodes(self.mode))
+    }
 }
 
 /// The processes of a cluster. Dropping it kills them.
@@ -43,9 +51,9 @@ impl LocalCluster {
         } else {
             let plan = InitPlan {
                 dir: dir.to_path_buf(),
-                addresses: free_addresses(size.nodes)?,
+                addresses: free_addresses(size.nodes())?,
                 groups: size.groups,
-                replicas: super::init::default_replicas(size.nodes),
+                replicas: super::init::default_replicas(size.mode, size.nodes()),
                 quorums: None,
                 mode: size.mode,
                 storage: StorageConfig::default(),
@@ -149,19 +157,20 @@ impl Drop for LocalCluster {
     }
 }
 
-/// Who leads each group, if each has a leader that knows itself.
+/// Who leads each group, if more than half of the nodes that answer name the same leader.
 pub(crate) async fn leaders(client: &Client) -> Option<Vec<(GroupId, NodeId)>> {
-    let mut seen: std::collections::BTreeMap<GroupId, Option<NodeId>> = std::collections::BTreeMap::new();
-    for (node, answer) in super::status::ask_all(client).await {
+    let mut named: BTreeMap<GroupId, Vec<Option<NodeId>>> = BTreeMap::new();
+    for (_, answer) in super::status::ask_all(client).await {
         for group in answer.ok().into_iter().flat_map(|status| status.groups) {
-            let leader = seen.entry(group.group).or_default();
-            if group.is_leader {
-                *leader = Some(node);
-            }
+            named.entry(group.group).or_default().push(group.leader);
         }
     }
-    let known = seen.into_iter().map(|(group, leader)| leader.map(|leader| (group, leader)));
-    known.collect::<Option<Vec<_>>>().filter(|leaders| !leaders.is_empty())
+    let agreed = named.into_iter().map(|(group, names)| {
+        let count = |leader: &NodeId| names.iter().filter(|name| **name == Some(*leader)).count();
+        let leader = names.iter().flatten().max_by_key(|leader| count(leader))?;
+        (2 * count(leader) > names.len()).then_some((group, *leader))
+    });
+    agreed.collect::<Option<Vec<_>>>().filter(|leaders| !leaders.is_empty())
 }
 
 /// Addresses on loopback whose ports nobody uses just now.

@@ -57,7 +57,7 @@ pub(crate) async fn run(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit
         "clients, keys and seconds must be positive"
     );
     anyhow::ensure!(
-        args.size.nodes >= 3,
+        args.size.nodes() >= 3,
         "the demo kills nodes and needs at least 3 to go on; crash mode survives f of 2f + 1"
     );
     let dir = TemporaryDirectory::new("tetrachord-demo")?;
@@ -68,7 +68,7 @@ pub(crate) async fn run(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit
     cluster.wait_for_leaders(&observer, Duration::from_secs(30)).await?;
     say(format!(
         "{} nodes (QUIC, sled with fsync), {} group(s): leaders after {} ms",
-        args.size.nodes,
+        args.size.nodes(),
         args.size.groups,
         started.elapsed().as_millis()
     ));
@@ -207,8 +207,8 @@ fn report(
     if common.json {
         print_json(&json!({
             "verdict": word(&judgement.verdict),
-            "mode": "crash",
-            "nodes": args.size.nodes,
+            "mode": args.size.mode,
+            "nodes": args.size.nodes(),
             "groups": args.size.groups,
             "operations": count,
             "unknown": unknown,

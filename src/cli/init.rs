@@ -21,16 +21,17 @@ pub(crate) struct InitArgs {
     /// Where to write; must not hold a cluster yet
     #[arg(long)]
     dir: PathBuf,
-    /// How many nodes, on consecutive ports of one host
-    #[arg(long, default_value_t = 3, conflicts_with = "address")]
-    nodes: u16,
+    /// How many nodes, on consecutive ports of one host [default: 3 in crash mode, 4 in Byzantine mode]
+    #[arg(long, conflicts_with = "address")]
+    nodes: Option<u16>,
     /// Faults to survive
     #[arg(long, value_enum, default_value_t = Mode::Crash)]
     mode: Mode,
     /// Groups that the ring is cut into
     #[arg(long, default_value_t = 1)]
     groups: usize,
-    /// Replicas of each group, an odd number [default: as many as there are nodes, at most 5]
+    /// Replicas of each group: 2f + 1 in crash mode [default: as many as there are nodes, at most 5], 3f + 1 in Byzantine
+    /// mode [default: at most 7]
     #[arg(long)]
     replicas: Option<usize>,
     /// The host of all nodes
@@ -50,13 +51,24 @@ pub(crate) struct InitArgs {
     survive: usize,
 }
 
-/// The number of replicas to take if none is asked for: the largest odd number that there are nodes for, at most five.
-/// Two nodes give two, which is refused with the reason.
-pub(crate) fn default_replicas(nodes: usize) -> usize {
-    match nodes {
-        0..3 => nodes,
-        3..5 => 3,
-        _ => 5,
+/// The number of nodes to take if none is asked for: the fewest that survive a fault.
+pub(crate) fn default_nodes(mode: Mode) -> usize {
+    match mode {
+        Mode::Crash => 3,
+        Mode::Byzantine => 4,
+    }
+}
+
+/// The number of replicas to take if none is asked for: the largest valid one that there are nodes for, at most five in
+/// crash mode and seven in Byzantine mode. Sizes of a whole cluster that are no valid group, up to there, are taken as they
+/// are, and refused with the reason.
+pub(crate) fn default_replicas(mode: Mode, nodes: usize) -> usize {
+    match (mode, nodes) {
+        (Mode::Crash, 0..3) => nodes,
+        (Mode::Crash, 3..5) => 3,
+        (Mode::Crash, _) => 5,
+        (Mode::Byzantine, 0..7) => nodes,
+        (Mode::Byzantine, _) => 7,
     }
 }
 
@@ -65,7 +77,7 @@ pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {
     let plan = InitPlan {
         dir: args.dir.clone(),
         groups: args.groups,
-        replicas: args.replicas.unwrap_or(default_replicas(addresses.len())),
+        replicas: args.replicas.unwrap_or(default_replicas(args.mode, addresses.len())),
         addresses,
         quorums: args.quorums.as_ref().map(|sizes| FlexibleQuorums {
             phase1: sizes[0],
@@ -81,11 +93,15 @@ pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {
         output::print_json(&json!({ "cluster": cluster, "nodes": nodes }));
         return Ok(Exit::Ok);
     }
-    let survives = plan
-        .quorums
-        .map_or((plan.replicas - 1) / 2, |quorums| plan.replicas - quorums.phase1.max(quorums.phase2));
+    let survives = match (plan.mode, plan.quorums) {
+        (Mode::Byzantine, _) => format!("{} that lie", (plan.replicas - 1) / 3),
+        (Mode::Crash, None) => format!("{} crashed", (plan.replicas - 1) / 2),
+        (Mode::Crash, Some(quorums)) => {
+            format!("{} crashed", plan.replicas - quorums.phase1.max(quorums.phase2))
+        }
+    };
     println!(
-        "{} nodes, {} group(s) of {} replicas; each group survives {survives} crashed. Start every node:",
+        "{} nodes, {} group(s) of {} replicas; each group survives {survives}. Start every node:",
         plan.addresses.len(),
         plan.groups,
         plan.replicas
@@ -103,5 +119,7 @@ fn addresses(args: &InitArgs) -> anyhow::Result<Vec<SocketAddr>> {
     }
     let port =
         |index: u16| args.port.checked_add(index).context("the ports run past 65535; choose a lower --port");
-    (0..args.nodes).map(|index| Ok(SocketAddr::new(args.host, port(index)?))).collect()
+    let default = u16::try_from(default_nodes(args.mode)).expect("a few nodes");
+    let nodes = args.nodes.unwrap_or(default);
+    (0..nodes).map(|index| Ok(SocketAddr::new(args.host, port(index)?))).collect()
 }

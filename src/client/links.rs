@@ -1,6 +1,8 @@
 //! Connections to the nodes, and who is believed to lead.
 
+use super::signed::Collectors;
 use crate::config::ClusterConfig;
+use crate::kv;
 use crate::limits::Limits;
 use crate::ring::{GroupId, NodeId, RingMap};
 use crate::transport::{ClientEndpoint, ClientLink, LinkError};
@@ -10,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
+use tetrachord_consensus::pbft::ClientSigner;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
@@ -56,6 +59,33 @@ pub(super) struct Links {
     known: RwLock<Option<(Arc<RingMap>, Limits)>>,
     leaders: Mutex<BTreeMap<GroupId, NodeId>>,
     failed: Mutex<BTreeMap<NodeId, Instant>>,
+    /// In Byzantine mode, whose requests every node is asked to tell about, and who waits for them.
+    watched: Option<kv::Client>,
+    collectors: Arc<Collectors>,
+    hints: Arc<Hints>,
+}
+
+/// Byzantine mode: who each node says is primary of each group. A hint: whoever is asked in vain, others are asked too.
+#[derive(Debug, Default)]
+struct Hints(Mutex<BTreeMap<GroupId, BTreeMap<NodeId, NodeId>>>);
+
+impl Hints {
+    fn note(&self, node: NodeId, group: GroupId, leader: Option<NodeId>) {
+        let mut hints = self.0.lock().expect("never held while panicking");
+        let of_group = hints.entry(group).or_default();
+        match leader {
+            Some(leader) => of_group.insert(node, leader),
+            None => of_group.remove(&node),
+        };
+    }
+
+    /// The one that most nodes name.
+    fn primary(&self, group: GroupId) -> Option<NodeId> {
+        let hints = self.0.lock().expect("never held while panicking");
+        let named = hints.get(&group)?;
+        let count = |leader: &NodeId| named.values().filter(|other| *other == leader).count();
+        named.values().max_by_key(|leader| (count(leader), std::cmp::Reverse(**leader))).copied()
+    }
 }
 
 /// A node that did not answer is asked last for this long.
@@ -77,11 +107,16 @@ impl Links {
         let is_ipv6 = cluster.nodes.iter().any(|node| node.address.is_ipv6());
         let endpoint = ClientEndpoint::new(is_ipv6)?;
         let open = cluster.nodes.iter().map(|node| (node.id, tokio::sync::Mutex::default())).collect();
+        let signer = cluster.signing.as_ref().map(|signing| ClientSigner::new(&signing.seed()));
+        let known = cluster.ring.clone().map(|ring| (Arc::new(ring), Limits::default()));
         Ok(Self {
             cluster,
             endpoint,
             open,
-            known: RwLock::default(),
+            known: RwLock::new(known),
+            watched: signer.map(|signer| signer.name().0),
+            collectors: Arc::default(),
+            hints: Arc::default(),
             leaders: Mutex::default(),
             failed: Mutex::default(),
         })
@@ -89,6 +124,53 @@ impl Links {
 
     pub(super) fn nodes(&self) -> Vec<NodeId> {
         self.cluster.nodes.iter().map(|node| node.id).collect()
+    }
+
+    /// Who waits for outcomes that come by themselves.
+    pub(super) fn collectors(&self) -> Arc<Collectors> {
+        Arc::clone(&self.collectors)
+    }
+
+    /// Byzantine mode: the node that most nodes name as primary of the group.
+    pub(super) fn primary(&self, group: GroupId) -> Option<NodeId> {
+        self.hints.primary(group)
+    }
+
+    /// Opens connections to all of these nodes that have none; waits only if there is none at all.
+    pub(super) async fn open_all(self: &Arc<Self>, nodes: &[NodeId]) {
+        let mut tasks = tokio::task::JoinSet::new();
+        let is_any_open = nodes.iter().any(|node| self.is_open(*node));
+        for node in nodes.iter().copied().filter(|node| !self.is_open(*node) && !self.was_silent(*node)) {
+            let links = Arc::clone(self);
+            tasks.spawn(async move { links.connect(node, CONNECT_PATIENCE).await.is_ok() });
+        }
+        if is_any_open {
+            tasks.detach_all();
+        }
+        // One connection more than the liars could have: enough to be heard.
+        let mut opened = 0;
+        while let Some(joined) = tasks.join_next().await {
+            opened += usize::from(joined.unwrap_or(false));
+            if opened > nodes.len() / 3 {
+                tasks.detach_all();
+                return;
+            }
+        }
+    }
+
+    fn was_silent(&self, node: NodeId) -> bool {
+        let failed = self.failed.lock().expect("never held while panicking");
+        failed.get(&node).is_some_and(|at| at.elapsed() < AVOID_FOR)
+    }
+
+    /// Sends a request to a node to which there is a connection, and waits for nothing; false if there is none.
+    pub(super) fn cast(&self, node: NodeId, request: &Request) -> bool {
+        let slot = self.open.get(&node).and_then(|slot| slot.try_lock().ok());
+        let Some(open) = slot.and_then(|slot| slot.clone()).filter(|open| !open.link.is_closed()) else {
+            return false;
+        };
+        let id = open.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        open.link.send(wire::encode(&RequestFrame { id, request: request.clone() }))
     }
 
     pub(super) fn ring(&self) -> Option<(Arc<RingMap>, Limits)> {
@@ -158,8 +240,20 @@ impl Links {
             known.get_or_insert((Arc::new(hello.ring), hello.limits));
         }
         let waiting: Waiting = Arc::new(Mutex::new(Some(BTreeMap::new())));
-        tokio::spawn(hand_out(frames, Arc::clone(&waiting)));
+        tokio::spawn(hand_out(
+            node,
+            frames,
+            Arc::clone(&waiting),
+            Arc::clone(&self.collectors),
+            Arc::clone(&self.hints),
+        ));
         let open = Arc::new(Open { link, waiting, last_id: AtomicU64::new(0) });
+        if let Some(client) = self.watched {
+            let id = open.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+            let frame = wire::encode(&RequestFrame { id, request: Request::Watch { client } });
+            // Only a connection that is gone does not take its first frame.
+            let _ = open.link.send(frame);
+        }
         *slot = Some(Arc::clone(&open));
         Ok(open)
     }
@@ -225,11 +319,24 @@ impl Open {
 }
 
 /// Gives each answer to who waits for it; when the connection ends, everybody is told.
-async fn hand_out(mut frames: mpsc::Receiver<Bytes>, waiting: Waiting) {
+async fn hand_out(
+    node: NodeId,
+    mut frames: mpsc::Receiver<Bytes>,
+    waiting: Waiting,
+    collectors: Arc<Collectors>,
+    hints: Arc<Hints>,
+) {
     while let Some(body) = frames.recv().await {
         let Ok(AnswerFrame { id, answer }) = wire::decode::<AnswerFrame>(&body) else {
             break;
         };
+        if let Answer::Outcomes { group, slot, replies } = answer {
+            collectors.take(node, group, slot, replies);
+            continue;
+        }
+        if let Answer::Kept { group, leader } = answer {
+            hints.note(node, group, leader);
+        }
         let mut waiting = waiting.lock().expect("never held while panicking");
         if let Some(sender) = waiting.as_mut().and_then(|waiting| waiting.remove(&id)) {
             // Nobody waits any more: fine.

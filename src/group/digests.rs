@@ -10,7 +10,7 @@ use crate::limits::DIGEST_INTERVAL_SLOTS;
 impl Group {
     /// At certain slots every replica notes its digest and the leader tells its own.
     pub(super) fn share_digest(&mut self, slot: u64) {
-        if !slot.is_multiple_of(DIGEST_INTERVAL_SLOTS) {
+        if !slot.is_multiple_of(DIGEST_INTERVAL_SLOTS) || self.signed.is_some() {
             return;
         }
         let digest = self.machine.applied().digest;
@@ -33,6 +33,7 @@ impl Group {
     pub(super) fn compare_digest(&mut self, slot: u64, digest: [u8; 32]) {
         if slot.saturating_add(8 * DIGEST_INTERVAL_SLOTS) < self.machine.applied().slot
             || self.digests.len() > 16
+            || self.signed.is_some()
         {
             return;
         }

@@ -17,11 +17,20 @@
 use super::message::{Piece, RowHasher};
 use super::snapshot::state_bounds;
 use crate::error::StorageError;
-use crate::kv::{self, Applied};
+use crate::kv::{self, Applied, StateRoot};
 use crate::limits::RECORD_BYTES_MAX;
 use crate::ring::{GroupId, NodeId, RingInterval};
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::Bytes;
+
+impl Proven {
+    fn take(&mut self, rows: &[(Bytes, Bytes)]) {
+        for (raw, record) in rows {
+            self.gathered.change(raw, None, Some(record));
+            self.has_pieces |= raw.first() == Some(&b'c');
+        }
+    }
+}
 
 /// Bytes of rows that are moved in one batch.
 const PAGE_BYTES: usize = 256 << 10;
@@ -44,9 +53,29 @@ pub(super) struct Install {
     hasher: RowHasher,
     applied: Option<Applied>,
     phase: Phase,
+    proven: Option<Proven>,
+}
+
+/// Byzantine mode: what the gathered state must come to, and what it has come to so far.
+#[derive(Debug)]
+struct Proven {
+    slot: u64,
+    root: [u8; 32],
+    gathered: StateRoot,
+    has_pieces: bool,
 }
 
 impl Install {
+    /// Whoever sends is not believed: the state must have this root at this slot.
+    pub(super) fn must_prove(&mut self, slot: u64, root: [u8; 32]) {
+        self.proven = Some(Proven { slot, root, gathered: StateRoot::default(), has_pieces: false });
+    }
+
+    /// Whether the sender gave what cannot be: the transfer is over.
+    pub(super) fn is_refused(&self) -> bool {
+        self.source.is_none() && self.phase == Phase::Gathering
+    }
+
     /// Begins to gather a snapshot. Returns also the writes that clear what an earlier attempt left.
     pub(super) fn begin(
         storage: &dyn Storage,
@@ -71,6 +100,7 @@ impl Install {
             hasher: RowHasher::default(),
             applied: None,
             phase: Phase::Gathering,
+            proven: None,
         };
         Ok((install, writes))
     }
@@ -97,7 +127,16 @@ impl Install {
             }
         };
         let hasher = RowHasher::default();
-        Ok(Some(Self { group, range, source: None, next_index: 0, hasher, applied: Some(applied), phase }))
+        Ok(Some(Self {
+            group,
+            range,
+            source: None,
+            next_index: 0,
+            hasher,
+            applied: Some(applied),
+            phase,
+            proven: None,
+        }))
     }
 
     /// Whether the piece belongs to this transfer.
@@ -137,11 +176,14 @@ impl Install {
         }
         self.hasher.add(&piece.rows);
         self.next_index += 1;
+        if let Some(proven) = &mut self.proven {
+            proven.take(&piece.rows);
+        }
         if let Some((applied, hash)) = piece.end {
-            if hash != self.hasher.finish() {
+            let Some(applied) = self.judge(applied).filter(|_| hash == self.hasher.finish()) else {
                 self.source = None;
                 return None;
-            }
+            };
             self.applied = Some(applied);
         }
         Some(
@@ -161,7 +203,12 @@ impl Install {
         match self.phase {
             Phase::Gathering => {
                 self.phase = Phase::Clearing;
-                Ok(Some(vec![self.mark(1)]))
+                let mut writes = vec![self.mark(1)];
+                if let Some(proven) = &mut self.proven {
+                    // From the mark on the state is the snapshot, and so are the hashes of its parts.
+                    proven.gathered.write_all(self.group, &mut writes);
+                }
+                Ok(Some(writes))
             }
             Phase::Clearing => {
                 for (from, to) in state_bounds(self.group, self.range) {
@@ -188,6 +235,14 @@ impl Install {
             }
             Phase::Done => Ok(None),
         }
+    }
+
+    /// The position of the snapshot, if all that was gathered is what was proved. What is not covered by the root is not
+    /// believed either.
+    fn judge(&self, applied: Applied) -> Option<Applied> {
+        let Some(proven) = &self.proven else { return Some(applied) };
+        let is_proven = applied.slot == proven.slot && proven.gathered.digest(&applied) == proven.root;
+        is_proven.then_some(Applied { has_pieces: proven.has_pieces, ..applied })
     }
 
     fn mark(&self, phase: u8) -> StateWrite {

@@ -31,6 +31,11 @@ pub(super) enum GroupMessage {
         /// Which transfer.
         transfer: u64,
     },
+    /// Byzantine mode: the sender wants a whole state, proved by a checkpoint.
+    WantState {
+        /// At this slot or later.
+        at_least: u64,
+    },
 }
 
 /// Some rows of a snapshot, in the order of their keys.
@@ -44,6 +49,8 @@ pub(super) struct Piece {
     pub(super) rows: Vec<(Bytes, Bytes)>,
     /// In the last piece: what the snapshot is, and the hash over all its rows.
     pub(super) end: Option<(Applied, [u8; 32])>,
+    /// In the first piece, in Byzantine mode: proof of the root of the state at a checkpoint.
+    pub(super) proof: Option<Bytes>,
 }
 
 /// A hash over rows that cannot be cut in two ways.

@@ -11,13 +11,16 @@
 //!
 //! What it does not know: connections, clients, other groups, which keys other groups own.
 
+mod byzantine;
 mod digests;
 mod driver;
 mod install;
 mod message;
 mod requests;
 mod snapshot;
+mod state;
 
+pub use byzantine::{Byzantine, Outcomes};
 pub use requests::Ticket;
 
 use crate::error::StorageError;
@@ -28,11 +31,12 @@ use crate::storage::{CommitId, StateWrite, Storage};
 use bytes::Bytes;
 use driver::Driver;
 use install::Install;
-use message::{GroupMessage, Piece};
+use message::GroupMessage;
 use requests::Requests;
-use snapshot::{Progress, Transfer};
+use snapshot::Transfer;
 use std::collections::{BTreeMap, VecDeque};
 use tetrachord_consensus::paxos::{RecoverError, Replica};
+use tetrachord_consensus::pbft::{self, Unverified};
 use tetrachord_consensus::{
     Decided, Digest, Effect, Engine, EngineStatus, Epoch, Event, GroupConfig, LogBase, Options, Proposal,
     QuorumError, Quorums, ReplicaId, Slot, Ticks, Timestamp,
@@ -58,6 +62,10 @@ pub enum Output {
         /// Its outcome.
         outcome: Outcome,
     },
+    /// Check this away from the event loop, and give the result to [`Group::verified`].
+    Verify(Box<Unverified>),
+    /// Byzantine mode: tell a client what its requests in one slot came to.
+    Outcomes(Outcomes),
     /// Stop the node: going on could break a promise.
     Fatal {
         /// What was found.
@@ -94,6 +102,10 @@ pub enum Outcome {
     LeadershipLost,
     /// This replica has not applied enough for what was asked.
     Behind,
+    /// Byzantine mode: signed requests are kept until they are ordered; the outcome comes by itself.
+    Kept,
+    /// Byzantine mode: signed requests cannot be ordered, now or later.
+    Invalid(&'static str),
 }
 
 /// What a read's answer promises.
@@ -119,6 +131,22 @@ pub enum OpenError {
         /// What is wrong.
         source: RecoverError,
     },
+    /// The records of the vote log make no sense.
+    #[error("group {group}: {source}. This node must not vote; restore it as a new node")]
+    RecoverVotes {
+        /// The group.
+        group: GroupId,
+        /// What is wrong.
+        source: pbft::RecoverError,
+    },
+    /// A key is malformed or weak.
+    #[error("group {group}: a signing key in the genesis record is {source}")]
+    Key {
+        /// The group.
+        group: GroupId,
+        /// What is wrong.
+        source: pbft::sign::KeyError,
+    },
     /// The group's size is impossible.
     #[error("group {group}: {source}")]
     Quorum {
@@ -142,6 +170,8 @@ pub struct Settings {
     pub overlay_bytes_max: usize,
     /// Entry bytes that are kept for lagging replicas.
     pub retain_bytes: usize,
+    /// In Byzantine mode: keys, and how patient replicas are.
+    pub byzantine: Option<Byzantine>,
 }
 
 /// What a write to the tree was for, so that its completion is understood.
@@ -181,6 +211,8 @@ pub struct Group {
     transfers: u64,
     install: Option<Install>,
     digests: BTreeMap<u64, [u8; 32]>,
+    /// In Byzantine mode, what only that mode needs.
+    signed: Option<byzantine::Signed>,
     outputs: Vec<Output>,
 }
 
@@ -204,34 +236,29 @@ impl Group {
             place.nodes.iter().position(|host| *host == node).expect("the node hosts a replica of the group");
         let me = ReplicaId(u8::try_from(index).expect("a group has few replicas"));
         let group = place.id;
-        let n = place.nodes.len();
-        let quorums = match settings.quorums {
-            None => Quorums::majority(n),
-            Some((phase1, phase2)) => Quorums::flexible(n, phase1, phase2, 0),
-        };
-        let config = GroupConfig {
-            epoch: Epoch(1),
-            quorums: quorums.map_err(|source| OpenError::Quorum { group, source })?,
-        };
         let install = Install::resume(storage, group, place.range)?;
         // While a snapshot is being put in place what is stored is neither the old state nor the new one.
         let machine = match &install {
             Some(_) => Machine::empty(group, place.range, settings.limits),
-            None => Machine::load(storage, group, place.range, settings.limits)?,
+            None => load_machine(storage, &place, settings)?,
         };
         let applied = install.as_ref().and_then(Install::applied).unwrap_or(machine.applied());
         let base = base_of(applied);
         let durable_slot = applied.slot;
-        let options = settings.options.clone();
-        let engine = Replica::recover(me, config, options, records, base)
-            .map_err(|source| OpenError::Recover { group, source })?;
+        let (engine, signed): (Box<dyn Engine + Send>, _) = match &settings.byzantine {
+            Some(byzantine) => {
+                let (replica, signed) = byzantine.open(&place, me, records, base)?;
+                (Box::new(replica), Some(signed))
+            }
+            None => (Box::new(open_paxos(&place, me, settings, records, base)?), None),
+        };
         let mut opened = Self {
             place,
             limits: settings.limits,
             overlay_bytes_max: settings.overlay_bytes_max,
             retain_bytes: settings.retain_bytes,
             held_back: None,
-            engine: Box::new(engine),
+            engine,
             driver: Driver::default(),
             machine,
             requests: Requests::default(),
@@ -250,10 +277,12 @@ impl Group {
             transfers: 0,
             install,
             digests: BTreeMap::new(),
+            signed,
             outputs: Vec::new(),
         };
         opened.trim();
         opened.continue_install(storage)?;
+        opened.carry_out(storage)?;
         Ok(opened)
     }
 
@@ -304,8 +333,8 @@ impl Group {
         self.carry_out(storage)?;
         self.release_held_back(storage)?;
         self.tick_transfer(storage)?;
-        let is_due = now.since(self.checkpoint_at) >= CHECKPOINT_MILLIS && self.machine.wants_checkpoint();
-        if is_due && self.transfer.is_none() {
+        let is_due = now.since(self.checkpoint_at) >= CHECKPOINT_MILLIS && self.wants_checkpoint();
+        if is_due {
             self.checkpoint(storage)?;
         }
         Ok(())
@@ -325,6 +354,10 @@ impl Group {
                 self.carry_out(storage)
             }
             GroupMessage::Engine(_) => Ok(()),
+            GroupMessage::WantState { at_least } => {
+                self.on_want_state(replica, at_least);
+                self.start_transfer(storage)
+            }
             GroupMessage::Digest { slot, digest } => {
                 self.compare_digest(slot, digest);
                 Ok(())
@@ -406,8 +439,9 @@ impl Group {
             }
             self.carry_out(storage)?;
         }
+        self.end_turn(storage)?;
         let is_urgent = self.machine.unwritten_bytes() >= self.overlay_bytes_max;
-        if is_urgent && self.machine.wants_checkpoint() && self.transfer.is_none() {
+        if is_urgent && self.wants_checkpoint() {
             self.checkpoint(storage)?;
         }
         Ok(())
@@ -493,7 +527,7 @@ impl Group {
     /// Begins a checkpoint now, if there is something to write and nothing forbids it.
     pub fn hasten_checkpoint(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         self.wanted_slot = self.machine.applied().slot;
-        if self.machine.wants_checkpoint() && self.transfer.is_none() && !self.is_installing() {
+        if self.wants_checkpoint() && !self.is_installing() {
             self.checkpoint(storage)?;
         }
         Ok(())
@@ -565,6 +599,7 @@ impl Group {
                         self.send_engine(to, message);
                     }
                 }
+                Effect::Apply(decided) if self.signed.is_some() => self.hold_apply(decided),
                 Effect::Apply(decided) => self.apply(storage, decided)?,
                 Effect::ReadReady { id, slot } => {
                     assert!(
@@ -583,14 +618,14 @@ impl Group {
                 Effect::SendSnapshot { to } => self.want_snapshot(to),
                 Effect::LeaderChanged { leader } => self.on_leader_changed(leader),
                 Effect::EpochEnded { .. } => {}
-                Effect::Verify(_)
-                | Effect::SubmitRefused { .. }
-                | Effect::Checkpoint { .. }
-                | Effect::FetchState { .. } => unreachable!("only Byzantine mode asks for it"),
+                Effect::Verify(job) => self.outputs.push(Output::Verify(job)),
+                Effect::Submitted { id, result } => self.on_submitted(id, result),
+                Effect::Checkpoint { slot } => self.hold_root(slot),
+                Effect::FetchState { from, at_least } => self.fetch_state(from, at_least),
                 Effect::Fatal { reason } => self.outputs.push(Output::Fatal { reason }),
             }
         }
-        Ok(())
+        self.apply_held(storage)
     }
 
     fn apply(&mut self, storage: &dyn Storage, decided: Decided) -> Result<(), StorageError> {
@@ -615,6 +650,11 @@ impl Group {
         }
         self.share_digest(slot.0);
         Ok(())
+    }
+
+    /// Whether the tree should be brought up to date as soon as there is time. In Byzantine mode checkpoints decide when.
+    fn wants_checkpoint(&self) -> bool {
+        self.signed.is_none() && self.machine.wants_checkpoint() && self.transfer.is_none()
     }
 
     fn serve(
@@ -652,161 +692,6 @@ impl Group {
         }
     }
 
-    fn checkpoint(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        let slot = self.machine.applied().slot;
-        let writes = self.machine.begin_checkpoint(storage)?;
-        self.checkpoint_at = self.now;
-        self.writes.push_back((writes, Some(Purpose::Checkpoint { slot })));
-        Ok(())
-    }
-
-    fn on_written(&mut self, storage: &dyn Storage, purpose: Purpose) -> Result<(), StorageError> {
-        match purpose {
-            Purpose::Checkpoint { slot } => {
-                self.machine.end_checkpoint();
-                self.durable_slot = slot;
-                self.trim();
-                self.start_transfer(storage)
-            }
-            Purpose::Gathered { from, transfer, index } => {
-                let body = encode(&GroupMessage::PieceStored { transfer, index });
-                self.outputs.push(Output::Send { to: from, is_bulk: true, body });
-                Ok(())
-            }
-            Purpose::Installing => self.continue_install(storage),
-        }
-    }
-
-    fn tick_transfer(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        let Some(transfer) = self.transfer.as_mut() else {
-            return self.start_transfer(storage);
-        };
-        let (progress, mut messages) = transfer.check(self.now, self.machine.unwritten_bytes());
-        let to = transfer.to;
-        if progress == Progress::UnderWay {
-            messages.extend(transfer.next_pieces(storage, self.now)?);
-        } else {
-            self.end_transfer(storage, to)?;
-        }
-        let to = self.node_of(to);
-        self.outputs.extend(messages.into_iter().map(|body| Output::Send { to, is_bulk: true, body }));
-        Ok(())
-    }
-
-    /// Well or not: the receiver's next answer tells what it needs now.
-    fn end_transfer(&mut self, storage: &dyn Storage, to: ReplicaId) -> Result<(), StorageError> {
-        self.transfer = None;
-        self.engine.step(Event::SnapshotEnded { to });
-        self.carry_out(storage)
-    }
-
-    /// A transfer that waits or runs already will do; its end is reported once.
-    fn want_snapshot(&mut self, to: ReplicaId) {
-        let is_running = self.transfer.as_ref().is_some_and(|transfer| transfer.to == to);
-        if !is_running && !self.snapshots_wanted.contains(&to) {
-            self.snapshots_wanted.push_back(to);
-        }
-    }
-
-    /// Starts the next transfer that was asked for, from the tree as it is, as soon as nothing is being written to it.
-    /// What was applied since is in the log.
-    fn start_transfer(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        if self.transfer.is_some() || self.snapshots_wanted.is_empty() || self.is_installing() {
-            return Ok(());
-        }
-        if self.durable_slot == 0 || !self.written.is_empty() || !self.writes.is_empty() {
-            return Ok(());
-        }
-        let to = self.snapshots_wanted.pop_front().expect("one was wanted");
-        let applied = kv::load_applied(storage, self.place.id)?;
-        assert_eq!(applied.slot, self.durable_slot, "the tree holds the last checkpoint");
-        self.transfers += 1;
-        let id = (applied.slot << 16) | (self.transfers & 0xffff);
-        let bounds = snapshot::state_bounds(self.place.id, self.place.range);
-        self.transfer = Some(Transfer::new(to, id, applied, bounds, self.now));
-        self.tick_transfer(storage)
-    }
-
-    fn on_piece(&mut self, storage: &dyn Storage, from: NodeId, piece: Piece) -> Result<(), StorageError> {
-        if self.is_installing() {
-            return Ok(());
-        }
-        let transfer = piece.transfer;
-        let is_known = self.install.as_ref().is_some_and(|install| install.is_from(from, transfer));
-        if !is_known {
-            let is_quiet = self.writes.is_empty() && self.written.is_empty();
-            if !is_quiet {
-                return Ok(());
-            }
-            if piece.index != 0 {
-                let body = encode(&GroupMessage::PieceUnknown { transfer });
-                self.outputs.push(Output::Send { to: from, is_bulk: true, body });
-                return Ok(());
-            }
-            let (install, clearing) =
-                Install::begin(storage, self.place.id, self.place.range, from, transfer)?;
-            self.install = Some(install);
-            self.writes.extend(clearing.into_iter().map(|writes| (writes, None)));
-        }
-        let index = piece.index;
-        let install = self.install.as_mut().expect("it was just begun");
-        if install.has_taken(index) {
-            self.acknowledge_again(from, transfer, index);
-            return Ok(());
-        }
-        if let Some(writes) = install.gather(piece) {
-            self.writes.push_back((writes, Some(Purpose::Gathered { from, transfer, index })));
-        }
-        Ok(())
-    }
-
-    /// A piece came again: its acknowledgement was lost, unless it is not durable yet.
-    fn acknowledge_again(&mut self, from: NodeId, transfer: u64, index: u64) {
-        let this = Purpose::Gathered { from, transfer, index };
-        let is_waiting = self.writes.iter().any(|(_, purpose)| *purpose == Some(this))
-            || self.written.iter().any(|(_, purpose)| *purpose == this);
-        if !is_waiting {
-            let body = encode(&GroupMessage::PieceStored { transfer, index });
-            self.outputs.push(Output::Send { to: from, is_bulk: true, body });
-        }
-    }
-
-    /// Switches to a snapshot when all of it is durable and nothing else is being written. One that is not ahead of
-    /// this replica is dropped; so is any if it leads: a leader has adopted everything decided.
-    fn switch_if_gathered(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        let Some(install) = self.install.as_ref().filter(|install| !install.has_switched()) else {
-            return Ok(());
-        };
-        let Some(slot) = install.applied().map(|applied| applied.slot) else { return Ok(()) };
-        if !self.written.is_empty() || !self.writes.is_empty() {
-            return Ok(());
-        }
-        if slot <= self.machine.applied().slot || self.engine.is_leader() {
-            self.install = None;
-            return Ok(());
-        }
-        self.abandon_requests();
-        self.continue_install(storage)
-    }
-
-    fn continue_install(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        let Some(install) = self.install.as_mut() else {
-            return Ok(());
-        };
-        if let Some(writes) = install.next_batch(storage)? {
-            self.writes.push_back((writes, Some(Purpose::Installing)));
-            return Ok(());
-        }
-        let applied = install.applied().expect("only a whole snapshot is installed").clone();
-        self.install = None;
-        self.machine = Machine::load(storage, self.place.id, self.place.range, self.limits)?;
-        assert_eq!(self.machine.applied(), &applied, "the snapshot is in place");
-        self.durable_slot = applied.slot;
-        self.digests.clear();
-        self.engine.step(Event::SnapshotInstalled { base: base_of(&applied) });
-        self.carry_out(storage)
-    }
-
     /// The broken variant that keeps sessions in memory only.
     #[cfg(test)]
     pub(crate) fn forget_sessions(&mut self) {
@@ -821,6 +706,33 @@ pub(crate) fn engine_message(body: &[u8]) -> Option<Bytes> {
         GroupMessage::Engine(message) => Some(message),
         _ => None,
     }
+}
+
+fn load_machine(
+    storage: &dyn Storage,
+    place: &GroupPlace,
+    settings: &Settings,
+) -> Result<Machine, StorageError> {
+    let machine = Machine::load(storage, place.id, place.range, settings.limits)?;
+    if settings.byzantine.is_some() { machine.with_root(storage) } else { Ok(machine) }
+}
+
+fn open_paxos(
+    place: &GroupPlace,
+    me: ReplicaId,
+    settings: &Settings,
+    records: &[Bytes],
+    base: LogBase,
+) -> Result<Replica, OpenError> {
+    let (group, n) = (place.id, place.nodes.len());
+    let quorums = match settings.quorums {
+        None => Quorums::majority(n),
+        Some((phase1, phase2)) => Quorums::flexible(n, phase1, phase2, 0),
+    };
+    let quorums = quorums.map_err(|source| OpenError::Quorum { group, source })?;
+    let config = GroupConfig { epoch: Epoch(1), quorums };
+    Replica::recover(me, config, settings.options.clone(), records, base)
+        .map_err(|source| OpenError::Recover { group, source })
 }
 
 fn base_of(applied: &kv::Applied) -> LogBase {

@@ -33,6 +33,7 @@ pub(super) struct Transfer {
     next_index: u64,
     is_read: bool,
     unstored: VecDeque<(u64, Bytes)>,
+    proof: Option<Bytes>,
     progress_at: Ticks,
     sent_at: Ticks,
 }
@@ -58,6 +59,7 @@ impl Transfer {
         id: u64,
         applied: Applied,
         bounds: Vec<(Bytes, Bytes)>,
+        proof: Option<Bytes>,
         now: Ticks,
     ) -> Self {
         Self {
@@ -69,6 +71,7 @@ impl Transfer {
             next_index: 0,
             is_read: false,
             unstored: VecDeque::new(),
+            proof,
             progress_at: now,
             sent_at: now,
         }
@@ -90,7 +93,8 @@ impl Transfer {
             let rows = self.read_rows(storage)?;
             self.hasher.add(&rows);
             let end = self.is_read.then(|| (self.applied.clone(), self.hasher.finish()));
-            let piece = Piece { transfer: self.id, index: self.next_index, rows, end };
+            let proof = self.proof.take();
+            let piece = Piece { transfer: self.id, index: self.next_index, rows, end, proof };
             let message = super::encode(&GroupMessage::Piece(piece));
             self.unstored.push_back((self.next_index, message.clone()));
             self.next_index += 1;

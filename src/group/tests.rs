@@ -1,5 +1,6 @@
 //! A group alone, over a store that a crash left in the middle of something.
 
+use super::message::Piece;
 use super::*;
 use crate::kv::Applied;
 use crate::ring::{Position, RingInterval};
@@ -20,6 +21,8 @@ fn settings() -> Settings {
         options: Options::default(),
         overlay_bytes_max: 1 << 20,
         retain_bytes: 1 << 20,
+
+        byzantine: None,
     }
 }
 
@@ -70,7 +73,7 @@ fn a_last_piece_with_a_foreign_row_makes_no_snapshot() {
         let mut hasher = message::RowHasher::default();
         hasher.add(&rows);
         let applied = Applied { slot: 7, ..Applied::default() };
-        Piece { transfer: 1, index: 0, rows, end: Some((applied, hasher.finish())) }
+        Piece { transfer: 1, index: 0, rows, end: Some((applied, hasher.finish())), proof: None }
     };
     let mut good = begin();
     assert!(good.gather(piece(keys::data(Position(1), b"k"))).is_some());

@@ -137,6 +137,11 @@ pub enum Reply {
     },
     /// Nothing was changed.
     Failed(Failure),
+    /// Byzantine mode: a key was read, in order with all changes.
+    Value {
+        /// Version and value, if the key exists.
+        found: Option<(u64, Bytes)>,
+    },
 }
 
 /// Why a command changed nothing. It surely did not, in this group, under this request number.
@@ -190,6 +195,29 @@ pub enum Failure {
         /// The limit.
         max: u64,
     },
+    /// Byzantine mode: the request was ordered after the time that its client had set.
+    #[error(
+        "the request was ordered too late: it was good until {not_after}, the log's time was {time} (microseconds)"
+    )]
+    TooLate {
+        /// Until when it was good.
+        not_after: u64,
+        /// The log's time.
+        time: u64,
+    },
+    /// Byzantine mode: the request would be good for longer than is allowed, or the clocks differ.
+    #[error(
+        "the request would be good until {not_after}, too long after the log's time {time} (microseconds)"
+    )]
+    TooEarly {
+        /// Until when it would be good.
+        not_after: u64,
+        /// The log's time.
+        time: u64,
+    },
+    /// Byzantine mode: what was signed is not an operation, or exceeds the limits.
+    #[error("what was signed is not an operation, or exceeds the limits of this cluster")]
+    Malformed,
 }
 
 impl Failure {

@@ -13,23 +13,29 @@
 //! What is not here: who asks, and whether the answer is still wanted (`group`); transactions.
 
 pub mod command;
+mod lattice;
 mod overlay;
 mod record;
 mod sessions;
+mod signed;
+mod state_root;
 
 pub use command::{
     Batch, Command, CommandError, Expect, Failure, Reply, RequestId, SessionId, Write, check_key,
 };
 pub use record::Versioned;
+pub use signed::{Client, Operation, SignedRequest};
+pub use state_root::StateRoot;
 
 use crate::error::StorageError;
 use crate::limits::Limits;
 use crate::ring::{GroupId, Position, RingInterval};
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::Bytes;
-use overlay::{Cache, Overlay, PlacedKey};
+use overlay::{Cache, Overlay, Pending, PlacedKey};
 use serde::{Deserialize, Serialize};
 use sessions::{Lookup, Sessions};
+use std::collections::VecDeque;
 
 /// How far a group's state has come. Stored in the same batch as the state itself, and nowhere else.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,10 +80,18 @@ pub struct Machine {
     applied: Applied,
     sessions: Sessions,
     fresh: Overlay,
-    frozen: Option<Overlay>,
+    /// Checkpoints that are being written, the oldest first.
+    frozen: VecDeque<Overlay>,
+    /// The rows of all of them but the oldest's, which may be read from the tree too soon.
+    pending: Pending,
     cache: Cache,
     is_dirty: bool,
+    /// In Byzantine mode, what a checkpoint's root is made of.
+    root: Option<StateRoot>,
 }
+
+/// Checkpoints that may be on their way to the tree at a time.
+const CHECKPOINTS_MAX: usize = 4;
 
 /// Clean records that one group keeps in memory, in bytes.
 const CACHE_BYTES: usize = 4 << 20;
@@ -105,10 +119,24 @@ impl Machine {
             applied: Applied::default(),
             sessions: Sessions::default(),
             fresh: Overlay::default(),
-            frozen: None,
+            frozen: VecDeque::new(),
+            pending: Pending::default(),
             cache: Cache::new(CACHE_BYTES),
             is_dirty: false,
+            root: None,
         }
+    }
+
+    /// The same state, with a root that is kept from now on; in Byzantine mode from the first slot.
+    pub fn with_root(self, storage: &dyn Storage) -> Result<Self, StorageError> {
+        let root = StateRoot::load(storage, self.group)?;
+        Ok(Self { root: Some(root), ..self })
+    }
+
+    /// The root of the state that was last frozen for a checkpoint, if nothing was applied since.
+    #[must_use]
+    pub fn state_root(&self) -> Option<[u8; 32]> {
+        self.root.as_ref().filter(|_| !self.is_dirty).map(|root| root.digest(&self.applied))
     }
 
     /// How far the state has come.
@@ -137,18 +165,9 @@ impl Machine {
         storage: &dyn Storage,
         slot: Slot,
     ) -> Result<Vec<(RequestId, Reply)>, StorageError> {
-        assert_eq!(slot.slot, self.applied.slot + 1, "slots are applied without a gap");
-        assert!(!self.applied.sealed, "nothing is applied after the end of the epoch");
-        self.applied.slot = slot.slot;
-        self.applied.chain = slot.chain;
-        self.applied.sealed = slot.sealed;
-        self.applied.time = self.applied.time.max(slot.time);
-        self.is_dirty = true;
-        self.sessions.expire(self.applied.time);
+        let mut hasher = self.begin_slot(&slot);
         // Bytes that are no batch mean the same to every replica: nothing.
         let commands = slot.batch.and_then(Batch::split).unwrap_or_default();
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.applied.digest).update(&slot.slot.to_be_bytes());
         let mut replies = Vec::with_capacity(commands.len());
         for (index, bytes) in commands.into_iter().enumerate() {
             let Ok(command) = Command::decode(&bytes) else {
@@ -158,8 +177,27 @@ impl Machine {
             hasher.update(&postcard::to_stdvec(&reply).expect("writing to memory cannot fail"));
             replies.push((command.request(), reply));
         }
-        self.applied.digest = *hasher.finalize().as_bytes();
+        self.end_slot(&hasher);
         Ok(replies)
+    }
+
+    /// Moves to the next slot and its time; returns the hasher that gathers its answers.
+    fn begin_slot(&mut self, slot: &Slot) -> blake3::Hasher {
+        assert_eq!(slot.slot, self.applied.slot + 1, "slots are applied without a gap");
+        assert!(!self.applied.sealed, "nothing is applied after the end of the epoch");
+        self.applied.slot = slot.slot;
+        self.applied.chain = slot.chain;
+        self.applied.sealed = slot.sealed;
+        self.applied.time = self.applied.time.max(slot.time);
+        self.is_dirty = true;
+        self.sessions.expire(self.applied.time);
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.applied.digest).update(&slot.slot.to_be_bytes());
+        hasher
+    }
+
+    fn end_slot(&mut self, hasher: &blake3::Hasher) {
+        self.applied.digest = *hasher.finalize().as_bytes();
     }
 
     fn apply_command(
@@ -294,7 +332,8 @@ impl Machine {
     }
 
     fn find(&mut self, storage: &dyn Storage, placed: &PlacedKey) -> Result<Option<Versioned>, StorageError> {
-        let written = self.fresh.get(placed).or_else(|| self.frozen.as_ref()?.get(placed));
+        let frozen = || self.frozen.iter().rev().find_map(|overlay| overlay.get(placed));
+        let written = self.fresh.get(placed).or_else(frozen);
         if let Some(known) = written {
             return Ok(known.clone());
         }
@@ -330,10 +369,16 @@ impl Machine {
         SessionId(u128::from_be_bytes(id))
     }
 
+    /// Whether another checkpoint may begin although earlier ones are being written.
+    #[must_use]
+    pub fn has_room_to_freeze(&self) -> bool {
+        self.frozen.len() < CHECKPOINTS_MAX
+    }
+
     /// Whether something was applied that the tree does not hold, and nothing is being written just now.
     #[must_use]
     pub fn wants_checkpoint(&self) -> bool {
-        self.is_dirty && self.frozen.is_none()
+        self.is_dirty && self.frozen.is_empty()
     }
 
     /// Bytes written since the last checkpoint.
@@ -344,7 +389,9 @@ impl Machine {
 
     /// Freezes what was written and returns it as one atomic batch that brings the tree to the applied slot.
     pub fn begin_checkpoint(&mut self, storage: &dyn Storage) -> Result<Vec<StateWrite>, StorageError> {
-        assert!(self.frozen.is_none(), "one checkpoint at a time");
+        assert!(self.frozen.len() < CHECKPOINTS_MAX, "few checkpoints at a time");
+        let pending = std::mem::take(&mut self.pending);
+        let storage = &pending.over(storage);
         let frozen = std::mem::take(&mut self.fresh);
         let mut writes = Vec::new();
         for ((position, key), known) in frozen.iter() {
@@ -361,18 +408,33 @@ impl Machine {
             }
         }
         self.sessions.take_writes(self.group, &mut writes);
+        if let Some(root) = &mut self.root {
+            // The tree holds what the last checkpoint wrote: nothing else is between it and these rows.
+            for (raw, record) in &writes {
+                let old = storage.get(raw)?;
+                root.change(raw, old.as_ref(), record.as_ref());
+            }
+            root.take_writes(self.group, &mut writes);
+        }
         writes.push(applied_write(self.group, &self.applied));
         assert!(frozen.is_empty() || writes.len() > 1, "what was written is in the batch");
-        self.frozen = Some(frozen);
+        self.frozen.push_back(frozen);
+        self.pending = pending;
+        if self.root.is_some() {
+            self.pending.add(&writes);
+        }
         self.is_dirty = false;
         Ok(writes)
     }
 
     /// The batch is durable: the tree holds it now.
     pub fn end_checkpoint(&mut self) {
-        let written = self.frozen.take().expect("a checkpoint was begun");
+        let written = self.frozen.pop_front().expect("a checkpoint was begun");
         self.cache.absorb(written);
-        assert!(self.frozen.is_none(), "the tree holds what was frozen");
+        if self.root.is_some() {
+            self.pending.written();
+        }
+        assert!(!self.frozen.is_empty() || self.pending.is_empty(), "the tree holds what was frozen");
     }
 
     /// Forgets all sessions: the broken variant that keeps them in memory only.

@@ -4,7 +4,9 @@
 //! them to the storage; until they are durable they stay here and mask the tree, while new writes gather beside them.
 
 use super::record::Versioned;
+use crate::error::StorageError;
 use crate::ring::Position;
+use crate::storage::{Commit, StateWrite, Storage};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -94,6 +96,66 @@ impl Cache {
         for (key, known) in written.into_entries() {
             self.put(key, known);
         }
+    }
+}
+
+/// Rows of checkpoints that are being written: what the tree will hold.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    rows: BTreeMap<Bytes, (u64, Option<Bytes>)>,
+    last: u64,
+    written: u64,
+}
+
+impl Pending {
+    /// A checkpoint begins to be written.
+    pub(super) fn add(&mut self, writes: &[StateWrite]) {
+        self.last += 1;
+        self.rows.extend(writes.iter().map(|(raw, record)| (raw.clone(), (self.last, record.clone()))));
+    }
+
+    /// The oldest checkpoint is in the tree.
+    pub(super) fn written(&mut self) {
+        self.written += 1;
+        assert!(self.written <= self.last, "only what was begun is written");
+        let written = self.written;
+        self.rows.retain(|_, (checkpoint, _)| *checkpoint > written);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The tree as it will be.
+    pub(super) fn over<'a>(&'a self, storage: &'a dyn Storage) -> AsWritten<'a> {
+        AsWritten { pending: self, storage }
+    }
+}
+
+/// A store whose rows are those that are being written to it. For single rows only.
+pub(super) struct AsWritten<'a> {
+    pending: &'a Pending,
+    storage: &'a dyn Storage,
+}
+
+impl Storage for AsWritten<'_> {
+    fn submit(&mut self, _: Commit) {
+        unreachable!("it is only read")
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        match self.pending.rows.get(key) {
+            Some((_, record)) => Ok(record.clone()),
+            None => self.storage.get(key),
+        }
+    }
+
+    fn scan(&self, _: &[u8], _: &[u8], _: usize) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
+        unreachable!("single rows are read")
+    }
+
+    fn log_bytes(&self) -> u64 {
+        self.storage.log_bytes()
     }
 }
 

@@ -21,6 +21,8 @@ struct Session {
     active: u64,
     ack_below: u64,
     outcomes: BTreeMap<u64, (u64, Reply)>,
+    /// In Byzantine mode, the client whose session it is.
+    owner: Option<[u8; 32]>,
 }
 
 /// All sessions of a group.
@@ -52,11 +54,25 @@ const PIECE_BYTES: usize = RECORD_BYTES_MAX - 64;
 impl Sessions {
     /// Opens a session, or finds the one that was opened with this name before.
     pub(super) fn open(&mut self, id: SessionId, time: u64) -> Reply {
+        self.open_owned(id, None, time)
+    }
+
+    /// The same, for one client alone. The name follows from the client, so nobody else's session has it.
+    pub(super) fn open_for(&mut self, id: SessionId, owner: [u8; 32], time: u64) -> Reply {
+        self.open_owned(id, Some(owner), time)
+    }
+
+    /// Whose session it is; none if it is unknown or belongs to nobody.
+    pub(super) fn owner(&self, id: SessionId) -> Option<[u8; 32]> {
+        self.by_id.get(&id)?.owner
+    }
+
+    fn open_owned(&mut self, id: SessionId, owner: Option<[u8; 32]>, time: u64) -> Reply {
         if !self.by_id.contains_key(&id) {
             if self.by_id.len() >= SESSIONS_MAX {
                 return Reply::Failed(Failure::TooManySessions { max: SESSIONS_MAX as u64 });
             }
-            self.by_id.insert(id, Session { active: time, ack_below: 1, outcomes: BTreeMap::new() });
+            self.by_id.insert(id, Session { active: time, ack_below: 1, outcomes: BTreeMap::new(), owner });
             self.by_activity.insert((time, id));
             self.dirty.insert(id);
         }

@@ -12,9 +12,9 @@
 //! * every request that was let in is answered, or its connection is gone.
 
 use crate::error::StorageError;
-use crate::gateway::{self, ConnectionId, Gateway, Origin};
-use crate::group::{Freshness, Group, OpenError, Outcome, Output, Settings, Ticket};
-use crate::kv::Command;
+use crate::gateway::{self, ConnectionId, Gateway, Origin, Watchers};
+use crate::group::{Freshness, Group, OpenError, Outcome, Outcomes, Output, Settings, Ticket};
+use crate::kv::{self, Command};
 use crate::ring::{GroupId, NodeId, RingMap};
 use crate::router;
 use crate::storage::{Commit, CommitId, Recovery, Storage};
@@ -24,6 +24,7 @@ use crate::wire::{
 };
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
+use tetrachord_consensus::pbft::{Rejected, Unverified, Verified, Verifier};
 use tetrachord_consensus::{Ticks, Timestamp};
 
 /// Something that happened to the node.
@@ -70,6 +71,13 @@ pub enum NodeEvent {
     Process(ProcessStats, Room),
     /// The node is about to be stopped: give leaderships away.
     HandOver,
+    /// A check that was asked for by [`NodeEffect::Verify`] is done.
+    Verified {
+        /// The group.
+        group: GroupId,
+        /// Whether it held.
+        result: Result<Verified, Rejected>,
+    },
 }
 
 /// Whether the disk has room.
@@ -122,6 +130,13 @@ pub enum NodeEffect {
         /// What was wrong.
         reason: String,
     },
+    /// Check this with the group's verifier ([`NodeCore::verifiers`]), not on this thread.
+    Verify {
+        /// The group.
+        group: GroupId,
+        /// What to check.
+        job: Box<Unverified>,
+    },
     /// Stop the process.
     Stop {
         /// Why.
@@ -165,6 +180,7 @@ pub struct NodeCore {
     storage: Box<dyn Storage + Send>,
     groups: BTreeMap<GroupId, Group>,
     gateway: Gateway,
+    watchers: Watchers,
     forwards: BTreeMap<u64, Forward>,
     leaders: BTreeMap<GroupId, Option<NodeId>>,
     last_forward: u64,
@@ -230,6 +246,7 @@ impl NodeCore {
             storage,
             groups,
             gateway: Gateway::default(),
+            watchers: Watchers::default(),
             forwards: BTreeMap::new(),
             leaders: BTreeMap::new(),
             // Never the number of an earlier life: an answer to that one may still be on its way.
@@ -265,7 +282,15 @@ impl NodeCore {
                 self.give_up_forwards(|forward| forward.to == node);
             }
             NodeEvent::Client { connection, body } => self.on_client(connection, &body)?,
-            NodeEvent::ClientGone { connection } => drop(self.gateway.close(connection)),
+            NodeEvent::ClientGone { connection } => {
+                self.gateway.close(connection);
+                self.watchers.close(connection);
+            }
+            NodeEvent::Verified { group, result } => {
+                if let Some(group) = self.groups.get_mut(&group) {
+                    group.verified(self.storage.as_ref(), result)?;
+                }
+            }
             NodeEvent::Durable(commit) => self.on_durable(commit)?,
             NodeEvent::Written(commit) => {
                 for group in self.groups.values_mut() {
@@ -415,6 +440,17 @@ impl NodeCore {
             self.finish(ticket, Answer::Status(status));
             return Ok(());
         }
+        let is_signed = matches!(request, Request::Submit { .. } | Request::Watch { .. });
+        if is_signed != self.settings.group.byzantine.is_some() {
+            let (now, then) = if is_signed { ("crash", "signed") } else { ("Byzantine", "unsigned") };
+            let error = format!("this cluster runs in {now} mode, which takes no {then} requests");
+            self.finish(ticket, Answer::Refused { error });
+            return Ok(());
+        }
+        if let Request::Watch { client } = request {
+            self.watch(ticket, origin, client);
+            return Ok(());
+        }
         let Some(owner) = router::group_of(&self.settings.ring, &request, command.as_ref()) else {
             self.finish(
                 ticket,
@@ -423,6 +459,15 @@ impl NodeCore {
             return Ok(());
         };
         self.route(ticket, origin, owner, request, command)
+    }
+
+    fn watch(&mut self, ticket: Ticket, origin: Origin, client: kv::Client) {
+        let is_told = match origin {
+            Origin::Client { connection, .. } => self.watchers.watch(connection, client),
+            Origin::Peer { .. } => false,
+        };
+        let error = "a connection may watch few clients, and only its own node".to_string();
+        self.finish(ticket, if is_told { Answer::Watching } else { Answer::Refused { error } });
     }
 
     /// Serves here what can be served here; passes a client's request on to the node that leads, once.
@@ -439,7 +484,10 @@ impl NodeCore {
         let is_local_read =
             matches!(&request, Request::Get { consistency, .. } if *consistency != Consistency::Linearizable);
         let is_client = matches!(origin, Origin::Client { .. });
+        // Signed requests are kept by every replica that they are brought to; the primary is not trusted to.
+        let is_signed = matches!(request, Request::Submit { .. });
         match leader {
+            Some(_) if is_signed => self.serve(ticket, owner, request, command),
             Some(Some(node)) if node == me || is_local_read || !is_client => {
                 self.serve(ticket, owner, request, command)
             }
@@ -474,7 +522,8 @@ impl NodeCore {
         request: Request,
         command: Option<Command>,
     ) -> Result<(), StorageError> {
-        if let (Room::Short { reserve_bytes }, Some(_)) = (self.room, &command) {
+        let is_write = command.is_some() || matches!(request, Request::Submit { .. });
+        if let (Room::Short { reserve_bytes }, true) = (self.room, is_write) {
             let reason = format!(
                 "the disk of {} is almost full: less than {} MiB are free. Reads go on; writes do when there is space \
                  on the file system of its data directory",
@@ -501,7 +550,8 @@ impl NodeCore {
             (Request::Get { key, consistency: Consistency::Eventual }, _) => {
                 group.read_applied(storage, ticket, &key, 0)
             }
-            (Request::Command { .. }, None) | (Request::Status, _) => {
+            (Request::Submit { bundle, .. }, _) => group.submit(storage, ticket, bundle),
+            (Request::Command { .. }, None) | (Request::Status | Request::Watch { .. }, _) => {
                 unreachable!("checked where it entered")
             }
         }
@@ -600,10 +650,29 @@ impl NodeCore {
                         let answer = self.answer_of(name, outcome);
                         self.finish(ticket, answer);
                     }
+                    Output::Verify(job) => self.effects.push(NodeEffect::Verify { group: name, job }),
+                    Output::Outcomes(outcomes) => self.tell_watchers(name, outcomes),
                     Output::Fatal { reason } => self.effects.push(NodeEffect::Stop { reason }),
                 }
             }
         }
+    }
+
+    fn tell_watchers(&mut self, group: GroupId, outcomes: Outcomes) {
+        let Outcomes { client, slot, replies } = outcomes;
+        let mut watching = self.watchers.of(&client).peekable();
+        if watching.peek().is_some() {
+            let answer = Answer::Outcomes { group, slot, replies };
+            let frame = wire::encode(&AnswerFrame { id: 0, answer });
+            let answers = watching.map(|connection| NodeEffect::Answer { connection, frame: frame.clone() });
+            self.effects.extend(answers);
+        }
+    }
+
+    /// What checks the messages of each group, in Byzantine mode.
+    #[must_use]
+    pub fn verifiers(&self) -> BTreeMap<GroupId, Verifier> {
+        self.groups.iter().filter_map(|(name, group)| Some((*name, group.verifier()?))).collect()
     }
 
     fn answer_of(&self, group: GroupId, outcome: Outcome) -> Answer {
@@ -626,6 +695,8 @@ impl NodeCore {
             Outcome::Busy => retry(RetryReason::Busy, false),
             Outcome::LeadershipLost => retry(RetryReason::LeadershipLost, true),
             Outcome::Behind => retry(RetryReason::Behind, false),
+            Outcome::Kept => Answer::Kept { group, leader },
+            Outcome::Invalid(reason) => Answer::Refused { error: reason.to_string() },
         }
     }
 
@@ -685,5 +756,7 @@ fn group_status(name: GroupId, group: &Group) -> GroupStatus {
         sessions: group.machine().sessions() as u64,
         digest: applied.digest[..8].iter().map(|byte| format!("{byte:02x}")).collect(),
         is_installing: group.is_installing(),
+        stable: engine.stable.0,
+        suspects: group.suspects(),
     }
 }

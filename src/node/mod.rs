@@ -1,6 +1,7 @@
 //! One node: a pure core that decides, and a shell that acts.
 
 pub mod core;
+mod pool;
 pub mod run;
 
 #[cfg(test)]

@@ -5,15 +5,19 @@
 //! is taken as a whole in the next one.
 
 use super::core::{Class, NodeCore, NodeEffect, NodeEvent, NodeSettings, Room};
-use crate::config::NodeConfig;
-use crate::group::Settings;
+use super::pool::{Pool, Verdict};
+use crate::config::{Mode, NodeConfig, cluster_digest};
+use crate::group::{Byzantine, Settings};
 use crate::limits::OVERLAY_BYTES_MAX;
+use crate::ring::GroupId;
 use crate::storage::disk::{DiskOptions, DiskStorage, Report};
-use crate::transport::{Inbound, PeerAddress, Transport, TransportSettings};
+use crate::transport::{Inbound, PeerAddress, PublicKey, Transport, TransportSettings};
 use crate::wire::{self, Hello, ProcessStats};
 use anyhow::Context;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tetrachord_consensus::pbft::Verifier;
 use tetrachord_consensus::{Options, Ticks, Timestamp};
 use tokio::sync::mpsc;
 
@@ -29,6 +33,9 @@ const SEGMENT_BYTES_MAX: u64 = 8 << 20;
 
 /// What the process uses is measured every so many ticks.
 const PROCESS_TICKS: u64 = 50;
+
+/// Threads that check signatures, at most.
+const POOL_THREADS_MAX: usize = 4;
 
 /// After a hand-over of leaderships is asked for, the node stays this long.
 const HAND_OVER: Duration = Duration::from_millis(300);
@@ -46,6 +53,10 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
         .with_context(|| format!("{} cannot use {}", config.node, config.data_dir.display()))?;
     let incarnation = recovery.incarnation;
     let core = NodeCore::open(node_settings(&config, incarnation), Box::new(storage), recovery)?;
+    let (verdicts, judged) = mpsc::unbounded_channel();
+    let verifiers = core.verifiers();
+    let pool =
+        Pool::start(pool_threads(&verifiers), &verifiers, move |verdict| drop(verdicts.send(verdict)))?;
     let (inbound, inbox) = mpsc::channel(INBOX_FRAMES);
     let listen = config.listen;
     let transport = Transport::start(transport_settings(&config), inbound)?;
@@ -54,13 +65,20 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     let shell = Shell {
         core,
         transport,
+        pool,
         started: Instant::now(),
         ticks: 0,
         data_dir,
         reserve_bytes,
         room: Room::Enough,
     };
-    shell.turn(inbox, reported).await
+    shell.turn(inbox, reported, judged).await
+}
+
+/// Half of the machine for checking signatures, where there are any to check.
+fn pool_threads(verifiers: &BTreeMap<GroupId, Verifier>) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if verifiers.is_empty() { 0 } else { (cores / 2).clamp(1, POOL_THREADS_MAX) }
 }
 
 /// A quarter of the log a segment, so that what is void can be used again soon.
@@ -91,16 +109,34 @@ fn node_settings(config: &NodeConfig, incarnation: u64) -> NodeSettings {
             options,
             overlay_bytes_max: OVERLAY_BYTES_MAX / groups,
             retain_bytes: usize::try_from(config.storage.log_retain_bytes).unwrap_or(usize::MAX) / groups,
+            byzantine: byzantine(config),
         },
         log_bytes_max: config.storage.log_max_bytes,
     }
 }
 
+fn byzantine(config: &NodeConfig) -> Option<Byzantine> {
+    let genesis = &config.genesis;
+    let key = |key: Option<PublicKey>| key.map(|key| key.0);
+    Some(Byzantine {
+        cluster: cluster_digest(&genesis.protocol_name()),
+        secret: config.signing.as_ref()?.seed(),
+        nodes: genesis.nodes.iter().filter_map(|node| Some((node.id, key(node.signing_key)?))).collect(),
+        clients: genesis.clients.iter().filter_map(|client| key(client.signing_key)).collect(),
+        request_millis: genesis.timing.request_millis,
+    })
+}
+
 fn transport_settings(config: &NodeConfig) -> TransportSettings {
     let genesis = &config.genesis;
     let cluster = genesis.protocol_name();
-    let hello =
-        Hello { cluster: cluster.clone(), node: config.node, ring: genesis.ring(), limits: genesis.limits };
+    let hello = Hello {
+        cluster: cluster.clone(),
+        node: config.node,
+        ring: genesis.ring(),
+        limits: genesis.limits,
+        is_byzantine: genesis.mode == Mode::Byzantine,
+    };
     let others = genesis.nodes.iter().filter(|node| node.id != config.node);
     TransportSettings {
         node: config.node,
@@ -118,6 +154,7 @@ fn transport_settings(config: &NodeConfig) -> TransportSettings {
 struct Shell {
     core: NodeCore,
     transport: Transport,
+    pool: Pool,
     started: Instant,
     ticks: u64,
     data_dir: PathBuf,
@@ -131,6 +168,7 @@ impl Shell {
         mut self,
         mut inbox: mpsc::Receiver<Inbound>,
         mut reported: mpsc::UnboundedReceiver<Report>,
+        mut judged: mpsc::UnboundedReceiver<Vec<Verdict>>,
     ) -> anyhow::Result<()> {
         let mut ticker = tokio::time::interval(TICK);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -145,6 +183,7 @@ impl Shell {
                     let report = report.context("the threads of the store have ended")?;
                     self.on_report(report)?;
                 }
+                Some(verdicts) = judged.recv() => self.on_verdicts(verdicts),
                 count = inbox.recv_many(&mut arrived, INBOX_FRAMES) => {
                     anyhow::ensure!(count > 0, "the network has ended");
                 }
@@ -158,6 +197,9 @@ impl Shell {
             while let Ok(report) = reported.try_recv() {
                 self.on_report(report)?;
             }
+            while let Ok(verdicts) = judged.try_recv() {
+                self.on_verdicts(verdicts);
+            }
             while let Ok(inbound) = inbox.try_recv() {
                 arrived.push(inbound);
             }
@@ -169,6 +211,12 @@ impl Shell {
             if stop_at.is_some_and(|at| at <= tokio::time::Instant::now()) {
                 return Ok(());
             }
+        }
+    }
+
+    fn on_verdicts(&mut self, verdicts: Vec<Verdict>) {
+        for (group, result) in verdicts {
+            self.core.step(NodeEvent::Verified { group, result });
         }
     }
 
@@ -224,8 +272,10 @@ impl Shell {
     }
 
     fn act(&mut self, effects: Vec<NodeEffect>) -> anyhow::Result<()> {
+        let mut jobs = Vec::new();
         for effect in effects {
             match effect {
+                NodeEffect::Verify { group, job } => jobs.push((group, job)),
                 NodeEffect::Send { to, class, frame } => {
                     let class = match class {
                         Class::Consensus => 0,
@@ -241,6 +291,9 @@ impl Shell {
                 }
                 NodeEffect::Stop { reason } => anyhow::bail!(reason),
             }
+        }
+        if !jobs.is_empty() {
+            self.pool.push(jobs);
         }
         Ok(())
     }

@@ -177,6 +177,7 @@ fn an_answer_meant_for_an_earlier_life_is_nobodys() {
                 options: tetrachord_consensus::Options::default(),
                 overlay_bytes_max: 1 << 20,
                 retain_bytes: 1 << 20,
+                byzantine: None,
             },
             log_bytes_max: 1 << 20,
         };

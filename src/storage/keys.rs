@@ -65,6 +65,12 @@ pub fn installing(group: GroupId) -> Bytes {
     meta(group, b'i', &[])
 }
 
+/// The hash of a part of the state.
+#[must_use]
+pub fn bucket(group: GroupId, index: u8) -> Bytes {
+    meta(group, b'h', &[index])
+}
+
 /// One piece of a session.
 #[must_use]
 pub fn session(group: GroupId, session: u128, piece: u8) -> Bytes {

@@ -29,6 +29,7 @@
 //! | `kv` | `c` position key-length (u16) key piece (u16) | checksum, further bytes of the value |
 //! | `kv` | `m` group (u32) `a` | what was applied: slot, chain, time, clock, digest |
 //! | `kv` | `m` group `s` session (16 bytes) piece (u8) | a session: outcomes by request number |
+//! | `kv` | `m` group `h` bucket (u8) | in Byzantine mode, the hash of a part of the state |
 //! | `kv` | `m` group `i` | a snapshot that is being installed |
 //! | `kv` | `p` group then a key of the above | a row of a snapshot that has not been installed yet |
 //! | `kv` | `~mark` | how far the last state writes have come |

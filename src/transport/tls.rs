@@ -131,6 +131,12 @@ impl Identity {
         self.seed.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// The secret itself, for signing what is not a handshake.
+    #[must_use]
+    pub fn seed(&self) -> [u8; 32] {
+        self.seed
+    }
+
     /// What others know this identity by.
     #[must_use]
     pub fn public(&self) -> PublicKey {

@@ -1,7 +1,8 @@
 //! Every message on the wire: who sends it and what it means.
 
-use crate::kv::Reply;
+use crate::kv::{self, Reply, RequestId};
 use crate::limits::Limits;
+use crate::proof::OutcomeProof;
 use crate::ring::{GroupId, NodeId, RingMap};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ pub struct Hello {
     pub ring: RingMap,
     /// Sizes of keys and values.
     pub limits: Limits,
+    /// Whether only signed requests are taken.
+    pub is_byzantine: bool,
 }
 
 /// How fresh a read must be.
@@ -52,6 +55,18 @@ pub enum Request {
     },
     /// What this node knows of itself.
     Status,
+    /// Byzantine mode: order signed requests in a group. What they came to is told by [`Answer::Outcomes`].
+    Submit {
+        /// The group.
+        group: GroupId,
+        /// The encoded bundle.
+        bundle: Bytes,
+    },
+    /// Byzantine mode: tell this connection what the requests of a client came to, from now on.
+    Watch {
+        /// The client.
+        client: kv::Client,
+    },
 }
 
 /// A request with the number by which the client will know the answer.
@@ -122,6 +137,25 @@ pub enum Answer {
     },
     /// What the node knows of itself.
     Status(NodeStatus),
+    /// Byzantine mode: signed requests are kept until they are ordered.
+    Kept {
+        /// The group.
+        group: GroupId,
+        /// Who is primary, as this node believes.
+        leader: Option<NodeId>,
+    },
+    /// Byzantine mode: the connection is told what the client's requests came to.
+    Watching,
+    /// Byzantine mode: what this replica says that requests in one slot came to. One replica may lie; the same from `f + 1`
+    /// of them is true. Comes by itself, with number 0.
+    Outcomes {
+        /// The group.
+        group: GroupId,
+        /// The slot.
+        slot: u64,
+        /// Each request with its reply, and a proof if the client had asked for one.
+        replies: Vec<(RequestId, Reply, Option<OutcomeProof>)>,
+    },
     /// The node could not do it now, and asking elsewhere will not help. It surely did nothing.
     Unavailable {
         /// Why, and what to do.
@@ -195,6 +229,10 @@ pub struct GroupStatus {
     pub digest: String,
     /// Whether a snapshot is being installed.
     pub is_installing: bool,
+    /// Byzantine mode: the last stable checkpoint.
+    pub stable: u64,
+    /// Byzantine mode: what is known against other replicas, in words.
+    pub suspects: Vec<String>,
 }
 
 /// What one node says to another.

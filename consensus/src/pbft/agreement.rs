@@ -34,15 +34,13 @@ impl Replica {
             self.custody.take(Arc::clone(&bundle), is_passed_on, &self.options)
         };
         if let Origin::Client(id) = origin {
-            let refusal = match taken {
-                Taken::New | Taken::Known => None,
-                Taken::Full if is_too_far => Some(SubmitRefusal::Invalid("it would be valid for too long")),
-                Taken::Full if is_too_large => Some(SubmitRefusal::Invalid("too large for one batch")),
-                Taken::Full => Some(SubmitRefusal::Full),
+            let result = match taken {
+                Taken::New | Taken::Known => Ok(()),
+                Taken::Full if is_too_far => Err(SubmitRefusal::Invalid("it would be valid for too long")),
+                Taken::Full if is_too_large => Err(SubmitRefusal::Invalid("too large for one batch")),
+                Taken::Full => Err(SubmitRefusal::Full),
             };
-            if let Some(refusal) = refusal {
-                self.effect(Effect::SubmitRefused { id, refusal });
-            }
+            self.effect(Effect::Submitted { id, result });
             if taken == Taken::New && !self.is_primary() {
                 let primary = self.primary();
                 if primary != self.me {

@@ -40,7 +40,7 @@
 //! | [`replica`] | state, dispatch |
 //! | [`agreement`], [`checkpoint`], [`view_change`], [`new_view`], [`suspicion`], [`catch_up`] | the rules |
 //! | [`custody`] | requests that wait |
-//! | [`record`], [`evidence`] | what is durable; proofs of lies |
+//! | [`record`], [`restore`], [`evidence`] | what is durable, and back again; proofs of lies |
 //!
 //! # Departures
 //!
@@ -72,6 +72,7 @@ pub mod new_view;
 pub mod record;
 mod replica;
 pub mod request;
+mod restore;
 pub mod sign;
 mod slot;
 mod suspicion;

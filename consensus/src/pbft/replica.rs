@@ -19,7 +19,6 @@ use crate::pbft::sign::Signer;
 use crate::pbft::slot::SlotState;
 use crate::pbft::suspicion::Waiting;
 use crate::pbft::verify::{Checked, Origin, SubmitId, Unverified};
-use crate::pbft::view_change::reopen;
 use crate::types::{LogBase, PersistToken, ReplicaId, Slot, Ticks, Timestamp, View};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
@@ -72,6 +71,8 @@ pub struct Replica {
     pub(super) evidence: Vec<Evidence>,
     pub(super) rejected: BTreeMap<ReplicaId, u64>,
     is_halted: bool,
+    /// Whom the caller was told to be primary.
+    announced: Option<ReplicaId>,
     effects: Vec<Effect>,
 }
 
@@ -136,83 +137,8 @@ impl Replica {
             evidence: Vec::new(),
             rejected: BTreeMap::new(),
             is_halted: false,
+            announced: None,
             effects: Vec::new(),
-        }
-    }
-
-    /// Takes up what the vote log tells. Votes that are in it count: they are durable.
-    fn restore(&mut self, found: Recovered) {
-        self.base = found.base;
-        self.view = found.view;
-        self.is_active = found.left.is_none();
-        self.new_view = found.entered;
-        self.slots = found.slots;
-        self.own_checkpoints = found.checkpoints;
-        self.stable = found.stable;
-        self.evidence = found.evidence;
-        if let Some(message) = found.left {
-            self.restore_view_change(message);
-        }
-        let slots: Vec<Slot> = self.slots.keys().copied().collect();
-        for slot in slots {
-            self.restore_slot(slot);
-        }
-        if let Some(state) = self.slots.get_mut(&self.executed.slot) {
-            state.chain = Some(self.executed.chain);
-        }
-        self.restore_view();
-        self.execute();
-        let votes: Vec<CheckpointVote> = self.own_checkpoints.values().copied().collect();
-        for vote in votes {
-            self.checkpoint_votes.entry(vote.slot).or_default().insert(self.me, vote);
-        }
-    }
-
-    /// A view that had begun goes on: what it began with and was not voted for yet, and where its primary was.
-    fn restore_view(&mut self) {
-        let (first_fresh, proposals) = self.new_view.as_ref().map_or((Slot(1), Vec::new()), reopen);
-        self.first_fresh = first_fresh;
-        let (view, signer) = (self.view, self.primary());
-        for (slot, digest, signature) in proposals {
-            let is_accepted = self.slots.get(&slot).is_some_and(|state| state.accepted_in(view).is_some());
-            if !is_accepted && slot > self.base.slot {
-                self.propose_again(Vote { signer, view, slot, digest, signature });
-            }
-        }
-        let assigned = self.slots.iter().rev().find(|(_, state)| state.accepted_in(view).is_some());
-        let last = assigned.map_or(Slot::ZERO, |(slot, _)| *slot).max(self.first_fresh.previous());
-        self.next = last.max(self.stable_slot()).max(self.executed.slot).next();
-    }
-
-    fn restore_view_change(&mut self, message: ViewChange) {
-        #[cfg(feature = "mutants")]
-        if self.options.mutation == crate::mutation::Mutation::RemakeViewChange {
-            let (message, body) = self.make_view_change(message.view);
-            self.view_changes.insert(self.me, (message, body));
-            return;
-        }
-        let body = codec::decode(&message.body).expect("this replica made it and the log is checksummed");
-        self.view_changes.insert(self.me, (message, body));
-    }
-
-    fn restore_slot(&mut self, slot: Slot) {
-        let (me, view, is_active) = (self.me, self.view, self.is_active);
-        let state = self.slots.get_mut(&slot).expect("the caller names a slot that is here");
-        state.drop_unused();
-        if !is_active {
-            return;
-        }
-        let accepted = state.accepted_in(view);
-        if let Some(vote) = accepted.filter(|vote| vote.signer != me) {
-            let own = self.sign_prepare(&vote);
-            self.slots.entry(slot).or_default().prepares.insert(me, own);
-        }
-        if self.slots[&slot].is_prepared_in(view) {
-            let digest = self.slots[&slot].prepared.as_ref().expect("it was prepared").digest;
-            let own = self.sign_commit(view, slot, digest);
-            let state = self.slots.entry(slot).or_default();
-            state.own_commit = Some(own);
-            state.commits.insert(me, own);
         }
     }
 
@@ -365,7 +291,7 @@ impl Replica {
         match origin {
             Origin::Replica(from) => *self.rejected.entry(from).or_default() += 1,
             Origin::Client(id) => {
-                self.effects.push(Effect::SubmitRefused { id, refusal: SubmitRefusal::Invalid(reason) });
+                self.effects.push(Effect::Submitted { id, result: Err(SubmitRefusal::Invalid(reason)) });
             }
         }
     }
@@ -376,98 +302,6 @@ impl Replica {
             self.own_commits.pop_front();
             self.count_own_commit(vote);
         }
-    }
-
-    /// Everything that remains, as new records that stand for all before.
-    fn rewrite_log(&mut self) {
-        self.record(&Record::Begin { base: self.base });
-        if let Some(certificate) = self.stable.clone() {
-            self.record(&Record::Stable(certificate));
-        }
-        if let Some(message) = self.new_view.clone() {
-            self.record(&Record::Entered(message));
-        }
-        let own = self.view_changes.get(&self.me).map(|(message, _)| message.clone());
-        if let Some(message) = own.filter(|message| !self.is_active && message.view == self.view) {
-            self.record(&Record::Left(message));
-        }
-        for vote in self.own_checkpoints.values().copied().collect::<Vec<_>>() {
-            self.record(&Record::Checkpoint(vote));
-        }
-        for evidence in self.evidence.clone() {
-            self.record(&Record::Evidence(evidence));
-        }
-        let slots: Vec<Slot> = self.slots.keys().copied().collect();
-        for slot in slots {
-            self.rewrite_slot(slot);
-        }
-    }
-
-    fn rewrite_slot(&mut self, slot: Slot) {
-        let state = self.slots.get_mut(&slot).expect("the caller names a slot that is here");
-        state.drop_unused();
-        state.recorded.clear();
-        let (accepted, prepared) = (state.accepted, state.prepared.clone());
-        // A certificate may be for a batch that an older view proposed; its bytes must stay too.
-        let older = prepared.as_ref().filter(|found| accepted.is_none_or(|vote| vote.digest != found.digest));
-        if let Some(certificate) = older {
-            let vote = Vote {
-                signer: self.config.primary(certificate.view),
-                view: certificate.view,
-                slot,
-                digest: certificate.digest,
-                signature: certificate.proposal,
-            };
-            self.record_accepted(vote);
-        }
-        if let Some(vote) = accepted {
-            self.record_accepted(vote);
-        }
-        if let Some(certificate) = prepared {
-            self.record(&Record::Prepared(certificate));
-        }
-        let executed =
-            self.slots.get(&slot).and_then(|state| state.decided).filter(|_| slot <= self.executed.slot);
-        if let Some(digest) = executed {
-            self.record_decided(slot, digest);
-        }
-    }
-
-    fn on_compact(&mut self, slot: Slot, retain_bytes: usize) {
-        self.on_trim(slot, retain_bytes);
-        self.rewrite_log();
-    }
-
-    /// Drops slots that are stable, executed and durable outside the log, but for what others may ask for.
-    fn on_trim(&mut self, slot: Slot, retain_bytes: usize) {
-        let droppable = slot.min(self.stable_slot()).min(self.executed.slot);
-        let mut kept = 0;
-        let mut point = self.base.slot;
-        for (at, state) in self.slots.iter().rev() {
-            kept += state.bytes();
-            if *at <= droppable && kept > retain_bytes {
-                point = *at;
-                break;
-            }
-        }
-        let Some(chain) = self.slots.get(&point).and_then(|state| state.chain) else { return };
-        self.slots = self.slots.split_off(&point.next());
-        self.base = LogBase { slot: point, chain, sealed: false };
-    }
-
-    fn on_installed(&mut self, base: LogBase) {
-        if base.slot <= self.executed.slot {
-            return;
-        }
-        assert!(base.slot <= self.stable_slot(), "a state is installed only with proof");
-        self.executed = base;
-        self.base = base;
-        self.slots = self.slots.split_off(&base.slot.next());
-        self.missing = self.missing.split_off(&base.slot.next());
-        self.next = self.next.max(base.slot.next());
-        self.progress_at = self.now;
-        self.rewrite_log();
-        self.execute();
     }
 
     fn decided_status(&self) -> Slot {
@@ -516,7 +350,12 @@ impl Engine for Replica {
     }
 
     fn take_effects(&mut self) -> Vec<Effect> {
-        let mut effects = Vec::with_capacity(self.effects.len() + 1);
+        let mut effects = Vec::with_capacity(self.effects.len() + 2);
+        let leader = self.is_active.then(|| self.primary());
+        if leader != self.announced {
+            self.announced = leader;
+            self.effects.push(Effect::LeaderChanged { leader });
+        }
         if let Some((records, token)) = self.log.take() {
             effects.push(Effect::Persist { records, token, promises: true });
         }
@@ -543,6 +382,10 @@ impl Engine for Replica {
 
     fn is_leader(&self) -> bool {
         self.is_primary()
+    }
+
+    fn stable_proof(&self) -> Option<(Slot, Bytes)> {
+        self.stable.as_ref().map(|stable| (stable.slot, codec::encode(&Message::Stable(stable.clone()))))
     }
 
     fn undecided(&self) -> usize {

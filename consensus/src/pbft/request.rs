@@ -1,7 +1,7 @@
 //! What clients ask, and their signatures.
 //!
 //! A client signs once for everything that it sends together: a [`Bundle`]. The signature covers the Merkle root over
-//! the requests, so each request can be shown to a third party alone, by its [`Bundle::path`]. A signature says who asked
+//! the requests, so each request can be shown to a third party alone, with its [`path_of`]. A signature says who asked
 //! and what, not in which order.
 //!
 //! A request is named by client, session and number ([`RequestName`]); what its operation means is not known here.

@@ -18,7 +18,7 @@ use crate::pbft::message::{
 use crate::pbft::new_view::{Plan, plan};
 use crate::pbft::request::Bundle;
 use crate::pbft::sign::{Keyring, Signature, Statement};
-use crate::types::{ReplicaId, Slot, View};
+use crate::types::{Digest, ReplicaId, Slot, View};
 use bytes::Bytes;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -211,8 +211,15 @@ impl Verifier {
         self.check_signatures(&certificate.commits, self.quorum(), Statement::Commit(view, slot, digest))
     }
 
-    /// Whether a checkpoint certificate holds.
-    pub fn check_stable(&mut self, certificate: &StableCertificate) -> Result<(), &'static str> {
+    /// The slot and root that an encoded [`Message::Stable`] proves.
+    #[must_use]
+    pub fn read_stable(&mut self, message: &[u8]) -> Option<(Slot, Digest)> {
+        let Ok(Message::Stable(certificate)) = codec::decode(message) else { return None };
+        self.check_stable(&certificate).ok()?;
+        Some((certificate.slot, certificate.root))
+    }
+
+    fn check_stable(&mut self, certificate: &StableCertificate) -> Checking<()> {
         let statement = Statement::Checkpoint(certificate.slot, certificate.root);
         ensure(self.config.is_checkpoint(certificate.slot), "no checkpoint is made after that slot")?;
         self.check_signatures(&certificate.votes, self.quorum(), statement)

@@ -374,7 +374,7 @@ impl Cluster {
                 });
             }
             Effect::Verify(_)
-            | Effect::SubmitRefused { .. }
+            | Effect::Submitted { .. }
             | Effect::Checkpoint { .. }
             | Effect::FetchState { .. } => unreachable!("only Byzantine mode asks for it"),
             Effect::EpochEnded { slot, .. } => self.note(|| format!("r{index} epoch ended at {slot}")),

@@ -380,7 +380,7 @@ impl Group {
             }
             Effect::Apply(decided) => self.apply(index, decided),
             Effect::Verify(unverified) => self.nodes[index].checks.push_back(*unverified),
-            Effect::SubmitRefused { .. } => self.nodes[index].refused += 1,
+            Effect::Submitted { result, .. } => self.nodes[index].refused += usize::from(result.is_err()),
             Effect::Checkpoint { slot } => {
                 let root = self.root(index, slot);
                 let replica = self.nodes[index].replica.as_mut().expect("it has just asked");

@@ -250,6 +250,8 @@ impl Sim {
                 options,
                 overlay_bytes_max: self.plan.overlay_bytes_max,
                 retain_bytes: 4_000 / self.plan.groups,
+
+                byzantine: None,
             },
             log_bytes_max: self.plan.log_bytes_max,
         };
@@ -456,6 +458,7 @@ impl Sim {
                     self.parcels.push(Parcel::Answer { client: connection.0 as usize, frame });
                 }
                 NodeEffect::Disconnect { .. } => {}
+                NodeEffect::Verify { .. } => unreachable!("only Byzantine mode asks for it"),
                 NodeEffect::Stop { reason } => panic!("{from} stops: {reason}"),
             }
         }

@@ -1,0 +1,475 @@
+//! Byzantine mode: requests are signed, and an answer is what `f + 1` replicas agree on.
+//!
+//! * Requests that wait at the same time are signed together: one signature for a bundle.
+//! * A bundle goes to the replica that is believed to be primary. A request that is not answered soon is shown to all
+//!   replicas: they make sure that it is ordered, or replace their primary.
+//! * Every replica tells what it executed. An answer counts when `f + 1` of them told the same outcome of the same slot, so
+//!   that one of them is honest. What a node says about who is primary is a hint, and nothing else is believed at all: the
+//!   map of the ring and all keys come from the cluster file.
+
+use super::links::Links;
+use super::{Client, Outcome, Read, Refusal};
+use crate::config::{ClusterConfig, cluster_digest};
+use crate::kv::{Command, Failure, Operation, Reply, RequestId, SessionId, Write, check_key};
+use crate::limits::Limits;
+use crate::proof::{OutcomeProof, Proof};
+use crate::ring::{GroupId, NodeId, Position, RingMap};
+use crate::wire::{Consistency, Request, Served};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tetrachord_consensus::pbft::request::BUNDLE_REQUESTS_MAX;
+use tetrachord_consensus::pbft::{Bundle, ClientKey, ClientSigner, Domain, RequestName, SignedRequest};
+use tetrachord_consensus::{Digest, Epoch, Timestamp};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+/// A request without an answer is shown to all replicas after this time, and again after each further one.
+const SHOW_AFTER: Duration = Duration::from_millis(400);
+
+/// Bytes of requests in one bundle, unless a single one is larger.
+const BUNDLE_BYTES: usize = 128 << 10;
+
+/// Different outcomes of one request that are remembered of one node. An honest one tells one for each time that the
+/// request was ordered.
+const TOLD_MAX: usize = 4;
+
+/// An outcome that enough replicas agree on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Agreed {
+    pub(super) slot: u64,
+    pub(super) reply: Reply,
+    pub(super) proofs: Vec<OutcomeProof>,
+}
+
+/// What replicas have told about one request.
+#[derive(Debug)]
+struct Collector {
+    needed: usize,
+    told: Vec<(u64, Reply, BTreeMap<NodeId, Option<OutcomeProof>>)>,
+    waiting: Option<oneshot::Sender<Agreed>>,
+}
+
+impl Collector {
+    fn take(&mut self, node: NodeId, slot: u64, reply: &Reply, proof: Option<OutcomeProof>) {
+        let of_node = self.told.iter().filter(|(_, _, nodes)| nodes.contains_key(&node)).count();
+        if of_node >= TOLD_MAX {
+            return;
+        }
+        let index = self.told.iter().position(|(at, known, _)| *at == slot && known == reply);
+        let index = index.unwrap_or_else(|| {
+            self.told.push((slot, reply.clone(), BTreeMap::new()));
+            self.told.len() - 1
+        });
+        let (_, _, nodes) = &mut self.told[index];
+        nodes.insert(node, proof);
+        if nodes.len() >= self.needed
+            && let Some(waiting) = self.waiting.take()
+        {
+            let proofs = nodes.values().flatten().cloned().collect();
+            // Nobody waits any more: fine.
+            let _ = waiting.send(Agreed { slot, reply: reply.clone(), proofs });
+        }
+    }
+}
+
+/// Everything that is waited for, by request.
+#[derive(Debug, Default)]
+pub(super) struct Collectors(Mutex<BTreeMap<(GroupId, RequestId), Collector>>);
+
+impl Collectors {
+    /// A node tells what requests came to. What nobody asked for is ignored.
+    pub(super) fn take(
+        &self,
+        node: NodeId,
+        group: GroupId,
+        slot: u64,
+        replies: Vec<(RequestId, Reply, Option<OutcomeProof>)>,
+    ) {
+        let mut waiting = self.0.lock().expect("never held while panicking");
+        for (request, reply, proof) in replies {
+            if let Some(collector) = waiting.get_mut(&(group, request)) {
+                collector.take(node, slot, &reply, proof);
+            }
+        }
+    }
+}
+
+type Queued = (GroupId, SignedRequest);
+
+/// Signs and sends. One for each client.
+#[derive(Debug)]
+pub(super) struct Signed {
+    signer: ClientSigner,
+    cluster: Digest,
+    ring: RingMap,
+    collectors: Arc<Collectors>,
+    queue: mpsc::UnboundedSender<Queued>,
+}
+
+/// Forgets a request when nobody waits for it any more.
+struct Registered<'a> {
+    collectors: &'a Collectors,
+    key: (GroupId, RequestId),
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.collectors.0.lock().expect("never held while panicking").remove(&self.key);
+    }
+}
+
+impl Signed {
+    /// Starts what gathers requests into bundles; none if the cluster file names no signing key.
+    pub(super) fn start(cluster: &ClusterConfig, links: &Arc<Links>) -> Option<Self> {
+        let signer = ClientSigner::new(&cluster.signing.as_ref()?.seed());
+        let ring = cluster.ring.clone()?;
+        let cluster = Digest(cluster_digest(&cluster.protocol));
+        let (queue, queued) = mpsc::unbounded_channel();
+        let collectors = links.collectors();
+        let bundler =
+            Bundler { signer: signer.clone(), cluster, ring: ring.clone(), links: Arc::downgrade(links) };
+        tokio::spawn(bundler.run(queued));
+        Some(Self { signer, cluster, ring, collectors, queue })
+    }
+
+    /// The client's name.
+    pub(super) fn client(&self) -> [u8; 32] {
+        self.signer.name().0
+    }
+
+    fn needed(&self, group: GroupId) -> usize {
+        let n = self.ring.group(group).map_or(0, |place| place.nodes.len());
+        (n.saturating_sub(1)) / 3 + 1
+    }
+
+    /// Asks for one operation until `f + 1` replicas agree on what it came to; none if they do not before the deadline.
+    pub(super) async fn call(
+        &self,
+        links: &Links,
+        group: GroupId,
+        request: RequestId,
+        ask: Ask<'_>,
+    ) -> Option<Agreed> {
+        let (sender, mut answer) = oneshot::channel();
+        let key = (group, request);
+        let collector = Collector { needed: self.needed(group), told: Vec::new(), waiting: Some(sender) };
+        self.collectors.0.lock().expect("never held while panicking").insert(key, collector);
+        let _registered = Registered { collectors: &self.collectors, key };
+        let left = ask.deadline.saturating_duration_since(Instant::now());
+        let name = RequestName {
+            client: ClientKey(self.client()),
+            session: request.session.0,
+            number: request.number,
+        };
+        let signed = SignedRequest {
+            name,
+            ack_below: ask.ack_below,
+            not_after: Timestamp(wall_micros() + u64::try_from(left.as_micros()).unwrap_or(0)),
+            wants_proof: ask.wants_proof,
+            operation: ask.operation.encode(),
+        };
+        // The bundler lives as long as the client.
+        let _ = self.queue.send((group, signed.clone()));
+        loop {
+            let left = ask.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            match tokio::time::timeout(left.min(SHOW_AFTER), &mut answer).await {
+                Ok(agreed) => return agreed.ok(),
+                Err(_) => self.show_to_all(links, group, &signed),
+            }
+        }
+    }
+
+    /// Every replica gets the request: whoever has it makes sure that it is ordered.
+    fn show_to_all(&self, links: &Links, group: GroupId, request: &SignedRequest) {
+        let domain = Domain { cluster: self.cluster, group: group.0, epoch: Epoch(1) };
+        let bundle = Bundle::sign(&domain, &self.signer, std::slice::from_ref(request));
+        for node in self.ring.group(group).map_or(&[][..], |place| &place.nodes) {
+            links.cast(*node, &Request::Submit { group, bundle: bundle.bytes().clone() });
+        }
+    }
+}
+
+impl Client {
+    /// Carries out a write in Byzantine mode, once.
+    pub(super) async fn write_signed(&self, signed: &Signed, write: Write) -> Outcome<Reply> {
+        let deadline = Instant::now() + self.inner.options.deadline;
+        let probe = Command::Write {
+            request: RequestId { session: SessionId(0), number: 1 },
+            ack_below: 1,
+            write: write.clone(),
+        };
+        if let Err(error) = probe.check(&Limits::default()) {
+            return Outcome::Refused(Refusal::Invalid(error.to_string()));
+        }
+        let group = signed.ring.owner(Position::of_key(write.key())).id;
+        let operation = Operation::Write(write);
+        let called = match self.call_in_session(signed, group, &operation, false, deadline).await {
+            Ok(called) => called,
+            Err(refusal) => return Outcome::Refused(refusal),
+        };
+        match called.agreed {
+            None => Outcome::Unknown(format!("too few replicas of {group} agreed on an answer in time")),
+            Some(Agreed { reply: Reply::Failed(failure), .. }) => {
+                let surely =
+                    failure.is_outcome() || matches!(failure, Failure::WrongGroup | Failure::Malformed);
+                if surely {
+                    Outcome::Refused(Refusal::Failure(failure))
+                } else {
+                    // Another attempt of the same request may have been ordered, or may yet be.
+                    Outcome::Unknown(failure.to_string())
+                }
+            }
+            Some(Agreed { slot, reply, .. }) => {
+                self.inner.sessions.saw(group, slot);
+                Outcome::Done(reply)
+            }
+        }
+    }
+
+    /// Reads a key in Byzantine mode: in order with all writes, whatever consistency is asked for.
+    pub(super) async fn read_signed(
+        &self,
+        signed: &Signed,
+        key: Bytes,
+        consistency: Consistency,
+        wants_proof: bool,
+    ) -> Outcome<Proven> {
+        if consistency != Consistency::Linearizable {
+            let reason = "Byzantine mode reads in order with all writes: one replica alone is not believed. Ask for \
+                          linearizable";
+            return Outcome::Refused(Refusal::Invalid(reason.to_string()));
+        }
+        if let Err(error) = check_key(&key, &Limits::default()) {
+            return Outcome::Refused(Refusal::Invalid(error.to_string()));
+        }
+        let deadline = Instant::now() + self.inner.options.deadline;
+        let group = signed.ring.owner(Position::of_key(&key)).id;
+        let operation = Operation::Get { key };
+        let called = match self.call_in_session(signed, group, &operation, wants_proof, deadline).await {
+            Ok(called) => called,
+            Err(refusal) => return Outcome::Refused(refusal),
+        };
+        match called.agreed {
+            Some(Agreed { slot, reply: Reply::Value { found }, proofs }) => {
+                self.inner.sessions.saw(group, slot);
+                let reply = Reply::Value { found: found.clone() };
+                let client = signed.client();
+                let proof = Proof { group, client, request: called.request, operation, reply, proofs };
+                let served = Served { group, slot, consistency: Consistency::Linearizable };
+                Outcome::Done(Proven { read: Read { found, served }, proof })
+            }
+            Some(Agreed { reply: Reply::Failed(failure), .. }) => Outcome::Refused(Refusal::Failure(failure)),
+            Some(Agreed { reply, .. }) => {
+                Outcome::Refused(Refusal::Invalid(format!("unexpected answer: {reply:?}")))
+            }
+            // A read changes nothing, so one that was not answered surely did nothing.
+            None => {
+                let reason = format!("too few replicas of {group} agreed on an answer in time");
+                Outcome::Refused(Refusal::Unavailable(reason))
+            }
+        }
+    }
+
+    /// Asks in the group's session; opens one if there is none, or if it has expired before anything was asked in it.
+    async fn call_in_session(
+        &self,
+        signed: &Signed,
+        group: GroupId,
+        operation: &Operation,
+        wants_proof: bool,
+        deadline: Instant,
+    ) -> Result<Called, Refusal> {
+        let links = &self.inner.links;
+        loop {
+            let session = self.signed_session(signed, group, deadline).await?;
+            let number = self.inner.sessions.begin(group, session).await;
+            let ask = Ask { operation, ack_below: number.ack_below(), wants_proof, deadline };
+            let agreed = signed.call(links, group, number.request(), ask).await;
+            let is_expired =
+                agreed.as_ref().is_some_and(|agreed| agreed.reply == Reply::Failed(Failure::SessionExpired));
+            if !is_expired {
+                return Ok(Called { request: number.request(), agreed });
+            }
+            // The session was unknown when the request was ordered. If it had been ordered before, its session would
+            // have been active then, and could not have been forgotten while the request is still valid.
+            self.inner.sessions.forget(group, session);
+        }
+    }
+
+    async fn signed_session(
+        &self,
+        signed: &Signed,
+        group: GroupId,
+        deadline: Instant,
+    ) -> Result<SessionId, Refusal> {
+        let mut slot = self.inner.sessions.slot(group).await;
+        if let Some(session) = *slot {
+            return Ok(session);
+        }
+        let request = opening().map_err(|error| Refusal::Unavailable(error.to_string()))?;
+        let ask = Ask { operation: &Operation::Open, ack_below: 0, wants_proof: false, deadline };
+        match signed.call(&self.inner.links, group, request, ask).await.map(|agreed| agreed.reply) {
+            Some(Reply::Opened { session }) => {
+                *slot = Some(session);
+                Ok(session)
+            }
+            Some(Reply::Failed(failure)) => Err(Refusal::Failure(failure)),
+            Some(other) => Err(Refusal::Invalid(format!("unexpected answer: {other:?}"))),
+            None => {
+                let reason = format!("too few replicas of {group} agreed on an answer in time");
+                Err(Refusal::Unavailable(reason))
+            }
+        }
+    }
+
+    /// Reads a key with proof of what replicas signed, in Byzantine mode.
+    pub async fn read_proven(&self, key: impl AsRef<[u8]>) -> Outcome<Proven> {
+        match &self.inner.signed {
+            Some(signed) => {
+                let key = Bytes::copy_from_slice(key.as_ref());
+                self.read_signed(signed, key, Consistency::Linearizable, true).await
+            }
+            None => {
+                let reason = "only Byzantine mode signs what it answers; this cluster runs in crash mode";
+                Outcome::Refused(Refusal::Invalid(reason.to_string()))
+            }
+        }
+    }
+}
+
+/// What a call in a session came to.
+struct Called {
+    request: RequestId,
+    agreed: Option<Agreed>,
+}
+
+/// A value that was read, and what replicas signed about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proven {
+    /// The value.
+    pub read: Read,
+    /// Anyone can check it.
+    pub proof: Proof,
+}
+
+/// One operation, as it is asked for.
+pub(super) struct Ask<'a> {
+    pub(super) operation: &'a Operation,
+    pub(super) ack_below: u64,
+    pub(super) wants_proof: bool,
+    pub(super) deadline: Instant,
+}
+
+/// Gathers what waits into bundles.
+struct Bundler {
+    signer: ClientSigner,
+    cluster: Digest,
+    ring: RingMap,
+    links: std::sync::Weak<Links>,
+}
+
+impl Bundler {
+    async fn run(self, mut queued: mpsc::UnboundedReceiver<Queued>) {
+        let mut taken = Vec::new();
+        while queued.recv_many(&mut taken, BUNDLE_REQUESTS_MAX).await > 0 {
+            let Some(links) = self.links.upgrade() else { return };
+            let mut by_group: BTreeMap<GroupId, Vec<SignedRequest>> = BTreeMap::new();
+            for (group, request) in taken.drain(..) {
+                by_group.entry(group).or_default().push(request);
+            }
+            for (group, requests) in by_group {
+                for requests in cut(requests) {
+                    self.send(&links, group, &requests).await;
+                }
+            }
+            drop(links);
+            // Others may have something to add to the next bundle.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn send(&self, links: &Arc<Links>, group: GroupId, requests: &[SignedRequest]) {
+        let domain = Domain { cluster: self.cluster, group: group.0, epoch: Epoch(1) };
+        let bundle = Bundle::sign(&domain, &self.signer, requests);
+        let nodes = self.ring.group(group).map(|place| place.nodes.clone()).unwrap_or_default();
+        links.open_all(&nodes).await;
+        let target = links.primary(group).filter(|node| nodes.contains(node));
+        let request = Request::Submit { group, bundle: bundle.bytes().clone() };
+        match target.or_else(|| links.by_promise(&nodes).first().copied()) {
+            Some(node) if links.cast(node, &request) => {}
+            _ => nodes.iter().for_each(|node| {
+                let _ = links.cast(*node, &request);
+            }),
+        }
+    }
+}
+
+/// Pieces of at most so many requests and bytes, each with at least one request.
+fn cut(requests: Vec<SignedRequest>) -> Vec<Vec<SignedRequest>> {
+    let mut pieces: Vec<Vec<SignedRequest>> = Vec::new();
+    let mut bytes = 0;
+    for request in requests {
+        let size = request.operation.len() + 64;
+        let is_full = pieces.last().is_none_or(|piece| piece.len() >= BUNDLE_REQUESTS_MAX)
+            || bytes + size > BUNDLE_BYTES;
+        if is_full {
+            pieces.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += size;
+        pieces.last_mut().expect("there is one now").push(request);
+    }
+    pieces
+}
+
+fn wall_micros() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A name for the opening of a session.
+pub(super) fn opening() -> Result<RequestId, getrandom::Error> {
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce)?;
+    Ok(RequestId { session: SessionId(u128::from_be_bytes(nonce)), number: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn collect(needed: usize, told: &[(u32, u64, u64)]) -> Option<Agreed> {
+        let (sender, mut answer) = oneshot::channel();
+        let mut collector = Collector { needed, told: Vec::new(), waiting: Some(sender) };
+        for (node, slot, version) in told {
+            collector.take(NodeId(*node), *slot, &Reply::Put { version: *version }, None);
+        }
+        answer.try_recv().ok()
+    }
+
+    #[test]
+    fn an_answer_is_what_enough_different_nodes_say_of_one_slot() {
+        assert_eq!(collect(2, &[(1, 5, 7)]), None);
+        assert_eq!(collect(2, &[(1, 5, 7), (1, 5, 7)]), None, "one node counts once");
+        assert_eq!(collect(2, &[(1, 5, 7), (2, 5, 8)]), None, "different replies");
+        assert_eq!(collect(2, &[(1, 5, 7), (2, 6, 7)]), None, "different slots");
+        let agreed = collect(2, &[(1, 5, 9), (2, 5, 7), (3, 5, 7)]).unwrap();
+        assert_eq!((agreed.slot, agreed.reply), (5, Reply::Put { version: 7 }));
+    }
+
+    #[test]
+    fn a_node_that_tells_many_stories_costs_little() {
+        let stories: Vec<(u32, u64, u64)> = (0..1000).map(|story| (1, story, 0)).collect();
+        let (sender, _) = oneshot::channel();
+        let mut collector = Collector { needed: 2, told: Vec::new(), waiting: Some(sender) };
+        for (node, slot, version) in stories {
+            collector.take(NodeId(node), slot, &Reply::Put { version }, None);
+        }
+        assert_eq!(collector.told.len(), TOLD_MAX);
+    }
+}

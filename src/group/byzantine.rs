@@ -1,0 +1,369 @@
+//! What a group does in Byzantine mode only: signed requests in, outcomes for clients out, roots for checkpoints, and whole
+//! states that are taken only with proof.
+//!
+//! * Decided slots are applied in order; a checkpoint's root is taken at exactly its slot, so what follows waits if the
+//!   tree cannot keep up.
+//! * The tree is brought up to date at checkpoints alone: a state can be given to others only where its root is signed.
+//! * A whole state is asked of one replica at a time. What it sends is gathered aside and must have the root that a stable
+//!   checkpoint proves; if not, it is dropped, and another replica is asked.
+
+use super::install::Install;
+use super::message::GroupMessage;
+use super::{Group, Outcome, Output, Purpose, Ticket, encode};
+use crate::error::StorageError;
+use crate::group::OpenError;
+use crate::kv::{self, Client, Reply, RequestId, SessionId, SignedRequest};
+use crate::limits::{CHECKPOINT_INTERVAL_SLOTS, SIGNED_BATCH_BYTES_MAX, WINDOW_SLOTS};
+use crate::proof::{OutcomeProof, SlotOutcomes, outcome_leaf};
+use crate::ring::{GroupPlace, NodeId};
+use crate::storage::{StateWrite, Storage};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use tetrachord_consensus::pbft::{
+    Batch, Config, Domain, Keyring, Rejected, Replica, Signer, SubmitId, Verified, Verifier, Window,
+};
+use tetrachord_consensus::{
+    ByzantineQuorum, Decided, Digest, Epoch, Event, LogBase, Mutation, Proposal, ReplicaId, Slot,
+    SubmitRefusal, pbft,
+};
+
+/// What a node needs to take part in groups of which some replicas may lie.
+#[derive(Clone)]
+pub struct Byzantine {
+    /// A digest that names the cluster.
+    pub cluster: [u8; 32],
+    /// This node's secret for signing; not the one of its links.
+    pub secret: [u8; 32],
+    /// The signing keys of all nodes.
+    pub nodes: BTreeMap<NodeId, [u8; 32]>,
+    /// Clients that may ask.
+    pub clients: Vec<Client>,
+    /// How long a request may wait before its primary is suspected, in milliseconds.
+    pub request_millis: u64,
+}
+
+impl fmt::Debug for Byzantine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Byzantine").field("nodes", &self.nodes.len()).finish_non_exhaustive()
+    }
+}
+
+/// What one client's requests in one slot came to, as this replica executed them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcomes {
+    /// Whose requests.
+    pub client: Client,
+    /// The slot.
+    pub slot: u64,
+    /// Each request with its reply, and with a proof if the client wants to show it.
+    pub replies: Vec<(RequestId, Reply, Option<OutcomeProof>)>,
+}
+
+/// What waits to be applied.
+#[derive(Clone, Debug)]
+enum Held {
+    Apply(Decided),
+    Root(Slot),
+}
+
+/// The Byzantine half of a group.
+#[derive(Debug)]
+pub(super) struct Signed {
+    signer: Signer,
+    verifier: Verifier,
+    held: VecDeque<Held>,
+    /// Checkpoints that wait until no state is being given to another replica.
+    checkpoints: VecDeque<(Vec<StateWrite>, u64)>,
+    /// Which replica may give a whole state now.
+    source: Option<NodeId>,
+    /// The least slot that each asking replica has use for.
+    wanted: BTreeMap<ReplicaId, u64>,
+    /// Replicas that gave a state which its proof did not prove.
+    bad_states: BTreeSet<NodeId>,
+}
+
+impl Byzantine {
+    fn domain(&self, place: &GroupPlace) -> Domain {
+        Domain { cluster: Digest(self.cluster), group: place.id.0, epoch: Epoch(1) }
+    }
+
+    /// The keys of a group's replicas and of all clients.
+    pub fn keyring(&self, place: &GroupPlace) -> Result<Keyring, OpenError> {
+        let keys: Vec<[u8; 32]> =
+            place.nodes.iter().map(|node| self.nodes.get(node).copied().unwrap_or_default()).collect();
+        let clients = self.clients.iter().map(|client| pbft::ClientKey(*client));
+        Keyring::new(self.domain(place), &keys, clients)
+            .map_err(|source| OpenError::Key { group: place.id, source })
+    }
+
+    pub(super) fn open(
+        &self,
+        place: &GroupPlace,
+        me: ReplicaId,
+        records: &[Bytes],
+        applied: LogBase,
+    ) -> Result<(Replica, Signed), OpenError> {
+        let group = place.id;
+        let quorum = ByzantineQuorum::new(place.nodes.len());
+        let quorum = quorum.map_err(|source| OpenError::Quorum { group, source })?;
+        let window = Window { interval: CHECKPOINT_INTERVAL_SLOTS, length: WINDOW_SLOTS };
+        let config = Config { epoch: Epoch(1), quorum, window };
+        let options = pbft::Options {
+            request_ticks: self.request_millis,
+            batch_bytes: SIGNED_BATCH_BYTES_MAX,
+            ..pbft::Options::default()
+        };
+        let signer = Signer::new(me, self.domain(place), &self.secret);
+        let verifier = Verifier::new(Arc::new(self.keyring(place)?), config, Mutation::None);
+        let replica = Replica::recover(config, options, signer.clone(), records, applied)
+            .map_err(|source| OpenError::RecoverVotes { group, source })?;
+        let signed = Signed {
+            signer,
+            verifier,
+            held: VecDeque::new(),
+            checkpoints: VecDeque::new(),
+            source: None,
+            wanted: BTreeMap::new(),
+            bad_states: BTreeSet::new(),
+        };
+        Ok((replica, signed))
+    }
+}
+
+impl Group {
+    /// In Byzantine mode, what checks this group's messages.
+    #[must_use]
+    pub fn verifier(&self) -> Option<Verifier> {
+        self.signed.as_ref().map(|signed| signed.verifier.clone())
+    }
+
+    /// Takes a client's signed requests to be ordered.
+    pub fn submit(
+        &mut self,
+        storage: &dyn Storage,
+        ticket: Ticket,
+        bundle: Bytes,
+    ) -> Result<(), StorageError> {
+        self.engine.step(Event::Submit { id: SubmitId(ticket.0), bundle });
+        self.carry_out(storage)
+    }
+
+    /// A check that was asked for by [`Output::Verify`] is done.
+    pub fn verified(
+        &mut self,
+        storage: &dyn Storage,
+        result: Result<Verified, Rejected>,
+    ) -> Result<(), StorageError> {
+        if self.is_installing() {
+            return Ok(());
+        }
+        self.engine.step(Event::Verified(Box::new(result)));
+        self.carry_out(storage)
+    }
+
+    pub(super) fn end_turn(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        if self.signed.is_none() || self.is_installing() {
+            return Ok(());
+        }
+        let may_propose = !self.is_backed_up(4);
+        self.engine.step(Event::TurnEnded { may_propose });
+        self.carry_out(storage)
+    }
+
+    pub(super) fn on_submitted(&mut self, id: SubmitId, result: Result<(), SubmitRefusal>) {
+        let outcome = match result {
+            Ok(()) => Outcome::Kept,
+            Err(SubmitRefusal::Full) => Outcome::Busy,
+            Err(SubmitRefusal::Invalid(reason)) => Outcome::Invalid(reason),
+        };
+        self.answer(Ticket(id.0), outcome);
+    }
+
+    pub(super) fn hold_apply(&mut self, decided: Decided) {
+        let signed = self.signed.as_mut().expect("the caller has asked");
+        signed.held.push_back(Held::Apply(decided));
+    }
+
+    pub(super) fn hold_root(&mut self, slot: Slot) {
+        let signed = self.signed.as_mut().expect("only a Byzantine engine makes checkpoints");
+        signed.held.push_back(Held::Root(slot));
+    }
+
+    /// Applies what is decided, as far as checkpoints allow.
+    pub(super) fn apply_held(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        while !self.is_installing() {
+            let Some(signed) = self.signed.as_mut() else { return Ok(()) };
+            match signed.held.pop_front() {
+                None => return Ok(()),
+                Some(Held::Apply(decided)) => self.apply_signed(storage, decided)?,
+                Some(Held::Root(slot)) if slot.0 != self.machine.applied().slot => {}
+                Some(root) if !self.machine.has_room_to_freeze() => {
+                    signed.held.push_front(root);
+                    return Ok(());
+                }
+                Some(Held::Root(slot)) => self.take_root(storage, slot)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Freezes the state at a checkpoint, tells the engine its root, and writes it to the tree as soon as no state is
+    /// being given to another replica.
+    fn take_root(&mut self, storage: &dyn Storage, slot: Slot) -> Result<(), StorageError> {
+        let writes = self.machine.begin_checkpoint(storage)?;
+        let root = self.machine.state_root().expect("the state was just frozen");
+        self.checkpoint_at = self.now;
+        let signed = self.signed.as_mut().expect("the caller has asked");
+        signed.checkpoints.push_back((writes, slot.0));
+        self.release_checkpoints();
+        self.engine.step(Event::StateRoot { slot, root: Digest(root) });
+        self.carry_out(storage)
+    }
+
+    pub(super) fn release_checkpoints(&mut self) {
+        if let Some(signed) = self.signed.as_mut().filter(|_| self.transfer.is_none()) {
+            for (writes, slot) in signed.checkpoints.drain(..) {
+                self.writes.push_back((writes, Some(Purpose::Checkpoint { slot })));
+            }
+        }
+    }
+
+    fn apply_signed(&mut self, storage: &dyn Storage, decided: Decided) -> Result<(), StorageError> {
+        let slot = decided.base.slot.0;
+        if slot <= self.machine.applied().slot {
+            return Ok(());
+        }
+        let batch = match decided.proposal {
+            Some(Proposal::Batch(bytes)) => Batch::parse(bytes).expect("the engine has read it"),
+            Some(Proposal::StopSign(_)) | None => Batch::null(),
+        };
+        let asked: Vec<pbft::SignedRequest> =
+            batch.bundles().iter().flat_map(pbft::Bundle::requests).collect();
+        let requests: Vec<SignedRequest> = asked.iter().map(request_of).collect();
+        let (chain, sealed) = (decided.base.chain.0, decided.base.sealed);
+        let applied = kv::Slot { slot, chain, sealed, time: decided.time.0, batch: None };
+        let replies = self.machine.apply_signed(storage, &applied, &requests)?;
+        self.tell_clients(slot, &asked, &requests, replies);
+        Ok(())
+    }
+
+    fn tell_clients(
+        &mut self,
+        slot: u64,
+        asked: &[pbft::SignedRequest],
+        requests: &[SignedRequest],
+        replies: Vec<Reply>,
+    ) {
+        let signed = self.signed.as_ref().expect("the caller has asked");
+        let is_proof_wanted = asked.iter().any(|request| request.wants_proof);
+        let leaf = |(request, reply): (&SignedRequest, &Reply)| {
+            outcome_leaf(&request.client, request.request, &request.operation, reply)
+        };
+        let leaves = match is_proof_wanted {
+            true => requests.iter().zip(&replies).map(leaf).collect(),
+            false => Vec::new(),
+        };
+        let mut outcomes = SlotOutcomes::new(slot, leaves, &signed.signer);
+        let mut by_client: BTreeMap<Client, Outcomes> = BTreeMap::new();
+        for (index, (request, reply)) in requests.iter().zip(replies).enumerate() {
+            let proof = asked[index].wants_proof.then(|| outcomes.prove(index));
+            let entry = by_client.entry(request.client);
+            let of_client =
+                entry.or_insert_with(|| Outcomes { client: request.client, slot, replies: Vec::new() });
+            of_client.replies.push((request.request, reply, proof));
+        }
+        self.outputs.extend(by_client.into_values().map(Output::Outcomes));
+    }
+
+    /// The engine has no other way to catch up: asks one replica for its whole state.
+    pub(super) fn fetch_state(&mut self, from: ReplicaId, at_least: Slot) {
+        let node = self.node_of(from);
+        let is_under_way = self.install.as_ref().is_some_and(|install| !install.is_refused());
+        let signed = self.signed.as_mut().expect("only a Byzantine engine asks");
+        if is_under_way && signed.source.is_some() {
+            // One that makes progress goes on; the engine asks again when it does not.
+            if !self.written.is_empty() || !self.writes.is_empty() {
+                return;
+            }
+        }
+        signed.source = Some(node);
+        let body = encode(&GroupMessage::WantState { at_least: at_least.0 });
+        self.outputs.push(Output::Send { to: node, is_bulk: false, body });
+    }
+
+    /// Another replica asks for a whole state.
+    pub(super) fn on_want_state(&mut self, from: ReplicaId, at_least: u64) {
+        if let Some(signed) = self.signed.as_mut() {
+            signed.wanted.insert(from, at_least);
+            self.want_snapshot(from);
+        }
+    }
+
+    /// Proof of the state that the tree holds: `Some(None)` where none is needed, `None` if there is none now.
+    pub(super) fn proof_of_tree(&self) -> Option<Option<Bytes>> {
+        let Some(signed) = &self.signed else { return Some(None) };
+        let (slot, proof) = self.engine.stable_proof()?;
+        let to = self.snapshots_wanted.front()?;
+        let at_least = signed.wanted.get(to).copied().unwrap_or(0);
+        (slot.0 == self.durable_slot && slot.0 >= at_least).then_some(Some(proof))
+    }
+
+    /// In Byzantine mode a whole state is taken only from the replica that was asked.
+    pub(super) fn may_come_from(&self, from: NodeId) -> bool {
+        self.signed.as_ref().is_none_or(|signed| signed.source == Some(from))
+    }
+
+    /// Checks the proof that comes with the first piece; false if there is none that holds.
+    pub(super) fn demand_proof(
+        &mut self,
+        storage: &dyn Storage,
+        from: NodeId,
+        install: &mut Install,
+        proof: Option<&Bytes>,
+    ) -> Result<bool, StorageError> {
+        let Some(signed) = self.signed.as_mut() else { return Ok(true) };
+        let proven = proof.and_then(|proof| signed.verifier.read_stable(proof));
+        let (Some(proof), Some((slot, root))) = (proof, proven) else {
+            self.on_bad_state(from);
+            return Ok(false);
+        };
+        if slot.0 <= self.machine.applied().slot {
+            return Ok(false);
+        }
+        install.must_prove(slot.0, root.0);
+        // The engine must know of the checkpoint before the state is in place.
+        let replica = self.replica_of(from).expect("messages come from replicas of this group");
+        self.engine.step(Event::Receive { from: replica, message: proof.clone() });
+        self.carry_out(storage)?;
+        Ok(true)
+    }
+
+    /// A replica gave a state that its proof does not prove.
+    pub(super) fn on_bad_state(&mut self, from: NodeId) {
+        if let Some(signed) = self.signed.as_mut() {
+            signed.source = None;
+            self.install = None;
+            signed.bad_states.insert(from);
+        }
+    }
+
+    /// What is known against other replicas, in words.
+    #[must_use]
+    pub fn suspects(&self) -> Vec<String> {
+        let bad_states = self.signed.iter().flat_map(|signed| &signed.bad_states);
+        let told = bad_states.map(|node| format!("{node} sent a state that no checkpoint proves"));
+        self.engine.status().suspects.into_iter().chain(told).collect()
+    }
+}
+
+fn request_of(asked: &pbft::SignedRequest) -> SignedRequest {
+    SignedRequest {
+        client: asked.name.client.0,
+        request: RequestId { session: SessionId(asked.name.session), number: asked.name.number },
+        ack_below: asked.ack_below,
+        not_after: asked.not_after.0,
+        operation: asked.operation.clone(),
+    }
+}

@@ -1,0 +1,186 @@
+//! Bringing the tree up to date, and whole states: given to a replica that lags, taken when this one does.
+
+use super::install::Install;
+use super::message::{GroupMessage, Piece};
+use super::snapshot::{self, Progress, Transfer};
+use super::{Group, Output, Purpose, base_of, encode};
+use crate::error::StorageError;
+use crate::kv::{self, Machine};
+use crate::ring::NodeId;
+use crate::storage::Storage;
+use tetrachord_consensus::{Event, ReplicaId};
+
+impl Group {
+    pub(super) fn checkpoint(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let slot = self.machine.applied().slot;
+        let writes = self.machine.begin_checkpoint(storage)?;
+        self.checkpoint_at = self.now;
+        self.writes.push_back((writes, Some(Purpose::Checkpoint { slot })));
+        Ok(())
+    }
+
+    pub(super) fn on_written(&mut self, storage: &dyn Storage, purpose: Purpose) -> Result<(), StorageError> {
+        match purpose {
+            Purpose::Checkpoint { slot } => {
+                self.machine.end_checkpoint();
+                self.durable_slot = slot;
+                self.trim();
+                self.start_transfer(storage)?;
+                self.apply_held(storage)
+            }
+            Purpose::Gathered { from, transfer, index } => {
+                let body = encode(&GroupMessage::PieceStored { transfer, index });
+                self.outputs.push(Output::Send { to: from, is_bulk: true, body });
+                Ok(())
+            }
+            Purpose::Installing => self.continue_install(storage),
+        }
+    }
+
+    pub(super) fn tick_transfer(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let Some(transfer) = self.transfer.as_mut() else {
+            return self.start_transfer(storage);
+        };
+        let (progress, mut messages) = transfer.check(self.now, self.machine.unwritten_bytes());
+        let to = transfer.to;
+        if progress == Progress::UnderWay {
+            messages.extend(transfer.next_pieces(storage, self.now)?);
+        } else {
+            self.end_transfer(storage, to)?;
+        }
+        let to = self.node_of(to);
+        self.outputs.extend(messages.into_iter().map(|body| Output::Send { to, is_bulk: true, body }));
+        Ok(())
+    }
+
+    /// Well or not: the receiver's next answer tells what it needs now.
+    pub(super) fn end_transfer(&mut self, storage: &dyn Storage, to: ReplicaId) -> Result<(), StorageError> {
+        self.transfer = None;
+        self.release_checkpoints();
+        self.engine.step(Event::SnapshotEnded { to });
+        self.carry_out(storage)
+    }
+
+    /// A transfer that waits or runs already will do; its end is reported once.
+    pub(super) fn want_snapshot(&mut self, to: ReplicaId) {
+        let is_running = self.transfer.as_ref().is_some_and(|transfer| transfer.to == to);
+        if !is_running && !self.snapshots_wanted.contains(&to) {
+            self.snapshots_wanted.push_back(to);
+        }
+    }
+
+    /// Starts the next transfer that was asked for, from the tree as it is, as soon as nothing is being written to it.
+    /// What was applied since is in the log.
+    pub(super) fn start_transfer(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        if self.transfer.is_some() || self.snapshots_wanted.is_empty() || self.is_installing() {
+            return Ok(());
+        }
+        if self.durable_slot == 0 || !self.written.is_empty() || !self.writes.is_empty() {
+            return Ok(());
+        }
+        let Some(proof) = self.proof_of_tree() else { return Ok(()) };
+        let to = self.snapshots_wanted.pop_front().expect("one was wanted");
+        let applied = kv::load_applied(storage, self.place.id)?;
+        assert_eq!(applied.slot, self.durable_slot, "the tree holds the last checkpoint");
+        self.transfers += 1;
+        let id = (applied.slot << 16) | (self.transfers & 0xffff);
+        let bounds = snapshot::state_bounds(self.place.id, self.place.range);
+        self.transfer = Some(Transfer::new(to, id, applied, bounds, proof, self.now));
+        self.tick_transfer(storage)
+    }
+
+    pub(super) fn on_piece(
+        &mut self,
+        storage: &dyn Storage,
+        from: NodeId,
+        piece: Piece,
+    ) -> Result<(), StorageError> {
+        if self.is_installing() {
+            return Ok(());
+        }
+        if !self.may_come_from(from) {
+            return Ok(());
+        }
+        let transfer = piece.transfer;
+        let is_known = self.install.as_ref().is_some_and(|install| install.is_from(from, transfer));
+        if !is_known {
+            let is_quiet = self.writes.is_empty() && self.written.is_empty();
+            if !is_quiet {
+                return Ok(());
+            }
+            if piece.index != 0 {
+                let body = encode(&GroupMessage::PieceUnknown { transfer });
+                self.outputs.push(Output::Send { to: from, is_bulk: true, body });
+                return Ok(());
+            }
+            let (mut install, clearing) =
+                Install::begin(storage, self.place.id, self.place.range, from, transfer)?;
+            if !self.demand_proof(storage, from, &mut install, piece.proof.as_ref())? {
+                return Ok(());
+            }
+            self.install = Some(install);
+            self.writes.extend(clearing.into_iter().map(|writes| (writes, None)));
+        }
+        let index = piece.index;
+        let install = self.install.as_mut().expect("it was just begun");
+        if install.has_taken(index) {
+            self.acknowledge_again(from, transfer, index);
+            return Ok(());
+        }
+        if let Some(writes) = install.gather(piece) {
+            self.writes.push_back((writes, Some(Purpose::Gathered { from, transfer, index })));
+        } else if install.is_refused() {
+            self.on_bad_state(from);
+        }
+        Ok(())
+    }
+
+    /// A piece came again: its acknowledgement was lost, unless it is not durable yet.
+    fn acknowledge_again(&mut self, from: NodeId, transfer: u64, index: u64) {
+        let this = Purpose::Gathered { from, transfer, index };
+        let is_waiting = self.writes.iter().any(|(_, purpose)| *purpose == Some(this))
+            || self.written.iter().any(|(_, purpose)| *purpose == this);
+        if !is_waiting {
+            let body = encode(&GroupMessage::PieceStored { transfer, index });
+            self.outputs.push(Output::Send { to: from, is_bulk: true, body });
+        }
+    }
+
+    /// Switches to a snapshot when all of it is durable and nothing else is being written. One that is not ahead of
+    /// this replica is dropped; so is any if it leads: a leader has adopted everything decided.
+    pub(super) fn switch_if_gathered(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let Some(install) = self.install.as_ref().filter(|install| !install.has_switched()) else {
+            return Ok(());
+        };
+        let Some(slot) = install.applied().map(|applied| applied.slot) else { return Ok(()) };
+        if !self.written.is_empty() || !self.writes.is_empty() {
+            return Ok(());
+        }
+        let is_settled = self.signed.is_none() && self.engine.is_leader();
+        if slot <= self.machine.applied().slot || is_settled {
+            self.install = None;
+            return Ok(());
+        }
+        self.abandon_requests();
+        self.continue_install(storage)
+    }
+
+    pub(super) fn continue_install(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let Some(install) = self.install.as_mut() else {
+            return Ok(());
+        };
+        if let Some(writes) = install.next_batch(storage)? {
+            self.writes.push_back((writes, Some(Purpose::Installing)));
+            return Ok(());
+        }
+        let applied = install.applied().expect("only a whole snapshot is installed").clone();
+        self.install = None;
+        let machine = Machine::load(storage, self.place.id, self.place.range, self.limits)?;
+        self.machine = if self.signed.is_some() { machine.with_root(storage)? } else { machine };
+        assert_eq!(self.machine.applied(), &applied, "the snapshot is in place");
+        self.durable_slot = applied.slot;
+        self.digests.clear();
+        self.engine.step(Event::SnapshotInstalled { base: base_of(&applied) });
+        self.carry_out(storage)
+    }
+}

@@ -1,0 +1,142 @@
+//! Byzantine mode: what an answer rests on, in a form that anyone can check.
+//!
+//! Each replica signs once for everything that one slot answered: the Merkle root over all outcomes. An outcome is the
+//! client, which request, a digest of what was asked and a digest of what was answered. `f + 1` replicas that signed roots
+//! under which the same outcome lies include an honest one; a quorum makes two contradicting proofs evidence against
+//! `f + 1` liars.
+
+use crate::kv::{Client, Operation, Reply, RequestId};
+use crate::ring::GroupId;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use tetrachord_consensus::pbft::request::{leaf_of, path_of, root_from_path, root_of};
+use tetrachord_consensus::pbft::sign::Statement;
+use tetrachord_consensus::pbft::{Keyring, Signature, Signer};
+use tetrachord_consensus::{Digest, ReplicaId, Slot};
+
+/// What one replica says of one outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutcomeProof {
+    /// Who signed.
+    pub signer: ReplicaId,
+    /// The slot.
+    pub slot: u64,
+    /// Which of the slot's outcomes, counted from 0.
+    pub index: u32,
+    /// How many outcomes the slot has.
+    pub count: u32,
+    /// From the outcome to the root.
+    pub path: Vec<Digest>,
+    /// Over the root.
+    pub signature: Signature,
+}
+
+/// The hash of one outcome. Every field has a fixed width.
+#[must_use]
+pub fn outcome_leaf(client: &Client, request: RequestId, operation: &[u8], reply: &Reply) -> Digest {
+    let reply = postcard::to_stdvec(reply).expect("writing to memory cannot fail");
+    let (operation, reply) = (blake3::hash(operation), blake3::hash(&reply));
+    let (session, number) = (request.session.0.to_be_bytes(), request.number.to_be_bytes());
+    leaf_of(&[client, &session, &number, operation.as_bytes(), reply.as_bytes()])
+}
+
+/// Everything that shows an outcome to someone who was not there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// The group that answered.
+    pub group: GroupId,
+    /// Who asked.
+    pub client: Client,
+    /// Which request.
+    pub request: RequestId,
+    /// What was asked.
+    pub operation: Operation,
+    /// What was answered.
+    pub reply: Reply,
+    /// What replicas signed.
+    pub proofs: Vec<OutcomeProof>,
+}
+
+impl Proof {
+    /// The replicas whose signatures hold, for the slot that most of them name. `f + 1` of them include an honest one.
+    #[must_use]
+    pub fn signers(&self, keyring: &Keyring) -> (u64, BTreeSet<ReplicaId>) {
+        let leaf = outcome_leaf(&self.client, self.request, &self.operation.encode(), &self.reply);
+        let mut by_slot: BTreeMap<u64, BTreeSet<ReplicaId>> = BTreeMap::new();
+        for proof in self.proofs.iter().filter(|proof| proof.holds(leaf, keyring)) {
+            by_slot.entry(proof.slot).or_default().insert(proof.signer);
+        }
+        by_slot.into_iter().max_by_key(|(_, signers)| signers.len()).unwrap_or_default()
+    }
+}
+
+/// All outcomes of a slot, signed when the first proof is asked for.
+#[derive(Debug)]
+pub struct SlotOutcomes<'a> {
+    slot: u64,
+    leaves: Vec<Digest>,
+    signature: Option<Signature>,
+    signer: &'a Signer,
+}
+
+impl<'a> SlotOutcomes<'a> {
+    /// The outcomes of a slot, in order.
+    #[must_use]
+    pub fn new(slot: u64, leaves: Vec<Digest>, signer: &'a Signer) -> Self {
+        Self { slot, leaves, signature: None, signer }
+    }
+
+    /// What this replica says of one of them.
+    pub fn prove(&mut self, index: usize) -> OutcomeProof {
+        let root = root_of(&self.leaves);
+        let sign = || self.signer.sign(Statement::Outcomes(Slot(self.slot), root));
+        let signature = *self.signature.get_or_insert_with(sign);
+        let narrow = |size: usize| u32::try_from(size).expect("a slot has few outcomes");
+        OutcomeProof {
+            signer: self.signer.me(),
+            slot: self.slot,
+            index: narrow(index),
+            count: narrow(self.leaves.len()),
+            path: path_of(&self.leaves, index),
+            signature,
+        }
+    }
+}
+
+impl OutcomeProof {
+    /// Whether the signer says that its slot had this outcome.
+    #[must_use]
+    pub fn holds(&self, leaf: Digest, keyring: &Keyring) -> bool {
+        let root = root_from_path(leaf, self.index as usize, self.count as usize, &self.path);
+        root.is_some_and(|root| {
+            keyring.verify(self.signer, Statement::Outcomes(Slot(self.slot), root), &self.signature)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::SessionId;
+    use tetrachord_consensus::Epoch;
+    use tetrachord_consensus::pbft::Domain;
+
+    #[test]
+    fn a_proof_holds_for_its_outcome_alone() {
+        let domain = Domain { cluster: Digest([1; 32]), group: 1, epoch: Epoch(1) };
+        let signer = Signer::new(ReplicaId(0), domain, &[3; 32]);
+        let key = ed25519_dalek::SigningKey::from_bytes(&[3; 32]).verifying_key().to_bytes();
+        let keyring = Keyring::new(domain, &[key], []).unwrap();
+        let leaf = |number, version| {
+            let request = RequestId { session: SessionId(1), number };
+            outcome_leaf(&[7; 32], request, b"put", &Reply::Put { version })
+        };
+        let leaves: Vec<Digest> = (0..5).map(|number| leaf(number, number)).collect();
+        let mut outcomes = SlotOutcomes::new(9, leaves.clone(), &signer);
+        let proof = outcomes.prove(2);
+        assert!(proof.holds(leaves[2], &keyring));
+        assert!(!proof.holds(leaves[3], &keyring) && !proof.holds(leaf(2, 99), &keyring));
+        assert!(!OutcomeProof { slot: 8, ..proof.clone() }.holds(leaves[2], &keyring));
+        assert!(!OutcomeProof { index: 3, ..proof }.holds(leaves[2], &keyring));
+    }
+}
