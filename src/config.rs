@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use tetrachord_consensus::pbft::Lie;
 use tetrachord_consensus::{ByzantineQuorum, QuorumError, Quorums};
 use thiserror::Error;
 
@@ -323,6 +324,54 @@ impl Default for StorageConfig {
     }
 }
 
+/// A node that is told to lie, to see that it does not matter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChaosConfig {
+    /// Must be true: nobody lies by accident.
+    pub allow: bool,
+    /// Which lies, one after the other, over and over.
+    pub lies: Vec<String>,
+    /// How long each is told.
+    pub every_millis: u64,
+}
+
+impl ChaosConfig {
+    fn check(&self, mode: Mode) -> Result<(), String> {
+        if !self.allow {
+            return Err(
+                "chaos.allow must be true for the node to lie; remove [chaos] if it should not".to_string()
+            );
+        }
+        if mode != Mode::Byzantine {
+            return Err(
+                "[chaos]: crash mode survives no liar; only a Byzantine cluster may have one".to_string()
+            );
+        }
+        if let Some(unknown) = self.lies.iter().find(|name| Lie::from_name(name).is_none()) {
+            let names: Vec<&str> = Lie::ALL.iter().map(|lie| lie.name()).collect();
+            return Err(format!("chaos.lies: there is no lie {unknown:?}; there are {}", names.join(", ")));
+        }
+        if self.lies.is_empty() || self.every_millis < 100 {
+            return Err("chaos.lies must name a lie, and chaos.every_millis be at least 100".to_string());
+        }
+        Ok(())
+    }
+
+    /// The lies, in order.
+    #[must_use]
+    pub fn lies(&self) -> Vec<Lie> {
+        self.lies.iter().filter_map(|name| Lie::from_name(name)).collect()
+    }
+}
+
+/// Adds `[chaos]` to a node file that has none.
+pub fn let_lie(node_file: &Path, chaos: &ChaosConfig) -> Result<(), ConfigError> {
+    let mut file: NodeFile = load_toml(node_file)?;
+    file.chaos = Some(chaos.clone());
+    write_toml(node_file, &file)
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NodeFile {
@@ -336,6 +385,8 @@ struct NodeFile {
     listen: Option<SocketAddr>,
     #[serde(default)]
     storage: StorageConfig,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    chaos: Option<ChaosConfig>,
 }
 
 /// Everything that one node needs to run.
@@ -355,6 +406,8 @@ pub struct NodeConfig {
     pub listen: SocketAddr,
     /// Its store.
     pub storage: StorageConfig,
+    /// Whether it lies.
+    pub chaos: Option<ChaosConfig>,
 }
 
 impl NodeConfig {
@@ -393,8 +446,11 @@ impl NodeConfig {
         }
         let listen = file.listen.unwrap_or(node.address);
         let data_dir = dir.join(&file.data_dir);
-        let storage = file.storage;
-        Ok(Self { node: file.node, genesis, identity, signing, data_dir, listen, storage })
+        if let Some(chaos) = &file.chaos {
+            chaos.check(genesis.mode).map_err(wrong)?;
+        }
+        let (storage, chaos) = (file.storage, file.chaos);
+        Ok(Self { node: file.node, genesis, identity, signing, data_dir, listen, storage, chaos })
     }
 }
 
@@ -574,6 +630,7 @@ fn init_node(
         data_dir: "data".into(),
         listen: None,
         storage,
+        chaos: None,
     };
     write_toml(&path, &file)?;
     Ok(path)

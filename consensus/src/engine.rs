@@ -18,7 +18,7 @@
 //! 3. After each, carry out [`Engine::take_effects`] in order.
 
 use crate::pbft::{Rejected, SubmitId, Unverified, Verified};
-use crate::types::{Digest, Epoch, LogBase, PersistToken, ReadId, ReplicaId, Slot, Ticks, Timestamp};
+use crate::types::{Digest, Epoch, LogBase, PersistToken, ReadId, ReplicaId, Slot, Ticks, Timestamp, View};
 use bytes::Bytes;
 use thiserror::Error;
 
@@ -273,6 +273,10 @@ pub struct EngineStatus {
     pub stable: Slot,
     /// Byzantine mode: what is known against other replicas, in words.
     pub suspects: Vec<String>,
+    /// Byzantine mode: messages of other replicas that did not hold.
+    pub rejected: u64,
+    /// Byzantine mode: the view that this replica is in, or goes to.
+    pub view: View,
 }
 
 /// An ordering protocol behind events and effects.

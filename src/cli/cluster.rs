@@ -1,7 +1,7 @@
 //! A cluster of child processes on this machine, for `demo` and `dev`.
 
 use crate::client::{Client, ClientOptions};
-use crate::config::{self, ClusterConfig, InitPlan, Mode, StorageConfig, Timing};
+use crate::config::{self, ChaosConfig, ClusterConfig, InitPlan, Mode, StorageConfig, Timing};
 use crate::ring::{GroupId, NodeId};
 use anyhow::Context;
 use clap::Args;
@@ -43,6 +43,16 @@ pub(crate) struct LocalCluster {
 impl LocalCluster {
     /// Makes a new cluster in `dir`, or takes the one that is there, and starts its nodes.
     pub(crate) fn start(dir: &Path, size: &Size) -> anyhow::Result<Self> {
+        Self::start_with(dir, size, StorageConfig::default(), &[])
+    }
+
+    /// The same, with other settings of the store, and with nodes that lie.
+    pub(crate) fn start_with(
+        dir: &Path,
+        size: &Size,
+        storage: StorageConfig,
+        liars: &[(usize, ChaosConfig)],
+    ) -> anyhow::Result<Self> {
         let (cluster_file, node_files) = if dir.join("genesis.toml").exists() {
             let genesis = config::Genesis::load(&dir.join("genesis.toml"))?;
             let files =
@@ -56,11 +66,14 @@ impl LocalCluster {
                 replicas: super::init::default_replicas(size.mode, size.nodes()),
                 quorums: None,
                 mode: size.mode,
-                storage: StorageConfig::default(),
+                storage,
                 timing: Timing::default(),
             };
             config::init(&plan)?
         };
+        for (index, chaos) in liars {
+            config::let_lie(&node_files[*index], chaos)?;
+        }
         let children = node_files.iter().map(|_| None).collect();
         let mut cluster = Self { cluster_file, node_files, children };
         for index in 0..cluster.len() {
@@ -71,6 +84,11 @@ impl LocalCluster {
 
     pub(crate) fn len(&self) -> usize {
         self.node_files.len()
+    }
+
+    /// The node with this index.
+    pub(crate) fn node(&self, index: usize) -> NodeId {
+        NodeId(u32::try_from(index + 1).expect("few nodes"))
     }
 
     /// Starts a node's process; its log goes to a file beside its configuration.

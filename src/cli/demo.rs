@@ -4,16 +4,18 @@
 use super::check::{draw_violation, exit_of, word};
 use super::cluster::{LocalCluster, Size, leaders};
 use super::dev::TemporaryDirectory;
+use super::liars::{self, Watch};
 use super::output::print_json;
 use super::record::{seed, write_history};
 use super::workload::{Recorder, read_all, run_client};
 use super::{Common, Exit};
 use crate::client::Client;
+use crate::config::{Mode, StorageConfig};
 use crate::ring::{GroupId, NodeId, Position};
 use anyhow::Context;
 use clap::Args;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tetrachord_checker::{Action, History, Limits, Operation, Verdict, check};
 
@@ -42,6 +44,9 @@ pub(crate) struct DemoArgs {
 /// Leaders that are killed at least, if nobody says how many.
 const LEADER_KILLS: usize = 2;
 
+/// How long an honest node is away in Byzantine mode: long enough for the others to replace it as primary.
+const AWAY: Duration = Duration::from_millis(2_500);
+
 /// What the demo counts.
 #[derive(Debug, Default)]
 struct Tally {
@@ -49,6 +54,7 @@ struct Tally {
     restarts: usize,
     full_stops: usize,
     failover_ms: Vec<u128>,
+    liars: Vec<NodeId>,
 }
 
 pub(crate) async fn run(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit> {
@@ -58,16 +64,20 @@ pub(crate) async fn run(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit
     );
     anyhow::ensure!(
         args.size.nodes() >= 3,
-        "the demo kills nodes and needs at least 3 to go on; crash mode survives f of 2f + 1"
+        "the demo kills nodes and needs at least 3 to go on; crash mode survives f of 2f + 1, Byzantine mode f of 3f + 1"
     );
     let dir = TemporaryDirectory::new("tetrachord-demo")?;
     let say = |text: String| eprintln!("{text}");
-    let mut cluster = LocalCluster::start(&dir.0, &args.size)?;
+    let liars = match args.size.mode {
+        Mode::Crash => Vec::new(),
+        Mode::Byzantine => liars::liars(args.size.nodes()),
+    };
+    let mut cluster = start_cluster(&dir.0, args, &liars)?;
     let observer = cluster.client(Duration::from_secs(2))?;
     let started = Instant::now();
     cluster.wait_for_leaders(&observer, Duration::from_secs(30)).await?;
     say(format!(
-        "{} nodes (QUIC, sled with fsync), {} group(s): leaders after {} ms",
+        "{} nodes (QUIC, sled with fsync), {} group(s): all led after {} ms",
         args.size.nodes(),
         args.size.groups,
         started.elapsed().as_millis()
@@ -78,8 +88,13 @@ pub(crate) async fn run(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit
         let client = cluster.client(Duration::from_secs(3))?;
         tasks.push(tokio::spawn(run_client(client, recorder.clone(), args.keys, seed(index)?)));
     }
+    let liars: Vec<NodeId> = liars.iter().map(|index| cluster.node(*index)).collect();
+    let watch = match liars.is_empty() {
+        true => None,
+        false => Some(Watch::start(cluster.client(Duration::from_secs(2))?, liars.clone())),
+    };
     say(format!("{} clients work on {} keys for {} s", args.clients, args.keys, args.seconds));
-    let mut tally = Tally::default();
+    let mut tally = Tally { liars, ..Tally::default() };
     torment(&mut cluster, &observer, args, &recorder, &mut tally).await?;
     recorder.stop();
     for task in tasks {
@@ -90,7 +105,20 @@ pub(crate) async fn run(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit
     let (operations, failed) = recorder.take();
     let lost = lost_increments(&operations, &final_values);
     drop(cluster);
-    report(common, args, operations, failed, lost, &tally)
+    report(common, args, operations, failed, lost, &tally, watch.as_ref())
+}
+
+/// In Byzantine mode some nodes lie, and logs are kept short, so that a node that was away needs a whole state.
+fn start_cluster(dir: &Path, args: &DemoArgs, liars: &[usize]) -> anyhow::Result<LocalCluster> {
+    let storage = match liars.is_empty() {
+        true => StorageConfig::default(),
+        false => {
+            StorageConfig { log_max_bytes: 4 << 20, log_retain_bytes: 64 << 10, ..StorageConfig::default() }
+        }
+    };
+    let turns = liars.iter().enumerate();
+    let chaos: Vec<_> = turns.map(|(turn, index)| (*index, liars::chaos(args.seconds, turn))).collect();
+    LocalCluster::start_with(dir, &args.size, storage, &chaos)
 }
 
 /// Kills leaders one after another, then everybody at once.
@@ -107,6 +135,18 @@ async fn torment(
     for round in 0..rounds {
         tokio::time::sleep(pause).await;
         let (group, leader) = pick_leader(cluster, observer, round).await?;
+        // Liars are left alone: with one of them crashed there would be more faults than the group survives.
+        let leader = match tally.liars.contains(&leader) {
+            true => {
+                (0..cluster.len()).map(|index| cluster.node(index)).find(|node| !tally.liars.contains(node))
+            }
+            false => Some(leader),
+        };
+        let leader = leader.context("somebody does not lie")?;
+        if !tally.liars.is_empty() {
+            restart_honest(cluster, leader, tally).await?;
+            continue;
+        }
         let index = usize::try_from(leader.0 - 1).context("node numbers are small")?;
         let before = recorder.len();
         cluster.kill_node(index)?;
@@ -138,6 +178,19 @@ async fn torment(
         restarted.elapsed().as_millis()
     );
     tokio::time::sleep(pause).await;
+    Ok(())
+}
+
+/// Kills an honest node and starts it again after a while. Meanwhile there may be one fault more than is survived: clients may
+/// have to wait, and nothing worse happens.
+async fn restart_honest(cluster: &mut LocalCluster, node: NodeId, tally: &mut Tally) -> anyhow::Result<()> {
+    let index = usize::try_from(node.0 - 1).context("node numbers are small")?;
+    cluster.kill_node(index)?;
+    tally.leader_kills += 1;
+    eprintln!("killed {node}, which is honest, with SIGKILL");
+    tokio::time::sleep(AWAY).await;
+    cluster.start_node(index)?;
+    tally.restarts += 1;
     Ok(())
 }
 
@@ -189,6 +242,7 @@ fn report(
     failed: u64,
     lost: u64,
     tally: &Tally,
+    watch: Option<&Watch>,
 ) -> anyhow::Result<Exit> {
     let path = history_path()?;
     write_history(&path, &operations, failed)?;
@@ -220,6 +274,8 @@ fn report(
                 "full_stops": tally.full_stops,
             },
             "failover_ms": tally.failover_ms,
+            "lies": watch.map(Watch::json),
+            "view_changes": watch.map(Watch::view_changes),
             "history": path,
             "report": example.as_ref().map(|_| &picture),
         }));
@@ -231,7 +287,10 @@ fn report(
         "faults       {} leaders killed, {} full stops, {} restarts",
         tally.leader_kills, tally.full_stops, tally.restarts
     );
-    println!("failover     {}", failovers.join(", "));
+    match watch {
+        Some(watch) => watch.print(&tally.liars),
+        None => println!("failover     {}", failovers.join(", ")),
+    }
     println!("lost         {lost} acknowledged writes");
     let verdict = match &judgement.verdict {
         Verdict::Linearizable if thin.is_some() => format!("too thin: {}", thin.unwrap_or_default()),

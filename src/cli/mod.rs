@@ -10,6 +10,7 @@ mod demo;
 mod dev;
 mod init;
 mod kv;
+mod liars;
 mod output;
 mod record;
 mod status;

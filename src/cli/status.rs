@@ -76,6 +76,16 @@ fn print_tables(answers: &[(NodeId, Result<NodeStatus, String>)]) {
         }
     }
     println!("{nodes}\n\n{groups}");
+    for (node, status) in answers.iter().filter_map(|(node, answer)| Some((node, answer.as_ref().ok()?))) {
+        for group in &status.groups {
+            for suspect in &group.suspects {
+                println!("{node} {}: {suspect}", group.group);
+            }
+            for (lie, count) in &group.told {
+                println!("{node} {}: this node was told to lie: {lie}, {count} times", group.group);
+            }
+        }
+    }
 }
 
 fn node_json(node: NodeId, answer: &Result<NodeStatus, String>) -> Value {
@@ -104,6 +114,12 @@ fn node_json(node: NodeId, answer: &Result<NodeStatus, String>) -> Value {
                 "sessions": group.sessions,
                 "digest": group.digest,
                 "is_installing": group.is_installing,
+                "stable": group.stable,
+                "view": group.view,
+                "rejected": group.rejected,
+                "suspects": group.suspects,
+                "told": group.told.iter().map(|(lie, count)| (lie.clone(), json!(count)))
+                    .collect::<serde_json::Map<_, _>>(),
             })).collect::<Vec<_>>(),
         }),
     }

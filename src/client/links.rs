@@ -8,7 +8,7 @@ use crate::ring::{GroupId, NodeId, RingMap};
 use crate::transport::{ClientEndpoint, ClientLink, LinkError};
 use crate::wire::{self, Answer, AnswerFrame, Hello, Request, RequestFrame};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
@@ -63,6 +63,8 @@ pub(super) struct Links {
     watched: Option<kv::Client>,
     collectors: Arc<Collectors>,
     hints: Arc<Hints>,
+    /// Nodes that [`Links::open_all`] is dialling just now.
+    dialling: Mutex<BTreeSet<NodeId>>,
 }
 
 /// Byzantine mode: who each node says is primary of each group. A hint: whoever is asked in vain, others are asked too.
@@ -117,6 +119,7 @@ impl Links {
             watched: signer.map(|signer| signer.name().0),
             collectors: Arc::default(),
             hints: Arc::default(),
+            dialling: Mutex::default(),
             leaders: Mutex::default(),
             failed: Mutex::default(),
         })
@@ -141,8 +144,16 @@ impl Links {
         let mut tasks = tokio::task::JoinSet::new();
         let is_any_open = nodes.iter().any(|node| self.is_open(*node));
         for node in nodes.iter().copied().filter(|node| !self.is_open(*node) && !self.was_silent(*node)) {
+            // Whoever dials holds the connection's lock: many that wait for it would dial one after the other.
+            if !self.dialling.lock().expect("never held while panicking").insert(node) {
+                continue;
+            }
             let links = Arc::clone(self);
-            tasks.spawn(async move { links.connect(node, CONNECT_PATIENCE).await.is_ok() });
+            tasks.spawn(async move {
+                let result = links.connect(node, CONNECT_PATIENCE).await;
+                links.dialling.lock().expect("never held while panicking").remove(&node);
+                result.is_ok()
+            });
         }
         if is_any_open {
             tasks.detach_all();

@@ -7,6 +7,7 @@
 //! * A whole state is asked of one replica at a time. What it sends is gathered aside and must have the root that a stable
 //!   checkpoint proves; if not, it is dropped, and another replica is asked.
 
+use super::chaos::Chaos;
 use super::install::Install;
 use super::message::GroupMessage;
 use super::{Group, Outcome, Output, Purpose, Ticket, encode};
@@ -22,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use tetrachord_consensus::pbft::{
-    Batch, Config, Domain, Keyring, Rejected, Replica, Signer, SubmitId, Verified, Verifier, Window,
+    Batch, Config, Domain, Keyring, Lie, Rejected, Replica, Signer, SubmitId, Verified, Verifier, Window,
 };
 use tetrachord_consensus::{
     ByzantineQuorum, Decided, Digest, Epoch, Event, LogBase, Mutation, Proposal, ReplicaId, Slot,
@@ -42,6 +43,8 @@ pub struct Byzantine {
     pub clients: Vec<Client>,
     /// How long a request may wait before its primary is suspected, in milliseconds.
     pub request_millis: u64,
+    /// Whether this node may be told to lie, and where its chances begin.
+    pub chaos: Option<u64>,
 }
 
 impl fmt::Debug for Byzantine {
@@ -82,6 +85,8 @@ pub(super) struct Signed {
     wanted: BTreeMap<ReplicaId, u64>,
     /// Replicas that gave a state which its proof did not prove.
     bad_states: BTreeSet<NodeId>,
+    /// Where it is allowed, what this replica says instead of the truth.
+    pub(super) chaos: Option<Chaos>,
 }
 
 impl Byzantine {
@@ -119,7 +124,9 @@ impl Byzantine {
         let verifier = Verifier::new(Arc::new(self.keyring(place)?), config, Mutation::None);
         let replica = Replica::recover(config, options, signer.clone(), records, applied)
             .map_err(|source| OpenError::RecoverVotes { group, source })?;
+        let chaos = self.chaos.map(|seed| Chaos::new(signer.clone(), seed ^ u64::from(place.id.0)));
         let signed = Signed {
+            chaos,
             signer,
             verifier,
             held: VecDeque::new(),
@@ -256,7 +263,11 @@ impl Group {
         requests: &[SignedRequest],
         replies: Vec<Reply>,
     ) {
-        let signed = self.signed.as_ref().expect("the caller has asked");
+        let signed = self.signed.as_mut().expect("the caller has asked");
+        let replies = match &mut signed.chaos {
+            Some(chaos) => replies.into_iter().map(|reply| chaos.twist_reply(reply)).collect(),
+            None => replies,
+        };
         let is_proof_wanted = asked.iter().any(|request| request.wants_proof);
         let leaf = |(request, reply): (&SignedRequest, &Reply)| {
             outcome_leaf(&request.client, request.request, &request.operation, reply)
@@ -346,6 +357,36 @@ impl Group {
             signed.source = None;
             self.install = None;
             signed.bad_states.insert(from);
+        }
+    }
+
+    /// From now on tells this lie, or none, if its configuration allows that.
+    pub fn tell(&mut self, lie: Option<Lie>) {
+        if let Some(chaos) = self.signed.as_mut().and_then(|signed| signed.chaos.as_mut()) {
+            chaos.tell(lie);
+        }
+    }
+
+    /// How often each lie was told.
+    #[must_use]
+    pub fn told(&self) -> Vec<(&'static str, u64)> {
+        let chaos = self.signed.as_ref().and_then(|signed| signed.chaos.as_ref());
+        chaos.into_iter().flat_map(Chaos::told).map(|(lie, count)| (lie.name(), count)).collect()
+    }
+
+    /// A message of the engine as it leaves this replica.
+    pub(super) fn as_told(&mut self, to: ReplicaId, message: Bytes) -> Vec<Bytes> {
+        match self.signed.as_mut().and_then(|signed| signed.chaos.as_mut()) {
+            Some(chaos) => chaos.twist(to, message),
+            None => vec![message],
+        }
+    }
+
+    /// A piece of a whole state as it leaves this replica.
+    pub(super) fn piece_as_told(&mut self, body: Bytes) -> Bytes {
+        match self.signed.as_mut().and_then(|signed| signed.chaos.as_mut()) {
+            Some(chaos) => chaos.twist_piece(body),
+            None => body,
         }
     }
 

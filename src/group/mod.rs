@@ -12,6 +12,7 @@
 //! What it does not know: connections, clients, other groups, which keys other groups own.
 
 mod byzantine;
+mod chaos;
 mod digests;
 mod driver;
 mod install;
@@ -585,8 +586,10 @@ impl Group {
     }
 
     fn send_engine(&mut self, to: ReplicaId, message: Bytes) {
-        let body = encode(&GroupMessage::Engine(message));
-        self.outputs.push(Output::Send { to: self.node_of(to), is_bulk: false, body });
+        for message in self.as_told(to, message) {
+            let body = encode(&GroupMessage::Engine(message));
+            self.outputs.push(Output::Send { to: self.node_of(to), is_bulk: false, body });
+        }
     }
 
     /// Carries out the engine's effects, in order.

@@ -49,7 +49,10 @@ impl Group {
             self.end_transfer(storage, to)?;
         }
         let to = self.node_of(to);
-        self.outputs.extend(messages.into_iter().map(|body| Output::Send { to, is_bulk: true, body }));
+        for body in messages {
+            let body = self.piece_as_told(body);
+            self.outputs.push(Output::Send { to, is_bulk: true, body });
+        }
         Ok(())
     }
 

@@ -24,7 +24,7 @@ use crate::wire::{
 };
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
-use tetrachord_consensus::pbft::{Rejected, Unverified, Verified, Verifier};
+use tetrachord_consensus::pbft::{Lie, Rejected, Unverified, Verified, Verifier};
 use tetrachord_consensus::{Ticks, Timestamp};
 
 /// Something that happened to the node.
@@ -71,6 +71,8 @@ pub enum NodeEvent {
     Process(ProcessStats, Room),
     /// The node is about to be stopped: give leaderships away.
     HandOver,
+    /// Where its configuration allows it, the node tells this lie from now on, or none.
+    Lie(Option<Lie>),
     /// A check that was asked for by [`NodeEffect::Verify`] is done.
     Verified {
         /// The group.
@@ -286,6 +288,7 @@ impl NodeCore {
                 self.gateway.close(connection);
                 self.watchers.close(connection);
             }
+            NodeEvent::Lie(lie) => self.groups.values_mut().for_each(|group| group.tell(lie)),
             NodeEvent::Verified { group, result } => {
                 if let Some(group) = self.groups.get_mut(&group) {
                     group.verified(self.storage.as_ref(), result)?;
@@ -758,5 +761,8 @@ fn group_status(name: GroupId, group: &Group) -> GroupStatus {
         is_installing: group.is_installing(),
         stable: engine.stable.0,
         suspects: group.suspects(),
+        rejected: engine.rejected,
+        view: engine.view.0,
+        told: group.told().into_iter().map(|(lie, count)| (lie.to_string(), count)).collect(),
     }
 }

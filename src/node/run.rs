@@ -6,7 +6,7 @@
 
 use super::core::{Class, NodeCore, NodeEffect, NodeEvent, NodeSettings, Room};
 use super::pool::{Pool, Verdict};
-use crate::config::{Mode, NodeConfig, cluster_digest};
+use crate::config::{ChaosConfig, Mode, NodeConfig, cluster_digest};
 use crate::group::{Byzantine, Settings};
 use crate::limits::OVERLAY_BYTES_MAX;
 use crate::ring::GroupId;
@@ -17,7 +17,7 @@ use anyhow::Context;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tetrachord_consensus::pbft::Verifier;
+use tetrachord_consensus::pbft::{Lie, Verifier};
 use tetrachord_consensus::{Options, Ticks, Timestamp};
 use tokio::sync::mpsc;
 
@@ -71,6 +71,8 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
         data_dir,
         reserve_bytes,
         room: Room::Enough,
+        lies: config.chaos.as_ref().map(ChaosConfig::lies).unwrap_or_default(),
+        lie_ticks: config.chaos.as_ref().map_or(1, |chaos| (chaos.every_millis / 10).max(1)),
     };
     shell.turn(inbox, reported, judged).await
 }
@@ -124,6 +126,7 @@ fn byzantine(config: &NodeConfig) -> Option<Byzantine> {
         nodes: genesis.nodes.iter().filter_map(|node| Some((node.id, key(node.signing_key)?))).collect(),
         clients: genesis.clients.iter().filter_map(|client| key(client.signing_key)).collect(),
         request_millis: genesis.timing.request_millis,
+        chaos: config.chaos.as_ref().map(|_| u64::from(config.node.0)),
     })
 }
 
@@ -160,6 +163,9 @@ struct Shell {
     data_dir: PathBuf,
     reserve_bytes: u64,
     room: Room,
+    /// Lies that the node was told to tell, and for how many ticks each.
+    lies: Vec<Lie>,
+    lie_ticks: u64,
 }
 
 impl Shell {
@@ -227,6 +233,11 @@ impl Shell {
         if self.ticks.is_multiple_of(PROCESS_TICKS) {
             let process = self.process_stats();
             self.core.step(NodeEvent::Process(process, self.room));
+        }
+        if !self.lies.is_empty() && self.ticks.is_multiple_of(self.lie_ticks) {
+            let turn = usize::try_from(self.ticks / self.lie_ticks).unwrap_or(0) % self.lies.len();
+            tracing::warn!(lie = self.lies[turn].name(), "this node was told to lie");
+            self.core.step(NodeEvent::Lie(Some(self.lies[turn])));
         }
         self.ticks += 1;
         self.core.step(NodeEvent::Tick { now: Ticks(millis + 1), wall });

@@ -233,6 +233,12 @@ pub struct GroupStatus {
     pub stable: u64,
     /// Byzantine mode: what is known against other replicas, in words.
     pub suspects: Vec<String>,
+    /// Byzantine mode: messages of other replicas that did not hold.
+    pub rejected: u64,
+    /// Byzantine mode: the view that this replica is in, or goes to.
+    pub view: u64,
+    /// Where this node was told to lie: how often it told each lie.
+    pub told: Vec<(String, u64)>,
 }
 
 /// What one node says to another.

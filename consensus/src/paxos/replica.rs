@@ -18,7 +18,7 @@ use crate::paxos::invariants;
 use crate::paxos::leader::Leader;
 use crate::paxos::message::{Message, Reason};
 use crate::paxos::record::{RecoverError, Recovered};
-use crate::types::{LogBase, PersistToken, ReadId, ReplicaId, Slot, Ticks, Timestamp};
+use crate::types::{LogBase, PersistToken, ReadId, ReplicaId, Slot, Ticks, Timestamp, View};
 use bytes::Bytes;
 
 /// What a replica is doing about leadership. Every replica is an acceptor besides.
@@ -398,6 +398,8 @@ impl Engine for Replica {
             base: log.base().slot,
             stable: Slot::ZERO,
             suspects: Vec::new(),
+            rejected: 0,
+            view: View(0),
             undecided: self.undecided(),
             log_bytes: log.bytes(),
         }

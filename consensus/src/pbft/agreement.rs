@@ -112,8 +112,12 @@ impl Replica {
             let time = state.held.as_ref().and_then(|(_, batch)| batch.time());
             time.is_some_and(|time| time.0 <= ahead)
         };
-        let due: Vec<Slot> =
-            self.slots.iter().filter(|(_, state)| is_due(state)).map(|(slot, _)| *slot).collect();
+        let due: Vec<Slot> = self
+            .slots
+            .range(self.executed.slot.next()..)
+            .filter(|(_, state)| is_due(state))
+            .map(|(slot, _)| *slot)
+            .collect();
         for slot in due {
             let held = self.slots.get_mut(&slot).and_then(|state| state.held.take());
             if let Some((vote, batch)) = held {

@@ -41,6 +41,7 @@
 //! | [`agreement`], [`checkpoint`], [`view_change`], [`new_view`], [`suspicion`], [`catch_up`] | the rules |
 //! | [`custody`] | requests that wait |
 //! | [`record`], [`restore`], [`evidence`] | what is durable, and back again; proofs of lies |
+//! | [`liar`] | how to lie, for tests and for people who want to see it fail |
 //!
 //! # Departures
 //!
@@ -67,6 +68,7 @@ mod config;
 mod custody;
 pub mod evidence;
 mod invariants;
+pub mod liar;
 pub mod message;
 pub mod new_view;
 pub mod record;
@@ -83,6 +85,7 @@ pub use agreement::NOT_AFTER_MICROS_MAX;
 pub use batch::Batch;
 pub use config::{Config, Options, Window};
 pub use evidence::Evidence;
+pub use liar::{Liar, Lie};
 pub use message::Message;
 pub use record::{Record, RecoverError, Recovered};
 pub use replica::Replica;

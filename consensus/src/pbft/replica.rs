@@ -377,6 +377,8 @@ impl Engine for Replica {
             log_bytes: self.slots.values().map(SlotState::bytes).sum(),
             stable: self.stable_slot(),
             suspects: self.suspects(),
+            rejected: self.rejected.values().sum(),
+            view: self.view,
         }
     }
 

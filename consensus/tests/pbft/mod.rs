@@ -3,17 +3,15 @@
 //! watches what must hold between honest replicas.
 #![allow(dead_code, clippy::unwrap_used, reason = "test code, of which each file uses a part")]
 
-pub(crate) mod liar;
 pub(crate) mod schedule;
 
 use bytes::Bytes;
-use liar::Liar;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use tetrachord_consensus::pbft::message::{NewView, ViewChange};
 use tetrachord_consensus::pbft::{
-    Batch, Bundle, ClientSigner, Config, Domain, Keyring, Message, Options, Record, Replica, RequestName,
-    SignedRequest, Signer, SubmitId, Unverified, Verifier, Window,
+    Batch, Bundle, ClientSigner, Config, Domain, Keyring, Liar, Lie, Message, Options, Record, Replica,
+    RequestName, SignedRequest, Signer, SubmitId, Unverified, Verifier, Window,
 };
 use tetrachord_consensus::{
     ByzantineQuorum, Decided, Digest, Effect, Engine, Epoch, Event, LogBase, PersistToken, Proposal,
@@ -46,7 +44,7 @@ pub(crate) struct Node {
     pub(crate) applied: Vec<Decided>,
     pub(crate) durable_applied: usize,
     /// Lies, if this process does.
-    pub(crate) liar: Option<Liar>,
+    pub(crate) liar: Option<(Lie, Liar)>,
     /// A state that was tampered with.
     pub(crate) is_rotten: bool,
     pub(crate) fatal: Option<String>,
@@ -486,9 +484,10 @@ impl Group {
     /// A message leaves a process: an honest one says one thing, a liar says what it likes.
     fn transmit(&mut self, from: usize, to: usize, message: Message) {
         *self.sent.entry(kind_of(&message)).or_default() += 1;
+        let receiver = self.nodes[to].id;
         let messages = match self.nodes[from].liar.as_mut() {
-            Some(liar) => {
-                let lies = liar.twist(to, message.clone());
+            Some((lie, liar)) => {
+                let lies = liar.twist(*lie, receiver, message.clone());
                 self.reached.lies += usize::from(lies.as_slice() != [message]);
                 lies
             }

@@ -1,8 +1,7 @@
 //! Random schedules: a seed draws its own faults and lies, runs a group through them, then lets it come to rest.
 
-use super::liar::{Liar, Lie};
 use super::{CLIENTS, Group, Reached, Violation};
-use tetrachord_consensus::pbft::{Bundle, Options, RequestName, Signer, Window};
+use tetrachord_consensus::pbft::{Bundle, Liar, Lie, Options, RequestName, Signer, Window};
 use tetrachord_consensus::{Mutation, ReplicaId};
 
 /// A small generator: the same seed gives the same run on any machine (SplitMix64).
@@ -106,7 +105,7 @@ impl Run {
             // Twins are each honest by itself; together they are the lie.
             let lie = if weather.twins && turn == 0 { Lie::Starve } else { *lie };
             for node in group.nodes.iter_mut().filter(|node| node.id == id) {
-                node.liar = Some(Liar::new(lie, Signer::toy(id, domain), seed ^ 77));
+                node.liar = Some((lie, Liar::new(Signer::toy(id, domain), seed ^ 77)));
             }
         }
         if weather.twins {

@@ -1,0 +1,297 @@
+//! A replica that lies on purpose, to show that it does not matter.
+//!
+//! An honest replica runs inside, and what it says is twisted on the way out. It signs every lie with its own key; it has
+//! no other keys, so it can forge nothing. Tests use it, and clusters whose nodes are told to lie (`[chaos] allow = true`).
+
+use crate::codec;
+use crate::pbft::batch::Batch;
+use crate::pbft::message::{
+    CheckpointVote, Message, NewView, NewViewBody, PreparedCertificate, ViewChange, ViewChangeBody, Vote,
+    body_digest,
+};
+use crate::pbft::sign::{Signature, Signer, Statement};
+use crate::types::{Digest, ReplicaId, Slot, Timestamp, View};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+
+/// Ways to lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lie {
+    /// Says nothing.
+    Silent,
+    /// As primary gives different batches to different replicas, and votes for both.
+    Equivocate,
+    /// Votes for other batches than it was given, sends other batches than it was asked for.
+    WrongDigests,
+    /// Signs wrong state roots.
+    WrongRoots,
+    /// Says old things again.
+    Replay,
+    /// Puts bad certificates into view changes and wrong proposals into new views, or leaves out good ones.
+    BadCertificates,
+    /// Says nothing to some.
+    Starve,
+    /// Asks for far views all the time.
+    FutureViews,
+    /// Orders requests that no client signed.
+    Forge,
+    /// Answers clients with what is not so.
+    WrongReplies,
+    /// Gives a state that is not the one that was agreed on.
+    FalseState,
+    /// Everything above, as chance wills it.
+    Anything,
+}
+
+impl Lie {
+    /// Every way to lie, the mixture last.
+    pub const ALL: [Self; 12] = [
+        Self::Silent,
+        Self::Equivocate,
+        Self::WrongDigests,
+        Self::WrongRoots,
+        Self::Replay,
+        Self::BadCertificates,
+        Self::Starve,
+        Self::FutureViews,
+        Self::Forge,
+        Self::WrongReplies,
+        Self::FalseState,
+        Self::Anything,
+    ];
+
+    /// Its name in configuration and reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::Equivocate => "equivocate",
+            Self::WrongDigests => "wrong-digests",
+            Self::WrongRoots => "wrong-roots",
+            Self::Replay => "replay",
+            Self::BadCertificates => "bad-certificates",
+            Self::Starve => "starve",
+            Self::FutureViews => "future-views",
+            Self::Forge => "forge",
+            Self::WrongReplies => "wrong-replies",
+            Self::FalseState => "false-state",
+            Self::Anything => "anything",
+        }
+    }
+
+    /// The lie of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|lie| lie.name() == name)
+    }
+}
+
+/// Twists what a replica says.
+#[derive(Clone, Debug)]
+pub struct Liar {
+    signer: Signer,
+    random: u64,
+    said: Vec<Message>,
+    /// Other batches by slot, to have something to vote for.
+    others: BTreeMap<Slot, Digest>,
+}
+
+/// Messages that are remembered, to be said again.
+const SAID_MAX: usize = 500;
+
+/// Slots of which another batch is remembered.
+const OTHERS_MAX: usize = 1_000;
+
+impl Liar {
+    /// A liar with this replica's key; the same seed tells the same lies.
+    #[must_use]
+    pub fn new(signer: Signer, seed: u64) -> Self {
+        Self { signer, random: seed, said: Vec::new(), others: BTreeMap::new() }
+    }
+
+    /// A number below `n` (SplitMix64).
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+
+    /// What is said to a replica instead of a message.
+    pub fn twist(&mut self, lie: Lie, to: ReplicaId, message: Message) -> Vec<Message> {
+        if self.said.len() < SAID_MAX {
+            self.said.push(message.clone());
+        }
+        while self.others.len() > OTHERS_MAX {
+            self.others.pop_first();
+        }
+        let is_odd = !to.0.is_multiple_of(2);
+        match lie {
+            Lie::Anything if self.chance(40) => vec![message],
+            Lie::Anything => {
+                let index = usize::try_from(self.below(Lie::ALL.len() as u64 - 1)).expect("a small number");
+                self.twist(Lie::ALL[index], to, message)
+            }
+            Lie::Silent => Vec::new(),
+            Lie::Starve if !is_odd => Vec::new(),
+            Lie::Starve | Lie::WrongReplies | Lie::FalseState => vec![message],
+            Lie::Equivocate => vec![self.equivocate(is_odd, message)],
+            Lie::WrongDigests => self.wrong_digest(message),
+            Lie::WrongRoots => vec![self.wrong_root(message)],
+            Lie::Replay => {
+                let index = usize::try_from(self.below(self.said.len() as u64)).expect("a small number");
+                vec![message, self.said[index].clone()]
+            }
+            Lie::BadCertificates => vec![self.bad_certificate(message)],
+            Lie::FutureViews => {
+                let view = View(2 + self.below(50));
+                vec![message, self.view_change(view, &ViewChangeBody { stable: None, prepared: Vec::new() })]
+            }
+            Lie::Forge => vec![self.forge(message)],
+        }
+    }
+
+    fn vote(&self, statement: Statement, vote: Vote, digest: Digest) -> Vote {
+        Vote { signer: self.signer.me(), digest, signature: self.signer.sign(statement), ..vote }
+    }
+
+    /// Another valid batch of the same requests.
+    fn other_batch(&mut self, vote: &Vote, batch: &Bytes) -> Option<Batch> {
+        let batch = Batch::parse(batch.clone()).ok().filter(|batch| !batch.bytes().is_empty())?;
+        let other = Batch::new(Timestamp(batch.time()?.0 + 1), batch.bundles().to_vec());
+        self.others.insert(vote.slot, other.digest());
+        Some(other)
+    }
+
+    fn equivocate(&mut self, is_odd: bool, message: Message) -> Message {
+        match message {
+            Message::PrePrepare { vote, ref batch } if is_odd => match self.other_batch(&vote, batch) {
+                Some(other) => {
+                    let statement = Statement::PrePrepare(vote.view, vote.slot, other.digest());
+                    let vote = self.vote(statement, vote, other.digest());
+                    Message::PrePrepare { vote, batch: other.bytes().clone() }
+                }
+                None => message,
+            },
+            // To those who got the other batch it commits to the other.
+            Message::Commit(vote) if is_odd => match self.others.get(&vote.slot).copied() {
+                Some(other) => {
+                    let statement = Statement::Commit(vote.view, vote.slot, other);
+                    Message::Commit(self.vote(statement, vote, other))
+                }
+                None => message,
+            },
+            message => message,
+        }
+    }
+
+    fn wrong_digest(&mut self, message: Message) -> Vec<Message> {
+        let other = |liar: &Self, slot| liar.others.get(&slot).copied().unwrap_or(Digest([0xaa; 32]));
+        let lie = match &message {
+            Message::Prepare(vote) => {
+                let other = other(self, vote.slot);
+                Message::Prepare(self.vote(Statement::Prepare(vote.view, vote.slot, other), *vote, other))
+            }
+            Message::Commit(vote) => {
+                let other = other(self, vote.slot);
+                Message::Commit(self.vote(Statement::Commit(vote.view, vote.slot, other), *vote, other))
+            }
+            Message::Certified { certificate, batch } => {
+                let mut certificate = certificate.clone();
+                certificate.digest = Digest([0xaa; 32]);
+                return vec![Message::Certified { certificate, batch: batch.clone() }];
+            }
+            Message::Body { slot, .. } => return vec![Message::Body { slot: *slot, batch: Bytes::new() }],
+            _ => return vec![message],
+        };
+        // Sometimes it says both.
+        if self.chance(50) { vec![lie, message] } else { vec![lie] }
+    }
+
+    fn wrong_root(&mut self, message: Message) -> Message {
+        let root = Digest([0xdd; 32]);
+        match message {
+            Message::Checkpoint(vote) => {
+                let signature = self.signer.sign(Statement::Checkpoint(vote.slot, root));
+                Message::Checkpoint(CheckpointVote { root, signature, ..vote })
+            }
+            Message::Stable(mut certificate) => {
+                certificate.root = root;
+                Message::Stable(certificate)
+            }
+            message => message,
+        }
+    }
+
+    fn view_change(&self, view: View, body: &ViewChangeBody) -> Message {
+        let body = codec::encode(body);
+        let signature = self.signer.sign(Statement::ViewChange(view, body_digest(&body)));
+        Message::ViewChange(ViewChange { signer: self.signer.me(), view, body, signature })
+    }
+
+    fn bad_certificate(&mut self, message: Message) -> Message {
+        match message {
+            Message::ViewChange(message) => {
+                let mut body: ViewChangeBody = codec::decode(&message.body).expect("it was just made");
+                match self.below(3) {
+                    0 => body.prepared.clear(),
+                    1 => {
+                        // Of the highest view there can be, for a batch that nobody knows.
+                        let slot = body.stable.as_ref().map_or(Slot(1), |stable| stable.slot.next());
+                        let prepares = (0..4).map(|index| (ReplicaId(index), Signature([1; 64]))).collect();
+                        let view = View(message.view.0 - 1);
+                        let (digest, proposal) = (Digest([0xee; 32]), Signature([2; 64]));
+                        let forged = PreparedCertificate { view, slot, digest, proposal, prepares };
+                        body.prepared.retain(|certificate| certificate.slot != slot);
+                        body.prepared.insert(0, forged);
+                    }
+                    _ => body.prepared.truncate(1),
+                }
+                self.view_change(message.view, &body)
+            }
+            Message::NewView(message) => {
+                let mut body: NewViewBody = codec::decode(&message.body).expect("it was just made");
+                for (slot, digest, signature) in &mut body.proposals {
+                    *digest = Digest::ZERO;
+                    *signature = self.signer.sign(Statement::PrePrepare(message.view, *slot, *digest));
+                }
+                if body.proposals.is_empty() {
+                    body.view_changes.pop();
+                }
+                let body = codec::encode(&body);
+                let signature = self.signer.sign(Statement::NewView(message.view, body_digest(&body)));
+                Message::NewView(NewView { view: message.view, body, signature })
+            }
+            message => message,
+        }
+    }
+
+    /// Changes what a client asked for; the client's signature stays.
+    fn forge(&mut self, message: Message) -> Message {
+        let change = |bytes: &Bytes| {
+            let mut forged = bytes.to_vec();
+            if let Some(last) = forged.last_mut() {
+                *last ^= 1;
+            }
+            Bytes::from(forged)
+        };
+        match message {
+            Message::PrePrepare { vote, batch } if !batch.is_empty() => {
+                let forged = change(&batch);
+                let digest = body_digest(&forged);
+                let statement = Statement::PrePrepare(vote.view, vote.slot, digest);
+                let vote = self.vote(statement, vote, digest);
+                // Sometimes not even the digest is right.
+                let batch = if self.chance(50) { forged } else { batch };
+                Message::PrePrepare { vote, batch }
+            }
+            Message::Requests(bytes) => Message::Requests(change(&bytes)),
+            message => message,
+        }
+    }
+}

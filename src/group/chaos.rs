@@ -1,0 +1,88 @@
+//! A replica that was told to lie, where its configuration allows it (`[chaos] allow = true`).
+//!
+//! What the engine says is twisted by [`Liar`]; what clients are told and what whole states are made of, here. Nothing else
+//! in the node knows of it, and without the configuration none of it exists.
+
+use super::message::GroupMessage;
+use super::{decode, encode};
+use crate::kv::Reply;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use tetrachord_consensus::pbft::{Liar, Lie, Message, Signer};
+use tetrachord_consensus::{ReplicaId, codec};
+
+/// The liar of one group.
+#[derive(Debug)]
+pub(super) struct Chaos {
+    liar: Liar,
+    lie: Option<Lie>,
+    told: BTreeMap<Lie, u64>,
+}
+
+impl Chaos {
+    pub(super) fn new(signer: Signer, seed: u64) -> Self {
+        Self { liar: Liar::new(signer, seed), lie: None, told: BTreeMap::new() }
+    }
+
+    /// From now on tells this lie, or none.
+    pub(super) fn tell(&mut self, lie: Option<Lie>) {
+        self.lie = lie;
+    }
+
+    /// How often each lie was told.
+    pub(super) fn told(&self) -> impl Iterator<Item = (Lie, u64)> + '_ {
+        self.told.iter().map(|(lie, count)| (*lie, *count))
+    }
+
+    /// What is said to a replica instead of an engine's message.
+    pub(super) fn twist(&mut self, to: ReplicaId, bytes: Bytes) -> Vec<Bytes> {
+        let Some(lie) = self.lie else { return vec![bytes] };
+        let Ok(message) = codec::decode::<Message>(&bytes) else { return vec![bytes] };
+        let said = self.liar.twist(lie, to, message.clone());
+        if said.as_slice() != [message] {
+            *self.told.entry(lie).or_default() += 1;
+        }
+        said.iter().map(codec::encode).collect()
+    }
+
+    fn is_telling(&mut self, wanted: Lie) -> bool {
+        let is_it = self.lie == Some(wanted) || self.lie == Some(Lie::Anything) && self.liar.below(2) == 0;
+        if is_it {
+            *self.told.entry(wanted).or_default() += 1;
+        }
+        is_it
+    }
+
+    /// What a client is told instead of a reply.
+    pub(super) fn twist_reply(&mut self, reply: Reply) -> Reply {
+        if !self.is_telling(Lie::WrongReplies) {
+            return reply;
+        }
+        match reply {
+            Reply::Put { version } => Reply::Put { version: version + 1 },
+            Reply::Value { found: Some((version, _)) } => {
+                Reply::Value { found: Some((version, Bytes::from_static(b"a lie"))) }
+            }
+            Reply::Value { found: None } => Reply::Value { found: Some((1, Bytes::from_static(b"a lie"))) },
+            Reply::Incr { value, version } => Reply::Incr { value: value.wrapping_add(1), version },
+            Reply::Cas { swapped, version } => Reply::Cas { swapped: !swapped, version },
+            Reply::Deleted { existed } => Reply::Deleted { existed: !existed },
+            other => other,
+        }
+    }
+
+    /// A piece of a whole state, with a row that was never written.
+    pub(super) fn twist_piece(&mut self, body: Bytes) -> Bytes {
+        let Some(GroupMessage::Piece(mut piece)) = decode(&body) else { return body };
+        let Some((_, record)) = piece.rows.first_mut() else { return body };
+        if !self.is_telling(Lie::FalseState) {
+            return body;
+        }
+        let mut changed = record.to_vec();
+        if let Some(last) = changed.last_mut() {
+            *last ^= 1;
+        }
+        *record = Bytes::from(changed);
+        encode(&GroupMessage::Piece(piece))
+    }
+}
