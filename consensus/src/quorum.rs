@@ -75,8 +75,8 @@ pub enum QuorumError {
     },
     /// Not a size of a group in Byzantine mode.
     #[error(
-        "a group of {n} replicas: Byzantine mode needs n = 3f + 1 to survive f that lie, because n >= 3f + 1 and more \
-         than that survives no more; use {}", nearest(*below, *above)
+        "a group of {n} replicas: Byzantine mode needs n >= 3f + 1 to survive f that lie, f at least 1, and sizes between \
+         two of the form 3f + 1 survive no more than the smaller one; use {}", nearest(*below, *above)
     )]
     NotByzantine {
         /// Replicas asked for.

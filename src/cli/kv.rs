@@ -8,11 +8,12 @@ use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use std::io::Write;
+use std::path::PathBuf;
 
 /// Read a key
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tetrachord get k\n  tetrachord get k --consistency eventual --json\n\nPrints the value; exits 3 if there is no such key."
+    after_help = "Examples:\n  tetrachord get k\n  tetrachord get k --consistency eventual --json\n  tetrachord get k --verify --proof k.json   # Byzantine mode\n\nPrints the value; exits 3 if there is no such key."
 )]
 pub(crate) struct GetArgs {
     /// The key
@@ -20,6 +21,12 @@ pub(crate) struct GetArgs {
     /// How fresh the answer must be
     #[arg(long, value_enum, default_value_t = ConsistencyArg::Linearizable)]
     consistency: ConsistencyArg,
+    /// Byzantine mode: print also which replicas signed the answer; exits 9 if too few did
+    #[arg(long)]
+    verify: bool,
+    /// Byzantine mode: write what replicas signed to a file, for `proof check`
+    #[arg(long, value_name = "FILE")]
+    proof: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -89,6 +96,9 @@ pub(crate) struct IncrArgs {
 }
 
 pub(crate) async fn get(common: &Common, args: &GetArgs) -> anyhow::Result<Exit> {
+    if args.verify || args.proof.is_some() {
+        return super::proof::get(common, &args.key, args.proof.as_deref()).await;
+    }
     let client = common.client()?;
     let consistency = match args.consistency {
         ConsistencyArg::Linearizable => Consistency::Linearizable,

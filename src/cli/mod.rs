@@ -12,6 +12,7 @@ mod init;
 mod kv;
 mod liars;
 mod output;
+mod proof;
 mod record;
 mod status;
 mod workload;
@@ -87,6 +88,8 @@ enum Command {
     Record(record::RecordArgs),
     /// Judge a recorded history
     Check(check::CheckArgs),
+    /// Judge what replicas have signed
+    Proof(proof::ProofArgs),
 }
 
 /// What happened, as scripts see it.
@@ -100,6 +103,7 @@ pub(crate) enum Exit {
     Unknown = 6,
     Violation = 7,
     Denied = 8,
+    ProofFailed = 9,
 }
 
 impl From<Exit> for ExitCode {
@@ -141,6 +145,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Init(args) => init::run(common, &args),
         Command::Check(args) => check::run(common, &args),
+        Command::Proof(args) => proof::run(common, &args),
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(run_async(common, command))
@@ -180,20 +185,27 @@ async fn run_async(common: &Common, command: Command) -> anyhow::Result<Exit> {
         Command::Status => status::run(common).await,
         Command::Bench(args) => bench::run(common, &args).await,
         Command::Record(args) => record::run(common, &args).await,
-        Command::Serve { .. } | Command::Init(_) | Command::Check(_) => unreachable!("these need no runtime"),
+        Command::Serve { .. } | Command::Init(_) | Command::Check(_) | Command::Proof(_) => {
+            unreachable!("these need no runtime")
+        }
     }
 }
 
 impl Common {
     /// The cluster that the caller means.
     fn cluster_config(&self) -> anyhow::Result<crate::config::ClusterConfig> {
+        Ok(crate::config::ClusterConfig::load(self.cluster_file()?)?)
+    }
+
+    /// Where its file is.
+    fn cluster_file(&self) -> anyhow::Result<&std::path::Path> {
         let Some(path) = &self.cluster else {
             anyhow::bail!(
                 "which cluster? Name its cluster file with --cluster FILE or in TETRACHORD_CLUSTER. `tetrachord dev` \
                  prints the one that it wrote, `tetrachord init --dir D` writes D/cluster.toml"
             );
         };
-        Ok(crate::config::ClusterConfig::load(path)?)
+        Ok(path)
     }
 
     /// A client of that cluster.

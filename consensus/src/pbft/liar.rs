@@ -147,7 +147,14 @@ impl Liar {
                 let index = usize::try_from(self.below(self.said.len() as u64)).expect("a small number");
                 vec![message, self.said[index].clone()]
             }
-            Lie::BadCertificates => vec![self.bad_certificate(message)],
+            Lie::BadCertificates => {
+                // It need not wait for a view to end: it asks for the next one with a certificate that it made up.
+                let unasked = match &message {
+                    Message::Status(status) => Some(self.forged_view_change(View(status.view.0 + 1), None)),
+                    _ => None,
+                };
+                [self.bad_certificate(message)].into_iter().chain(unasked).collect()
+            }
             Lie::FutureViews => {
                 let view = View(2 + self.below(50));
                 vec![message, self.view_change(view, &ViewChangeBody { stable: None, prepared: Vec::new() })]
@@ -234,22 +241,25 @@ impl Liar {
         Message::ViewChange(ViewChange { signer: self.signer.me(), view, body, signature })
     }
 
+    /// With a certificate of the highest view that there can be, for a batch that nobody knows.
+    fn forged_view_change(&self, view: View, body: Option<ViewChangeBody>) -> Message {
+        let mut body = body.unwrap_or(ViewChangeBody { stable: None, prepared: Vec::new() });
+        let slot = body.stable.as_ref().map_or(Slot(1), |stable| stable.slot.next());
+        let prepares = (0..4).map(|index| (ReplicaId(index), Signature([1; 64]))).collect();
+        let (digest, proposal) = (Digest([0xee; 32]), Signature([2; 64]));
+        let forged = PreparedCertificate { view: View(view.0 - 1), slot, digest, proposal, prepares };
+        body.prepared.retain(|certificate| certificate.slot != slot);
+        body.prepared.insert(0, forged);
+        self.view_change(view, &body)
+    }
+
     fn bad_certificate(&mut self, message: Message) -> Message {
         match message {
             Message::ViewChange(message) => {
                 let mut body: ViewChangeBody = codec::decode(&message.body).expect("it was just made");
                 match self.below(3) {
                     0 => body.prepared.clear(),
-                    1 => {
-                        // Of the highest view there can be, for a batch that nobody knows.
-                        let slot = body.stable.as_ref().map_or(Slot(1), |stable| stable.slot.next());
-                        let prepares = (0..4).map(|index| (ReplicaId(index), Signature([1; 64]))).collect();
-                        let view = View(message.view.0 - 1);
-                        let (digest, proposal) = (Digest([0xee; 32]), Signature([2; 64]));
-                        let forged = PreparedCertificate { view, slot, digest, proposal, prepares };
-                        body.prepared.retain(|certificate| certificate.slot != slot);
-                        body.prepared.insert(0, forged);
-                    }
+                    1 => return self.forged_view_change(message.view, Some(body)),
                     _ => body.prepared.truncate(1),
                 }
                 self.view_change(message.view, &body)
