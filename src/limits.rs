@@ -77,11 +77,9 @@ pub const SNAPSHOT_PATIENCE_MILLIS: u64 = 20_000;
 /// Every so many slots replicas compare a digest of what they applied.
 pub const DIGEST_INTERVAL_SLOTS: u64 = 256;
 
-/// Byzantine mode: a checkpoint is made every so many slots.
-pub const CHECKPOINT_INTERVAL_SLOTS: u64 = 128;
-
-/// Byzantine mode: agreement runs so many slots ahead of a stable checkpoint.
-pub const WINDOW_SLOTS: u64 = 256;
+/// Byzantine mode: a checkpoint is made every so many slots, and agreement runs so many slots ahead of a stable one.
+pub const WINDOW: tetrachord_consensus::pbft::Window =
+    tetrachord_consensus::pbft::Window { interval: 128, length: 256 };
 
 /// Byzantine mode: bytes of one batch. Smaller than in crash mode, because a window of them is kept.
 pub const SIGNED_BATCH_BYTES_MAX: usize = 256 << 10;

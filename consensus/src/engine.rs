@@ -301,8 +301,10 @@ pub trait Engine {
     /// Entries that are proposed but not decided; the same as in [`Self::status`], for those who ask often.
     fn undecided(&self) -> usize;
 
-    /// Byzantine mode: the last stable checkpoint with its proof, as a message that convinces any replica.
-    fn stable_proof(&self) -> Option<(Slot, Bytes)> {
+    /// Byzantine mode: proof of the state after this slot, as a message that convinces any replica; only for the last few
+    /// stable checkpoints.
+    fn stable_proof(&self, slot: Slot) -> Option<Bytes> {
+        let _ = slot;
         None
     }
 }

@@ -5,6 +5,7 @@ use super::{Common, Exit};
 use crate::config::{Genesis, Mode, cluster_digest};
 use crate::group::Byzantine;
 use crate::kv::{Operation, Reply};
+use crate::limits::WINDOW;
 use crate::proof::Proof;
 use crate::ring::NodeId;
 use anyhow::Context;
@@ -73,6 +74,7 @@ fn judge(genesis: &Genesis, proof: &Proof) -> anyhow::Result<Judgement> {
         nodes: nodes.collect(),
         clients: Vec::new(),
         request_millis: genesis.timing.request_millis,
+        window: WINDOW,
         chaos: None,
     };
     let (slot, signers) = proof.signers(&keys.keyring(place)?);

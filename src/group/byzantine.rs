@@ -14,7 +14,7 @@ use super::{Group, Outcome, Output, Purpose, Ticket, encode};
 use crate::error::StorageError;
 use crate::group::OpenError;
 use crate::kv::{self, Client, Reply, RequestId, SessionId, SignedRequest};
-use crate::limits::{CHECKPOINT_INTERVAL_SLOTS, SIGNED_BATCH_BYTES_MAX, WINDOW_SLOTS};
+use crate::limits::SIGNED_BATCH_BYTES_MAX;
 use crate::proof::{OutcomeProof, SlotOutcomes, outcome_leaf};
 use crate::ring::{GroupPlace, NodeId};
 use crate::storage::{StateWrite, Storage};
@@ -27,7 +27,7 @@ use tetrachord_consensus::pbft::{
 };
 use tetrachord_consensus::{
     ByzantineQuorum, Decided, Digest, Epoch, Event, LogBase, Mutation, Proposal, ReplicaId, Slot,
-    SubmitRefusal, pbft,
+    SubmitRefusal, Ticks, pbft,
 };
 
 /// What a node needs to take part in groups of which some replicas may lie.
@@ -43,6 +43,8 @@ pub struct Byzantine {
     pub clients: Vec<Client>,
     /// How long a request may wait before its primary is suspected, in milliseconds.
     pub request_millis: u64,
+    /// How far agreement runs ahead of checkpoints.
+    pub window: Window,
     /// Whether this node may be told to lie, and where its chances begin.
     pub chaos: Option<u64>,
 }
@@ -64,6 +66,13 @@ pub struct Outcomes {
     pub replies: Vec<(RequestId, Reply, Option<OutcomeProof>)>,
 }
 
+/// A replica that gives a whole state may pause for so long; then another is asked.
+const SOURCE_PATIENCE_MILLIS: u64 = 2_000;
+
+/// After a whole state was given, more of the log is kept for so long, and so much more of it.
+const GIVEN_MILLIS: u64 = 10_000;
+const GIVEN_RETAIN_BYTES: usize = 32 << 20;
+
 /// What waits to be applied.
 #[derive(Clone, Debug)]
 enum Held {
@@ -81,6 +90,10 @@ pub(super) struct Signed {
     checkpoints: VecDeque<(Vec<StateWrite>, u64)>,
     /// Which replica may give a whole state now.
     source: Option<NodeId>,
+    /// When it last gave a piece.
+    piece_at: Ticks,
+    /// When this replica last gave a whole state.
+    given_at: Option<Ticks>,
     /// The least slot that each asking replica has use for.
     wanted: BTreeMap<ReplicaId, u64>,
     /// Replicas that gave a state which its proof did not prove.
@@ -113,8 +126,7 @@ impl Byzantine {
         let group = place.id;
         let quorum = ByzantineQuorum::new(place.nodes.len());
         let quorum = quorum.map_err(|source| OpenError::Quorum { group, source })?;
-        let window = Window { interval: CHECKPOINT_INTERVAL_SLOTS, length: WINDOW_SLOTS };
-        let config = Config { epoch: Epoch(1), quorum, window };
+        let config = Config { epoch: Epoch(1), quorum, window: self.window };
         let options = pbft::Options {
             request_ticks: self.request_millis,
             batch_bytes: SIGNED_BATCH_BYTES_MAX,
@@ -132,6 +144,8 @@ impl Byzantine {
             held: VecDeque::new(),
             checkpoints: VecDeque::new(),
             source: None,
+            piece_at: Ticks(0),
+            given_at: None,
             wanted: BTreeMap::new(),
             bad_states: BTreeSet::new(),
         };
@@ -208,7 +222,11 @@ impl Group {
                 Some(Held::Root(slot)) if slot.0 != self.machine.applied().slot => {}
                 Some(root) if !self.machine.has_room_to_freeze() => {
                     signed.held.push_front(root);
-                    return Ok(());
+                    if !self.is_giving_for_too_long() {
+                        return Ok(());
+                    }
+                    let to = self.transfer.as_ref().map(|transfer| transfer.to);
+                    return self.end_transfer(storage, to.expect("one is running"));
                 }
                 Some(Held::Root(slot)) => self.take_root(storage, slot)?,
             }
@@ -291,13 +309,11 @@ impl Group {
     /// The engine has no other way to catch up: asks one replica for its whole state.
     pub(super) fn fetch_state(&mut self, from: ReplicaId, at_least: Slot) {
         let node = self.node_of(from);
-        let is_under_way = self.install.as_ref().is_some_and(|install| !install.is_refused());
         let signed = self.signed.as_mut().expect("only a Byzantine engine asks");
-        if is_under_way && signed.source.is_some() {
-            // One that makes progress goes on; the engine asks again when it does not.
-            if !self.written.is_empty() || !self.writes.is_empty() {
-                return;
-            }
+        // One that makes progress goes on; the engine asks again when it does not.
+        let is_alive = self.now.since(signed.piece_at) < SOURCE_PATIENCE_MILLIS;
+        if self.install.is_some() && signed.source.is_some() && is_alive {
+            return;
         }
         signed.source = Some(node);
         let body = encode(&GroupMessage::WantState { at_least: at_least.0 });
@@ -312,18 +328,52 @@ impl Group {
         }
     }
 
-    /// Proof of the state that the tree holds: `Some(None)` where none is needed, `None` if there is none now.
-    pub(super) fn proof_of_tree(&self) -> Option<Option<Bytes>> {
-        let Some(signed) = &self.signed else { return Some(None) };
-        let (slot, proof) = self.engine.stable_proof()?;
-        let to = self.snapshots_wanted.front()?;
-        let at_least = signed.wanted.get(to).copied().unwrap_or(0);
-        (slot.0 == self.durable_slot && slot.0 >= at_least).then_some(Some(proof))
+    /// Bytes of the log that are kept for others now. Whoever was just given a whole state needs the log from there on, and
+    /// the group has moved on meanwhile.
+    pub(super) fn retain_now(&self) -> usize {
+        let given = self.signed.as_ref().and_then(|signed| signed.given_at);
+        let is_recent = given.is_some_and(|at| self.now.since(at) < GIVEN_MILLIS);
+        if is_recent || self.transfer.is_some() && self.signed.is_some() {
+            self.retain_bytes + GIVEN_RETAIN_BYTES
+        } else {
+            self.retain_bytes
+        }
+    }
+
+    /// A whole state was given, or not; either way its receiver goes on from the log.
+    pub(super) fn note_given(&mut self) {
+        let now = self.now;
+        if let Some(signed) = &mut self.signed {
+            signed.given_at = Some(now);
+        }
+    }
+
+    /// The first that waits for a whole state and can be served with the one that the tree holds now, and in Byzantine mode
+    /// the proof of it. One that asks for what does not exist keeps nobody else waiting.
+    pub(super) fn first_to_serve(&self) -> Option<(usize, Option<Bytes>)> {
+        let Some(signed) = &self.signed else { return Some((0, None)) };
+        let proof = self.engine.stable_proof(Slot(self.durable_slot))?;
+        let is_served =
+            |to: &ReplicaId| signed.wanted.get(to).is_none_or(|at_least| self.durable_slot >= *at_least);
+        Some((self.snapshots_wanted.iter().position(is_served)?, Some(proof)))
     }
 
     /// In Byzantine mode a whole state is taken only from the replica that was asked.
-    pub(super) fn may_come_from(&self, from: NodeId) -> bool {
-        self.signed.as_ref().is_none_or(|signed| signed.source == Some(from))
+    pub(super) fn may_come_from(&mut self, from: NodeId) -> bool {
+        let now = self.now;
+        self.signed.as_mut().is_none_or(|signed| {
+            let is_source = signed.source == Some(from);
+            if is_source {
+                signed.piece_at = now;
+            }
+            is_source
+        })
+    }
+
+    /// Whether the frozen checkpoints are so many that no whole state can be given any longer: whoever takes it, may do so
+    /// slowly on purpose, and execution must not wait.
+    fn is_giving_for_too_long(&self) -> bool {
+        self.transfer.is_some() && !self.machine.has_room_to_freeze()
     }
 
     /// Checks the proof that comes with the first piece; false if there is none that holds.

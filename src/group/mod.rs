@@ -499,7 +499,7 @@ impl Group {
     /// The state that the tree durably holds allows the log to be dropped: writes the whole engine as new records, so
     /// that every older record of this group is void.
     pub fn compact(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        let retain_bytes = self.retain_bytes;
+        let retain_bytes = self.retain_now();
         self.compacted_slot = self.durable_slot;
         self.engine.step(Event::Compact { slot: Slot(self.durable_slot), retain_bytes });
         self.carry_out(storage)
@@ -508,7 +508,7 @@ impl Group {
     /// What the tree durably holds need not be in memory as entries too, but for what lagging replicas may want.
     fn trim(&mut self) {
         if !self.is_installing() {
-            let retain_bytes = self.retain_bytes;
+            let retain_bytes = self.retain_now();
             self.engine.step(Event::Trim { slot: Slot(self.durable_slot), retain_bytes });
         }
     }

@@ -59,6 +59,7 @@ impl Group {
     /// Well or not: the receiver's next answer tells what it needs now.
     pub(super) fn end_transfer(&mut self, storage: &dyn Storage, to: ReplicaId) -> Result<(), StorageError> {
         self.transfer = None;
+        self.note_given();
         self.release_checkpoints();
         self.engine.step(Event::SnapshotEnded { to });
         self.carry_out(storage)
@@ -81,8 +82,8 @@ impl Group {
         if self.durable_slot == 0 || !self.written.is_empty() || !self.writes.is_empty() {
             return Ok(());
         }
-        let Some(proof) = self.proof_of_tree() else { return Ok(()) };
-        let to = self.snapshots_wanted.pop_front().expect("one was wanted");
+        let Some((place, proof)) = self.first_to_serve() else { return Ok(()) };
+        let to = self.snapshots_wanted.remove(place).expect("it was just found");
         let applied = kv::load_applied(storage, self.place.id)?;
         assert_eq!(applied.slot, self.durable_slot, "the tree holds the last checkpoint");
         self.transfers += 1;
@@ -109,6 +110,10 @@ impl Group {
         if !is_known {
             let is_quiet = self.writes.is_empty() && self.written.is_empty();
             if !is_quiet {
+                return Ok(());
+            }
+            // In Byzantine mode this replica has asked for the state: the first piece is on its way, or will be sent again.
+            if piece.index != 0 && self.signed.is_some() {
                 return Ok(());
             }
             if piece.index != 0 {

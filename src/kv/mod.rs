@@ -28,7 +28,7 @@ pub use signed::{Client, Operation, SignedRequest};
 pub use state_root::StateRoot;
 
 use crate::error::StorageError;
-use crate::limits::Limits;
+use crate::limits::{Limits, OVERLAY_BYTES_STREAMING_MAX};
 use crate::ring::{GroupId, Position, RingInterval};
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::Bytes;
@@ -91,7 +91,7 @@ pub struct Machine {
 }
 
 /// Checkpoints that may be on their way to the tree at a time.
-const CHECKPOINTS_MAX: usize = 4;
+const CHECKPOINTS_MAX: usize = 16;
 
 /// Clean records that one group keeps in memory, in bytes.
 const CACHE_BYTES: usize = 4 << 20;
@@ -372,7 +372,8 @@ impl Machine {
     /// Whether another checkpoint may begin although earlier ones are being written.
     #[must_use]
     pub fn has_room_to_freeze(&self) -> bool {
-        self.frozen.len() < CHECKPOINTS_MAX
+        let bytes: usize = self.frozen.iter().map(Overlay::bytes).sum();
+        self.frozen.len() < CHECKPOINTS_MAX && bytes < OVERLAY_BYTES_STREAMING_MAX
     }
 
     /// Whether something was applied that the tree does not hold, and nothing is being written just now.

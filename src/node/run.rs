@@ -8,7 +8,7 @@ use super::core::{Class, NodeCore, NodeEffect, NodeEvent, NodeSettings, Room};
 use super::pool::{Pool, Verdict};
 use crate::config::{ChaosConfig, Mode, NodeConfig, cluster_digest};
 use crate::group::{Byzantine, Settings};
-use crate::limits::OVERLAY_BYTES_MAX;
+use crate::limits::{OVERLAY_BYTES_MAX, WINDOW};
 use crate::ring::GroupId;
 use crate::storage::disk::{DiskOptions, DiskStorage, Report};
 use crate::transport::{Inbound, PeerAddress, PublicKey, Transport, TransportSettings};
@@ -126,6 +126,7 @@ fn byzantine(config: &NodeConfig) -> Option<Byzantine> {
         nodes: genesis.nodes.iter().filter_map(|node| Some((node.id, key(node.signing_key)?))).collect(),
         clients: genesis.clients.iter().filter_map(|client| key(client.signing_key)).collect(),
         request_millis: genesis.timing.request_millis,
+        window: WINDOW,
         chaos: config.chaos.as_ref().map(|_| u64::from(config.node.0)),
     })
 }

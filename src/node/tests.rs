@@ -1,5 +1,6 @@
 //! Whole nodes in one thread: the very core of production over a network that loses and disks that forget.
 
+mod liars;
 mod sim;
 
 use super::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};

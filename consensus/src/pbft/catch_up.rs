@@ -309,7 +309,9 @@ impl Replica {
             return;
         }
         self.fetch_at = self.now;
-        let has_it = |peer: &Peer| peer.status.is_some_and(|status| status.executed >= self.stable_slot());
+        // Whoever had a stable checkpoint above this replica's state when it was last heard of. What it has by now may be
+        // newer; asking only those known to have the newest would find none while the group moves on.
+        let has_it = |peer: &Peer| peer.status.is_some_and(|status| status.stable > self.executed.slot);
         let sources: Vec<ReplicaId> =
             self.peers.iter().filter(|(_, peer)| has_it(peer)).map(|(id, _)| *id).collect();
         if sources.is_empty() {
@@ -317,9 +319,9 @@ impl Replica {
         }
         let turn = usize::try_from(self.fetch_turn % sources.len() as u64).expect("few peers");
         self.fetch_turn += 1;
-        self.effect(Effect::FetchState { from: sources[turn], at_least: self.stable_slot() });
+        self.effect(Effect::FetchState { from: sources[turn], at_least: self.executed.slot.next() });
     }
 }
 
 /// So many status intervals without progress, and a state is fetched, or asked for elsewhere.
-const FETCH_STATUSES: u64 = 5;
+const FETCH_STATUSES: u64 = 10;

@@ -88,13 +88,19 @@ impl Replica {
             return self.fail(diverged(slot, "a quorum signed another"));
         }
         self.record(&Record::Stable(certificate.clone()));
-        self.stable = Some(certificate);
+        self.recent_stables.extend(self.stable.replace(certificate));
+        while self.recent_stables.len() > RECENT_MAX {
+            self.recent_stables.pop_front();
+        }
         self.checkpoint_votes = self.checkpoint_votes.split_off(&slot.next());
         self.own_checkpoints = self.own_checkpoints.split_off(&slot);
         self.next = self.next.max(slot.next());
         assert!(self.stable_slot() == slot, "the window moves up");
     }
 }
+
+/// Stable checkpoints that are remembered besides the last.
+const RECENT_MAX: usize = 32;
 
 fn diverged(slot: Slot, why: &str) -> String {
     format!(

@@ -48,6 +48,8 @@ pub struct Replica {
     /// Ordered time of what was executed in this life.
     pub(super) time: Timestamp,
     pub(super) stable: Option<StableCertificate>,
+    /// Stable checkpoints before the last one: a state that was written to the tree meanwhile needs its proof.
+    pub(super) recent_stables: VecDeque<StableCertificate>,
     pub(super) own_checkpoints: BTreeMap<Slot, CheckpointVote>,
     pub(super) checkpoint_votes: BTreeMap<Slot, BTreeMap<ReplicaId, CheckpointVote>>,
     /// For each replica its view change of the highest view.
@@ -118,6 +120,7 @@ impl Replica {
             executed: applied,
             time: Timestamp(0),
             stable: None,
+            recent_stables: VecDeque::new(),
             own_checkpoints: BTreeMap::new(),
             checkpoint_votes: BTreeMap::new(),
             view_changes: BTreeMap::new(),
@@ -386,8 +389,10 @@ impl Engine for Replica {
         self.is_primary()
     }
 
-    fn stable_proof(&self) -> Option<(Slot, Bytes)> {
-        self.stable.as_ref().map(|stable| (stable.slot, codec::encode(&Message::Stable(stable.clone()))))
+    fn stable_proof(&self, slot: Slot) -> Option<Bytes> {
+        let earlier = self.recent_stables.iter().find(|stable| stable.slot == slot);
+        let stable = self.stable.as_ref().filter(|stable| stable.slot == slot).or(earlier)?;
+        Some(codec::encode(&Message::Stable(stable.clone())))
     }
 
     fn undecided(&self) -> usize {

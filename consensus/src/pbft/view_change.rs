@@ -160,7 +160,6 @@ impl Replica {
             let signer = self.primary();
             self.propose_again(Vote { signer, view, slot, digest, signature: *signature });
         }
-        self.progress_at = self.now;
     }
 
     /// A slot that the view begins with. It is voted for like any other, also where it was executed before; one below the

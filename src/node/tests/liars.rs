@@ -1,0 +1,506 @@
+//! Whole nodes in Byzantine mode, some of which lie: virtual time, a bag of frames, disks that forget, a pool that is slow,
+//! clients that sign and believe `f + 1`. Honest nodes never stop, their roots agree, and what clients saw is linearizable.
+
+use super::sim::Random;
+use crate::gateway::ConnectionId;
+use crate::group::{Byzantine, Settings};
+use crate::kv::{Operation, Reply, RequestId, SessionId, Write};
+use crate::limits::Limits;
+use crate::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};
+use crate::ring::{GroupId, NodeId, RingMap};
+use crate::storage::memory::MemoryDisk;
+use crate::wire::{self, Answer, AnswerFrame, Request, RequestFrame};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use tetrachord_checker::{Action, History, Limits as JudgeLimits, Operation as Seen, Verdict, check};
+use tetrachord_consensus::pbft::{
+    Bundle, ClientKey, ClientSigner, Domain, Lie, RequestName, SignedRequest, Unverified, Verifier, Window,
+};
+use tetrachord_consensus::{Digest, Epoch, Options, Ticks, Timestamp};
+
+const GROUP: GroupId = GroupId(1);
+const CLUSTER: [u8; 32] = [5; 32];
+
+struct Node {
+    disk: MemoryDisk,
+    core: Option<NodeCore>,
+    verifier: Option<Verifier>,
+    checks: VecDeque<Box<Unverified>>,
+    lies: bool,
+    was_installing: bool,
+}
+
+enum Parcel {
+    Peer { from: NodeId, to: NodeId, frame: Bytes },
+    Request { to: NodeId, client: usize, frame: Bytes },
+    Answer { from: NodeId, client: usize, frame: Bytes },
+}
+
+/// A client: one request at a time, shown to all nodes until `f + 1` of them tell the same.
+struct Client {
+    signer: ClientSigner,
+    process: u64,
+    session: Option<SessionId>,
+    number: u64,
+    open: Option<Open>,
+}
+
+struct Open {
+    request: RequestId,
+    bundle: Bundle,
+    action: Option<(String, Action)>,
+    call: u64,
+    sent_at: u64,
+    told: Vec<(u64, Reply, BTreeSet<NodeId>)>,
+}
+
+struct World {
+    random: Random,
+    nodes: Vec<Node>,
+    parcels: Vec<Parcel>,
+    clients: Vec<Client>,
+    now: u64,
+    history: Vec<Seen>,
+    crash_per_mille: u64,
+    drop_percent: u64,
+    installed: usize,
+    lie: Lie,
+}
+
+fn secret(index: usize) -> [u8; 32] {
+    [index as u8 + 1; 32]
+}
+
+fn public(secret: &[u8; 32]) -> [u8; 32] {
+    ClientSigner::new(secret).name().0
+}
+
+impl World {
+    fn new(nodes: usize, liars: usize, clients: usize, seed: u64) -> Self {
+        let node = |index| Node {
+            disk: MemoryDisk::default(),
+            core: None,
+            verifier: None,
+            checks: VecDeque::new(),
+            // The first primary is among those that lie.
+            lies: (1..=liars).contains(&index),
+            was_installing: false,
+        };
+        let client = |index: usize| Client {
+            signer: ClientSigner::new(&secret(100 + index)),
+            process: index as u64 + 1,
+            session: None,
+            number: 0,
+            open: None,
+        };
+        let mut world = Self {
+            random: Random(seed),
+            nodes: (0..nodes).map(node).collect(),
+            parcels: Vec::new(),
+            clients: (0..clients).map(client).collect(),
+            now: 1,
+            history: Vec::new(),
+            crash_per_mille: 0,
+            drop_percent: 0,
+            installed: 0,
+            lie: Lie::Anything,
+        };
+        (0..nodes).for_each(|index| world.start(index));
+        world
+    }
+
+    fn faults(&self) -> usize {
+        (self.nodes.len() - 1) / 3
+    }
+
+    fn start(&mut self, index: usize) {
+        let (storage, recovery) = self.nodes[index].disk.open();
+        let names = (0..self.nodes.len()).map(|at| (NodeId(at as u32 + 1), public(&secret(at))));
+        let lies = self.nodes[index].lies;
+        let byzantine = Byzantine {
+            cluster: CLUSTER,
+            secret: secret(index),
+            nodes: names.collect(),
+            clients: (0..self.clients.len().max(4)).map(|at| public(&secret(100 + at))).collect(),
+            request_millis: 400,
+            window: Window { interval: 8, length: 32 },
+            chaos: lies.then_some(index as u64),
+        };
+        let settings = NodeSettings {
+            node: NodeId(index as u32 + 1),
+            ring: RingMap::even(1, self.nodes.len(), self.nodes.len()),
+            group: Settings {
+                limits: Limits::default(),
+                quorums: None,
+                options: Options::default(),
+                overlay_bytes_max: 1 << 20,
+                retain_bytes: 20_000,
+                byzantine: Some(byzantine),
+            },
+            log_bytes_max: 60_000,
+        };
+        let mut core = NodeCore::open(settings, Box::new(storage), recovery).expect("a healthy store");
+        if lies {
+            core.step(NodeEvent::Lie(Some(self.lie)));
+        }
+        let node = &mut self.nodes[index];
+        node.verifier = core.verifiers().remove(&GROUP);
+        node.core = Some(core);
+        for client in 0..self.clients.len() {
+            let client_key = self.clients[client].signer.name().0;
+            self.ask(index, client, Request::Watch { client: client_key });
+        }
+    }
+
+    fn crash(&mut self, index: usize, kept: usize) {
+        if self.nodes[index].core.take().is_some() {
+            self.nodes[index].disk.crash(kept);
+            self.nodes[index].checks.clear();
+        }
+    }
+
+    fn ask(&mut self, node: usize, client: usize, request: Request) {
+        let frame = wire::encode(&RequestFrame { id: 1, request });
+        self.parcels.push(Parcel::Request { to: NodeId(node as u32 + 1), client, frame });
+    }
+
+    fn run(&mut self, millis: u64) {
+        let end = self.now + millis;
+        while self.now < end {
+            self.now += 5;
+            self.disturb();
+            let (now, wall) = (Ticks(self.now), Timestamp(1_700_000_000_000_000 + self.now * 1000));
+            (0..self.nodes.len()).for_each(|index| self.step(index, NodeEvent::Tick { now, wall }));
+            for _ in 0..6 {
+                self.move_parcels();
+                self.work();
+            }
+            (0..self.clients.len()).for_each(|client| self.drive(client));
+        }
+    }
+
+    fn disturb(&mut self) {
+        let index = self.random.below(self.nodes.len() as u64) as usize;
+        if self.random.below(1000) < self.crash_per_mille {
+            if self.nodes[index].core.is_some() {
+                let kept = self.random.below(3) as usize;
+                self.crash(index, kept);
+            } else {
+                self.start(index);
+            }
+        }
+    }
+
+    /// Disks and pools do some of what waits.
+    fn work(&mut self) {
+        for index in 0..self.nodes.len() {
+            if self.random.below(3) > 0
+                && let Some(commit) = self.nodes[index].disk.flush_one()
+            {
+                self.step(index, NodeEvent::Durable(commit));
+            }
+            if self.random.below(3) == 0
+                && let Some(commit) = self.nodes[index].disk.write_one()
+            {
+                self.step(index, NodeEvent::Written(commit));
+            }
+            for _ in 0..4 {
+                let node = &mut self.nodes[index];
+                let (Some(job), Some(verifier)) = (node.checks.pop_front(), &mut node.verifier) else {
+                    break;
+                };
+                let result = verifier.verify(*job);
+                self.step(index, NodeEvent::Verified { group: GROUP, result });
+            }
+        }
+    }
+
+    fn step(&mut self, index: usize, event: NodeEvent) {
+        let Some(core) = self.nodes[index].core.as_mut() else { return };
+        core.step(event);
+        let effects = core.flush();
+        let is_installing = core.status().groups[0].is_installing;
+        self.installed += usize::from(self.nodes[index].was_installing && !is_installing);
+        self.nodes[index].was_installing = is_installing;
+        let from = NodeId(index as u32 + 1);
+        for effect in effects {
+            match effect {
+                NodeEffect::Send { to, frame, .. } => self.parcels.push(Parcel::Peer { from, to, frame }),
+                NodeEffect::Answer { connection, frame } => {
+                    self.parcels.push(Parcel::Answer { from, client: connection.0 as usize, frame });
+                }
+                NodeEffect::Disconnect { .. } => {}
+                NodeEffect::Verify { job, .. } => self.nodes[index].checks.push_back(job),
+                NodeEffect::Stop { reason } if self.nodes[index].lies => {
+                    // A liar may trip over its own lies.
+                    println!("{from}, which lies, stops: {reason}");
+                    self.crash(index, 0);
+                }
+                NodeEffect::Stop { reason } => panic!("{from} stops: {reason}"),
+            }
+        }
+    }
+
+    fn move_parcels(&mut self) {
+        for parcel in std::mem::take(&mut self.parcels) {
+            if self.random.below(100) < self.drop_percent {
+                continue;
+            }
+            if self.random.below(100) < 20 {
+                self.parcels.push(parcel);
+                continue;
+            }
+            match parcel {
+                Parcel::Peer { from, to, frame } => {
+                    self.step(to.0 as usize - 1, NodeEvent::Peer { from, body: frame.slice(4..) });
+                }
+                Parcel::Request { to, client, frame } => {
+                    let event =
+                        NodeEvent::Client { connection: ConnectionId(client as u64), body: frame.slice(4..) };
+                    self.step(to.0 as usize - 1, event);
+                }
+                Parcel::Answer { from, client, frame } => self.on_answer(from, client, &frame),
+            }
+        }
+    }
+
+    fn drive(&mut self, index: usize) {
+        match &self.clients[index].open {
+            None => self.begin(index),
+            Some(open) if self.now - open.sent_at > 300 => {
+                // A connection may have been lost with its watch.
+                let client = self.clients[index].signer.name().0;
+                let bundle = open.bundle.bytes().clone();
+                for node in 0..self.nodes.len() {
+                    self.ask(node, index, Request::Watch { client });
+                    self.ask(node, index, Request::Submit { group: GROUP, bundle: bundle.clone() });
+                }
+                let now = self.now;
+                self.clients[index].open.as_mut().expect("it is open").sent_at = now;
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn begin(&mut self, index: usize) {
+        let (pick, is_counter, is_read) =
+            (self.random.below(4), self.random.below(2) == 0, self.random.below(3) == 0);
+        let nonce = u128::from(self.random.below(u64::MAX));
+        let client = &mut self.clients[index];
+        let Some(session) = client.session else {
+            let request = RequestId { session: SessionId(nonce), number: 0 };
+            return self.send(index, request, &Operation::Open, None);
+        };
+        client.number += 1;
+        let request = RequestId { session, number: client.number };
+        let name = format!("{}{pick}", if is_counter { 'c' } else { 'r' });
+        let key = Bytes::copy_from_slice(name.as_bytes());
+        let (operation, action) = if is_read {
+            (Operation::Get { key }, Action::Get(None))
+        } else if is_counter {
+            (Operation::Write(Write::Incr { key, by: 1 }), Action::Incr(1, 0))
+        } else {
+            let mut value = format!("{}-{}", client.process, client.number);
+            if client.number.is_multiple_of(11) {
+                value.push_str(&"x".repeat(9_000));
+            }
+            (Operation::Write(Write::Put { key, value: Bytes::from(value.clone()) }), Action::Put(value))
+        };
+        self.send(index, request, &operation, Some((name, action)));
+    }
+
+    fn send(
+        &mut self,
+        index: usize,
+        request: RequestId,
+        operation: &Operation,
+        action: Option<(String, Action)>,
+    ) {
+        let now = self.now;
+        let client = &mut self.clients[index];
+        let name = RequestName {
+            client: ClientKey(client.signer.name().0),
+            session: request.session.0,
+            number: request.number,
+        };
+        let signed = SignedRequest {
+            name,
+            ack_below: request.number,
+            not_after: Timestamp(1_700_000_000_000_000 + (now + 200_000) * 1000),
+            wants_proof: false,
+            operation: operation.encode(),
+        };
+        let domain = Domain { cluster: Digest(CLUSTER), group: GROUP.0, epoch: Epoch(1) };
+        let bundle = Bundle::sign(&domain, &client.signer, &[signed]);
+        let bytes = bundle.bytes().clone();
+        client.open =
+            Some(Open { request, bundle, action, call: now * 1_000_000, sent_at: now, told: Vec::new() });
+        let node = self.random.below(self.nodes.len() as u64) as usize;
+        self.ask(node, index, Request::Submit { group: GROUP, bundle: bytes });
+    }
+
+    fn on_answer(&mut self, from: NodeId, index: usize, frame: &Bytes) {
+        let answer: AnswerFrame = wire::decode(&frame[4..]).expect("nodes answer well-formed frames");
+        let Answer::Outcomes { slot, replies, .. } = answer.answer else { return };
+        let needed = self.faults() + 1;
+        for (request, reply, _) in replies {
+            let client = self.clients.get_mut(index);
+            let Some(open) =
+                client.and_then(|client| client.open.as_mut()).filter(|open| open.request == request)
+            else {
+                continue;
+            };
+            let known = open.told.iter().position(|(at, known, _)| *at == slot && *known == reply);
+            let at = known.unwrap_or(open.told.len());
+            if known.is_none() {
+                open.told.push((slot, reply.clone(), BTreeSet::new()));
+            }
+            open.told[at].2.insert(from);
+            if open.told[at].2.len() >= needed {
+                self.finish(index, reply);
+            }
+        }
+    }
+
+    fn finish(&mut self, index: usize, reply: Reply) {
+        let now = self.now * 1_000_000 + 1;
+        let client = &mut self.clients[index];
+        let open = client.open.take().expect("it was just looked at");
+        let Some((key, action)) = open.action else {
+            match reply {
+                Reply::Opened { session } => client.session = Some(session),
+                other => panic!("a correct client is refused: {other:?}"),
+            }
+            return;
+        };
+        let action = match (action, reply) {
+            (Action::Incr(by, _), Reply::Incr { value, .. }) => Action::Incr(by, value),
+            (Action::Get(_), Reply::Value { found }) => Action::Get(
+                found.map(|(_, value)| String::from_utf8(value.to_vec()).expect("only text was written")),
+            ),
+            (action @ Action::Put(_), Reply::Put { .. }) => action,
+            (_, reply) => panic!("a correct client is told {reply:?}"),
+        };
+        let process = client.process;
+        self.history.push(Seen { process, key, action, call: open.call, end: Some(now), line: 0 });
+    }
+
+    /// Faults stop; lies go on. Everybody comes back, and what clients saw is linearizable.
+    fn calm_and_judge(&mut self) {
+        (self.crash_per_mille, self.drop_percent) = (0, 0);
+        for index in 0..self.nodes.len() {
+            if self.nodes[index].core.is_none() {
+                self.start(index);
+            }
+        }
+        self.run(6_000);
+        let before = self.history.len();
+        self.run(3_000);
+        assert!(self.history.len() > before + 10, "the group does not come back: {}", self.describe());
+        let mut operations = self.history.clone();
+        for client in &mut self.clients {
+            if let Some(Open { action: Some((key, action)), call, .. }) = client.open.take() {
+                operations.push(Seen { process: client.process, key, action, call, end: None, line: 0 });
+            }
+        }
+        let history = History { operations, failed: 0 };
+        let judgement = check(&history, JudgeLimits::default());
+        if let Verdict::Violation { key } = &judgement.verdict {
+            let example = tetrachord_checker::counterexample::find(&history, key);
+            panic!("not linearizable: {}", example.map(|example| example.explanation).unwrap_or_default());
+        }
+        // The clients are gone: now everybody gets to the end.
+        self.clients.clear();
+        let mut rounds = 0;
+        while !self.is_even() {
+            rounds += 1;
+            assert!(rounds < 20, "an honest node was left behind: {}", self.describe());
+            self.run(500);
+        }
+        let mut digests: BTreeMap<u64, String> = BTreeMap::new();
+        for node in self.nodes.iter().filter(|node| !node.lies) {
+            let status = node.core.as_ref().expect("honest nodes run").status().groups.remove(0);
+            let known = digests.entry(status.applied).or_insert(status.digest.clone());
+            assert_eq!(*known, status.digest, "diverged at {}", status.applied);
+        }
+    }
+
+    /// Whether all honest nodes have applied the same.
+    fn is_even(&self) -> bool {
+        let honest = self.nodes.iter().filter(|node| !node.lies);
+        let applied: BTreeSet<u64> =
+            honest.map(|node| node.core.as_ref().map_or(0, |core| core.status().groups[0].applied)).collect();
+        applied.len() == 1
+    }
+
+    fn describe(&self) -> String {
+        let describe = |node: &Node| {
+            let status = node.core.as_ref().map(|core| core.status().groups.remove(0));
+            format!("lies={} checks={} {status:#?}\n", node.lies, node.checks.len())
+        };
+        self.nodes.iter().map(describe).collect()
+    }
+}
+
+#[test]
+fn four_honest_nodes_answer_signed_requests() {
+    let mut world = World::new(4, 0, 3, 1);
+    world.run(4_000);
+    world.calm_and_judge();
+    assert!(world.history.len() > 100, "{} answers", world.history.len());
+}
+
+#[test]
+fn every_lie_of_the_first_primary_leaves_histories_linearizable() {
+    for (seed, lie) in Lie::ALL.into_iter().enumerate() {
+        let mut world = World::new(4, 1, 3, seed as u64);
+        world.lie = lie;
+        world.crash(1, 0);
+        world.start(1);
+        world.run(5_000);
+        println!("{}", lie.name());
+        world.calm_and_judge();
+        println!("{}: {} answers", lie.name(), world.history.len());
+        assert!(world.history.len() > 30, "{}: {} answers", lie.name(), world.history.len());
+    }
+}
+
+#[test]
+fn two_liars_among_seven_change_nothing() {
+    let mut world = World::new(7, 2, 2, 7);
+    world.run(3_000);
+    world.calm_and_judge();
+    assert!(world.history.len() > 20, "{} answers", world.history.len());
+}
+
+#[test]
+fn crashes_losses_and_lies_together_leave_histories_linearizable() {
+    let seeds = std::env::var("LIAR_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(6);
+    let (mut answers, mut installed) = (0, 0);
+    for seed in 0..seeds {
+        let mut world = World::new(4, seed as usize % 2, 3, 1_000 + seed);
+        (world.crash_per_mille, world.drop_percent) = (seed % 4, seed * 3 % 10);
+        world.run(6_000);
+        world.calm_and_judge();
+        println!("seed {seed}: {} answers, {} states installed", world.history.len(), world.installed);
+        answers += world.history.len();
+        installed += world.installed;
+    }
+    assert!(answers > 50 * seeds as usize, "{answers} answers");
+    println!("{installed} states installed");
+}
+
+#[test]
+fn a_node_that_was_away_takes_a_whole_state_although_another_lies_about_it() {
+    let mut world = World::new(4, 1, 4, 5);
+    world.lie = Lie::FalseState;
+    world.crash(1, 0);
+    world.start(1);
+    world.run(2_000);
+    world.crash(3, 0);
+    world.run(12_000);
+    world.start(3);
+    world.run(6_000);
+    world.calm_and_judge();
+    assert!(world.installed > 0, "no state was transferred");
+}
