@@ -186,6 +186,12 @@ impl Group {
         self.nodes.iter().position(|node| node.id == id).unwrap()
     }
 
+    /// The process that is primary in a view.
+    pub(crate) fn primary_of(&self, view: View) -> usize {
+        let id = self.config.primary(view);
+        self.nodes.iter().position(|node| node.id == id).unwrap()
+    }
+
     pub(crate) fn start(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         assert!(node.replica.is_none());
