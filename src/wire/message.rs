@@ -137,6 +137,11 @@ pub enum Answer {
     },
     /// What the node knows of itself.
     Status(NodeStatus),
+    /// The node could not do it now, and asking elsewhere will not help. It surely did nothing.
+    Unavailable {
+        /// Why, and what to do.
+        reason: String,
+    },
     /// Byzantine mode: signed requests are kept until they are ordered.
     Kept {
         /// The group.
@@ -155,11 +160,6 @@ pub enum Answer {
         slot: u64,
         /// Each request with its reply, and a proof if the client had asked for one.
         replies: Vec<(RequestId, Reply, Option<OutcomeProof>)>,
-    },
-    /// The node could not do it now, and asking elsewhere will not help. It surely did nothing.
-    Unavailable {
-        /// Why, and what to do.
-        reason: String,
     },
 }
 
