@@ -286,7 +286,7 @@ impl Replica {
             self.executed = LogBase { slot, chain, sealed: false };
             self.record_decided(slot, digest);
             self.hand_out(self.executed, &batch);
-            self.custody.executed(batch.names());
+            batch.bundles().iter().for_each(|bundle| self.custody.executed(bundle));
             self.missing.remove(&slot);
             self.note_progress(is_fresh);
             if self.config.is_checkpoint(slot) {

@@ -111,13 +111,14 @@ impl Replica {
         let interval = if self.misses_something() { 1 } else { 10 };
         if self.now.since(self.status_at) >= interval * self.options.status_ticks {
             self.status_at = self.now;
+            self.log.hurry();
             let is_over = self.wall.0.saturating_sub(EXPIRY_SLACK_MICROS);
             self.custody.expire(self.time.max(Timestamp(is_over)));
             let status = self.own_status();
             self.broadcast(&Message::Status(status), None);
             if !self.is_active {
                 let own = self.view_changes.get(&self.me).map(|(message, _)| message.clone());
-                let after = self.log.last();
+                let after = self.log.awaited();
                 if let Some(message) = own {
                     self.broadcast(&Message::ViewChange(message), Some(after));
                 }
@@ -233,7 +234,7 @@ impl Replica {
     /// Sends what was said before, if it is durable by now; else when everything is.
     fn send_when_durable(&mut self, to: ReplicaId, message: &Message) {
         let bytes = crate::codec::encode(message);
-        let after = self.log.gate(self.log.last());
+        let after = self.log.gate(self.log.awaited());
         self.effect(Effect::Send { to, message: bytes, after });
     }
 

@@ -8,7 +8,7 @@
 
 use crate::pbft::config::Options;
 use crate::pbft::request::{Bundle, RequestName};
-use crate::pbft::sign::ClientKey;
+use crate::pbft::sign::{ClientKey, Signature};
 use crate::types::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -45,22 +45,21 @@ pub(super) struct Custody {
     by_client: BTreeMap<ClientKey, usize>,
     bytes: usize,
     last: u64,
-    /// Names that were executed lately: what is passed on late is not taken for new.
-    recent: BTreeSet<RequestName>,
-    recent_order: VecDeque<RequestName>,
+    /// Bundles that were executed lately, by signature: what is passed on late is not taken for new.
+    recent: BTreeSet<Signature>,
+    recent_order: VecDeque<Signature>,
 }
 
-const RECENT_MAX: usize = 16 << 10;
+const RECENT_MAX: usize = 4 << 10;
 
 impl Custody {
     /// Takes a bundle whose signature was checked. One that is passed on by a replica, not brought by its client, is not
     /// taken if it was executed lately.
     pub(super) fn take(&mut self, bundle: Arc<Bundle>, is_passed_on: bool, options: &Options) -> Taken {
-        let is_open = |name: &RequestName| {
-            !(self.by_name.contains_key(name) || is_passed_on && self.recent.contains(name))
-        };
-        let open: BTreeSet<RequestName> = bundle.names().filter(is_open).collect();
-        if open.is_empty() {
+        let is_late = is_passed_on && self.recent.contains(&bundle.signature());
+        let open: BTreeSet<RequestName> =
+            bundle.names().filter(|name| !self.by_name.contains_key(name)).collect();
+        if open.is_empty() || is_late {
             return Taken::Known;
         }
         let size = bundle.bytes().len();
@@ -80,15 +79,18 @@ impl Custody {
     }
 
     /// Requests that were executed, under whatever digest: nobody waits for them any more.
-    pub(super) fn executed(&mut self, names: impl Iterator<Item = RequestName>) {
-        for name in names {
-            if self.recent.insert(name) {
-                self.recent_order.push_back(name);
-            }
-            if self.recent_order.len() > RECENT_MAX
-                && let Some(oldest) = self.recent_order.pop_front()
-            {
-                self.recent.remove(&oldest);
+    pub(super) fn executed(&mut self, bundle: &Bundle) {
+        if self.recent.insert(bundle.signature()) {
+            self.recent_order.push_back(bundle.signature());
+        }
+        if self.recent_order.len() > RECENT_MAX
+            && let Some(oldest) = self.recent_order.pop_front()
+        {
+            self.recent.remove(&oldest);
+        }
+        for name in bundle.names() {
+            if self.by_name.is_empty() {
+                return;
             }
             if let Some(arrival) = self.by_name.remove(&name) {
                 let kept = self.kept.get_mut(&arrival).expect("a name leads to its bundle");
@@ -218,10 +220,11 @@ mod tests {
         let (mut custody, options) = (Custody::default(), Options::default());
         assert_eq!(custody.take(bundle(1, &[1, 2], b"a"), false, &options), Taken::New);
         assert_eq!(custody.take(bundle(1, &[2], b"b"), false, &options), Taken::Known);
-        custody.executed(bundle(1, &[1, 2], b"other").names());
+        custody.executed(&bundle(1, &[1, 2], b"other"));
         assert_eq!((custody.len(), custody.oldest(), custody.bytes), (0, None, 0));
-        assert_eq!(custody.take(bundle(1, &[2], b"a"), true, &options), Taken::Known, "passed on");
-        assert_eq!(custody.take(bundle(1, &[2], b"a"), false, &options), Taken::New, "asked again");
+        let late = bundle(1, &[1, 2], b"other");
+        assert_eq!(custody.take(Arc::clone(&late), true, &options), Taken::Known, "passed on");
+        assert_eq!(custody.take(late, false, &options), Taken::New, "asked again");
     }
 
     #[test]

@@ -187,6 +187,12 @@ impl Recovered {
 #[derive(Clone, Debug, Default)]
 pub(super) struct VoteLog {
     records: Vec<Bytes>,
+    /// Whether a view was left or entered among them.
+    promises: bool,
+    /// Whether somebody waits for one of them.
+    urgent: bool,
+    /// The last record that somebody may wait for.
+    awaited: PersistToken,
     last: PersistToken,
     durable: PersistToken,
 }
@@ -194,14 +200,32 @@ pub(super) struct VoteLog {
 impl VoteLog {
     pub(super) fn record(&mut self, record: &Record) -> PersistToken {
         self.last.0 += 1;
+        if !matches!(record, Record::Decided { .. }) {
+            self.urgent = true;
+            self.awaited = self.last;
+        }
+        self.promises |= matches!(record, Record::Left(_) | Record::Entered(_) | Record::Begin { .. });
         self.records.push(codec::encode(record));
         self.last
     }
 
-    /// The records made since the last call, with the token that stands for all of them.
-    pub(super) fn take(&mut self) -> Option<(Vec<Bytes>, PersistToken)> {
+    /// The records made since the last call, with the token that stands for all of them, and whether a store that keeps a
+    /// witness must update it: a view that was left must not be forgotten, single votes are found by the log itself.
+    ///
+    /// Records that nobody waits for stay until one comes that somebody does, or until they are [hurried](Self::hurry): a
+    /// barrier of their own would cost a third of all barriers.
+    pub(super) fn take(&mut self) -> Option<(Vec<Bytes>, PersistToken, bool)> {
+        if !std::mem::take(&mut self.urgent) {
+            return None;
+        }
         let records = std::mem::take(&mut self.records);
-        (!records.is_empty()).then_some((records, self.last))
+        let promises = std::mem::take(&mut self.promises);
+        (!records.is_empty()).then_some((records, self.last, promises))
+    }
+
+    /// Lets records go that nobody waits for.
+    pub(super) fn hurry(&mut self) {
+        self.urgent |= !self.records.is_empty();
     }
 
     pub(super) fn persisted(&mut self, token: PersistToken) {
@@ -214,7 +238,8 @@ impl VoteLog {
         (token > self.durable).then_some(token)
     }
 
-    pub(super) fn last(&self) -> PersistToken {
-        self.last
+    /// The last record that a message may rest on.
+    pub(super) fn awaited(&self) -> PersistToken {
+        self.awaited
     }
 }

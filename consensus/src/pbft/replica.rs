@@ -359,8 +359,8 @@ impl Engine for Replica {
             self.announced = leader;
             self.effects.push(Effect::LeaderChanged { leader });
         }
-        if let Some((records, token)) = self.log.take() {
-            effects.push(Effect::Persist { records, token, promises: true });
+        if let Some((records, token, promises)) = self.log.take() {
+            effects.push(Effect::Persist { records, token, promises });
         }
         effects.append(&mut self.effects);
         effects

@@ -146,6 +146,12 @@ impl Bundle {
         self.client
     }
 
+    /// The signature; a bundle has no other.
+    #[must_use]
+    pub fn signature(&self) -> Signature {
+        self.signature
+    }
+
     /// How many requests.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -38,6 +38,7 @@ pub(crate) struct Node {
     pub(crate) pending: VecDeque<(Vec<Bytes>, PersistToken)>,
     pub(crate) gated: Vec<(usize, Message, PersistToken)>,
     pub(crate) durable_token: PersistToken,
+    pub(crate) emitted: PersistToken,
     /// Checks that the pool has not done yet.
     pub(crate) checks: VecDeque<Unverified>,
     /// The state machine: everything applied.
@@ -137,6 +138,7 @@ impl Group {
             pending: VecDeque::new(),
             gated: Vec::new(),
             durable_token: PersistToken(0),
+            emitted: PersistToken(0),
             checks: VecDeque::new(),
             applied: Vec::new(),
             durable_applied: 0,
@@ -217,6 +219,7 @@ impl Group {
         node.gated.clear();
         node.checks.clear();
         node.durable_token = PersistToken(0);
+        node.emitted = PersistToken(0);
     }
 
     pub(crate) fn tick(&mut self, index: usize) {
@@ -370,9 +373,16 @@ impl Group {
 
     fn carry_out(&mut self, index: usize, effect: Effect) {
         match effect {
-            Effect::Persist { records, token, .. } => self.nodes[index].pending.push_back((records, token)),
+            Effect::Persist { records, token, .. } => {
+                self.nodes[index].emitted = token;
+                self.nodes[index].pending.push_back((records, token));
+            }
             Effect::Send { to, message, after } => {
                 let message: Message = codec::decode(&message).unwrap();
+                if after.is_some_and(|token| token > self.nodes[index].emitted) {
+                    self.violations
+                        .push(Violation(format!("r{index} waits for a record that it has not handed out")));
+                }
                 let targets: Vec<usize> =
                     (0..self.nodes.len()).filter(|at| self.nodes[*at].id == to).collect();
                 for to in targets {

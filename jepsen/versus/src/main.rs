@@ -47,6 +47,9 @@ struct Args {
     /// Kill leaders so often and measure the time to the next write, instead of load
     #[arg(long)]
     kills: Option<usize>,
+    /// Measure our Byzantine mode too: four nodes, signed requests, answers that f + 1 of them agree on
+    #[arg(long)]
+    byzantine: bool,
     /// Leave etcd out
     #[arg(long)]
     alone: bool,
@@ -104,6 +107,7 @@ fn scratch(args: &Args) -> anyhow::Result<tempfile::TempDir> {
 struct Results {
     etcd: Vec<Measured>,
     ours: Vec<Measured>,
+    byzantine: Vec<Measured>,
 }
 
 async fn compare_load(args: &Args) -> anyhow::Result<()> {
@@ -111,10 +115,22 @@ async fn compare_load(args: &Args) -> anyhow::Result<()> {
     let mut results: Vec<Results> = cells.iter().map(|_| Results::default()).collect();
     for round in 0..args.rounds {
         let dir = scratch(args)?;
-        let ours = OurCluster::start(dir.path(), args.groups)?;
+        let ours = OurCluster::start(dir.path(), args.groups, false)?;
         let our_clients = ours.clients(args.connections)?;
         ours.leader(&our_clients[0]).await?;
         let our_target = Target::Ours(our_clients);
+        let byzantine = match args.byzantine {
+            true => Some(OurCluster::start(dir.path(), args.groups, true)?),
+            false => None,
+        };
+        let byzantine_target = match &byzantine {
+            Some(cluster) => {
+                let clients = cluster.clients(args.connections)?;
+                cluster.leader(&clients[0]).await?;
+                Some(Target::Ours(clients))
+            }
+            None => None,
+        };
         let etcd = if args.alone { None } else { Some(EtcdCluster::start(dir.path(), &args.etcd)?) };
         let etcd_target = match &etcd {
             Some(etcd) => Some(Target::Etcd(etcd.client(etcd.leader().await?, args.connections).await?)),
@@ -125,7 +141,7 @@ async fn compare_load(args: &Args) -> anyhow::Result<()> {
             if filled != Some(cell.value_bytes) {
                 filled = Some(cell.value_bytes);
                 our_target.fill(cell.value_bytes).await?;
-                if let Some(target) = &etcd_target {
+                for target in etcd_target.iter().chain(&byzantine_target) {
                     target.fill(cell.value_bytes).await?;
                 }
             }
@@ -137,6 +153,11 @@ async fn compare_load(args: &Args) -> anyhow::Result<()> {
             let measured = measure(&our_target, &ours.processes, *cell, args.seconds).await?;
             tell(round, "tetrachord", cell, &measured);
             results.ours.push(measured);
+            if let (Some(cluster), Some(target)) = (&byzantine, &byzantine_target) {
+                let measured = measure(target, &cluster.processes, *cell, args.seconds).await?;
+                tell(round, "byzantine", cell, &measured);
+                results.byzantine.push(measured);
+            }
         }
     }
     report(args, &cells, &results)
@@ -190,9 +211,12 @@ fn report(args: &Args, cells: &[Cell], results: &[Results]) -> anyhow::Result<()
     );
     println!("|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|");
     for (cell, results) in cells.iter().zip(results) {
-        for row in
-            [row("etcd", cell, &results.etcd), row("tetrachord", cell, &results.ours)].into_iter().flatten()
-        {
+        let rows = [
+            row("etcd", cell, &results.etcd),
+            row("tetrachord", cell, &results.ours),
+            row("tetrachord, Byzantine mode", cell, &results.byzantine),
+        ];
+        for row in rows.into_iter().flatten() {
             println!("{row}");
         }
     }
@@ -218,6 +242,7 @@ fn report(args: &Args, cells: &[Cell], results: &[Results]) -> anyhow::Result<()
             );
         }
     }
+    print_byzantine_ratios(cells, results);
     let rounds = |rounds: &[Measured]| -> Vec<serde_json::Value> {
         let one = |measured: &Measured| {
             json!({
@@ -246,6 +271,7 @@ fn report(args: &Args, cells: &[Cell], results: &[Results]) -> anyhow::Result<()
                     "value_bytes": cell.value_bytes,
                     "etcd": rounds(&results.etcd),
                     "tetrachord": rounds(&results.ours),
+                    "byzantine": rounds(&results.byzantine),
                 })
             })
             .collect();
@@ -254,11 +280,39 @@ fn report(args: &Args, cells: &[Cell], results: &[Results]) -> anyhow::Result<()
     Ok(())
 }
 
+/// What surviving liars costs, against surviving crashes.
+fn print_byzantine_ratios(cells: &[Cell], results: &[Results]) {
+    let measured = || cells.iter().zip(results).filter(|(_, results)| !results.byzantine.is_empty());
+    if measured().next().is_none() {
+        return;
+    }
+    println!(
+        "\n| workload | bytes | clients | Byzantine ops/s, times crash mode's | times etcd's | CPU, of crash mode's |"
+    );
+    println!("|---|--:|--:|--:|--:|--:|");
+    for (cell, results) in measured() {
+        let (Some(crash), Some(byzantine)) = (median(&results.ours), median(&results.byzantine)) else {
+            continue;
+        };
+        let cpu = |measured: &Measured| measured.usage.cpu_micros as f64 / measured.operations.max(1) as f64;
+        let of_etcd = median(&results.etcd)
+            .map_or("-".to_string(), |etcd| format!("{:.1}", byzantine.ops_per_s / etcd.ops_per_s));
+        println!(
+            "| {} | {} | {} | {:.2} | {of_etcd} | {:.1} |",
+            cell.workload(),
+            cell.value_bytes,
+            cell.clients,
+            byzantine.ops_per_s / crash.ops_per_s,
+            cpu(byzantine) / cpu(crash)
+        );
+    }
+}
+
 /// Kills the leader again and again; the time from the kill to the end of the first write that began after it.
 async fn compare_failover(args: &Args, kills: usize) -> anyhow::Result<()> {
     let dir = scratch(args)?;
     let (mut etcd_times, mut our_times) = (Vec::new(), Vec::new());
-    let mut ours = OurCluster::start(dir.path(), args.groups)?;
+    let mut ours = OurCluster::start(dir.path(), args.groups, false)?;
     let our_client = ours.clients(1)?.remove(0);
     let mut etcd = if args.alone { None } else { Some(EtcdCluster::start(dir.path(), &args.etcd)?) };
     for kill in 0..kills {

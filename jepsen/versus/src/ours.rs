@@ -1,4 +1,5 @@
-//! Tetrachord as it is built: three nodes on loopback with its defaults, and its own client library.
+//! Tetrachord as it is built: nodes on loopback with its defaults, three in crash mode and four in Byzantine mode, and its
+//! own client library.
 
 use crate::processes::Processes;
 use anyhow::Context;
@@ -10,29 +11,34 @@ use tetrachord::client::ClientOptions;
 use tetrachord::config::ClusterConfig;
 use tetrachord::ring::NodeId;
 
-/// A running cluster of three nodes.
+/// A running cluster: the fewest nodes that survive a fault.
 pub(crate) struct OurCluster {
     pub(crate) processes: Processes,
+    nodes: usize,
     dir: PathBuf,
     program: PathBuf,
 }
 
 impl OurCluster {
-    pub(crate) fn start(dir: &Path, groups: usize) -> anyhow::Result<Self> {
+    pub(crate) fn start(dir: &Path, groups: usize, is_byzantine: bool) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?.with_file_name("tetrachord");
         anyhow::ensure!(
             program.exists(),
             "{} is missing: build it first, with `cargo build --release`",
             program.display()
         );
-        let dir = dir.join("cluster");
+        let (name, mode, port, nodes) = match is_byzantine {
+            false => ("cluster", "crash", "7101", 3),
+            true => ("byzantine", "byzantine", "7201", 4),
+        };
+        let dir = dir.join(name);
         let init = Command::new(&program)
-            .args(["init", "--nodes", "3", "--groups", &groups.to_string(), "--dir"])
+            .args(["init", "--mode", mode, "--port", port, "--groups", &groups.to_string(), "--dir"])
             .arg(&dir)
             .output()?;
         anyhow::ensure!(init.status.success(), "{}", String::from_utf8_lossy(&init.stderr));
-        let mut cluster = Self { processes: Processes::new(3), dir, program };
-        for index in 0..3 {
+        let mut cluster = Self { processes: Processes::new(nodes), nodes, dir, program };
+        for index in 0..nodes {
             cluster.start_node(index)?;
         }
         Ok(cluster)
@@ -59,7 +65,7 @@ impl OurCluster {
         let started = Instant::now();
         while started.elapsed() < Duration::from_secs(60) {
             let mut groups = std::collections::BTreeMap::new();
-            for node in 1..=3 {
+            for node in 1..=u32::try_from(self.nodes)? {
                 let status = client.status(NodeId(node)).await;
                 for group in status.into_iter().flat_map(|status| status.groups) {
                     let led = groups.entry(group.group).or_insert(None);
