@@ -26,13 +26,27 @@ impl Cluster {
         cluster
     }
 
+    /// Makes a cluster in Byzantine mode on free ports and starts its nodes.
+    pub(crate) fn start_byzantine(nodes: usize) -> Self {
+        let mut cluster = Self::init_in("byzantine", nodes, 1);
+        for index in 0..nodes {
+            cluster.start_node(index);
+        }
+        cluster
+    }
+
     /// Makes a cluster and starts nothing.
     pub(crate) fn init(nodes: usize, groups: usize) -> Self {
+        Self::init_in("crash", nodes, groups)
+    }
+
+    fn init_in(mode: &str, nodes: usize, groups: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let sockets: Vec<std::net::UdpSocket> =
             (0..nodes).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         let mut init = program();
-        init.args(["init", "--groups", &groups.to_string(), "--dir"]).arg(dir.path().join("c"));
+        init.args(["init", "--mode", mode, "--groups", &groups.to_string(), "--dir"])
+            .arg(dir.path().join("c"));
         for socket in &sockets {
             init.args(["--address", &socket.local_addr().unwrap().to_string()]);
         }
