@@ -28,7 +28,7 @@ fn every_command_works_in_byzantine_mode_and_one_node_down_is_survived() {
     assert_eq!(cluster.ok(&["get", "large"]), large);
     assert_eq!(
         cluster.code(&["get", "n", "--consistency", "eventual"]),
-        4,
+        1,
         "one replica alone is not believed"
     );
     // The first primary is the second node: its view ends, everything goes on.
@@ -36,14 +36,13 @@ fn every_command_works_in_byzantine_mode_and_one_node_down_is_survived() {
     assert_eq!(cluster.ok(&["incr", "n"]), "2");
     cluster.kill_node(2);
     let code = cluster.code(&["--deadline-ms", "1500", "incr", "n"]);
-    assert_eq!(code, 6, "two of four: it may be ordered yet");
+    assert_eq!(code, 5, "two of four open no session, so nothing was asked");
     cluster.start_node(1);
     cluster.start_node(2);
     wait_for("a write", || {
         (cluster.code(&["--deadline-ms", "3000", "put", "again", "v"]) == 0).then_some(())
     });
-    let n: i64 = cluster.ok(&["get", "n"]).parse().unwrap();
-    assert!((2..=3).contains(&n), "once or never, but {n}");
+    assert_eq!(cluster.ok(&["get", "n"]), "2");
 }
 
 #[test]
