@@ -40,6 +40,9 @@ const IN_VERIFICATION_MAX: usize = 2048;
 /// Messages of one peer that did not hold, before it is distrusted.
 const REJECTED_MAX: u64 = 100;
 
+/// No group orders so many slots; whoever says so, lies.
+const SLOT_PLAUSIBLE_MAX: u64 = u64::MAX / 4;
+
 /// Bytes of batches in one answer.
 const ANSWER_BYTES: usize = 1 << 20;
 
@@ -146,6 +149,10 @@ impl Replica {
 
     /// Another replica says how far it is: what it misses and is here, is sent.
     pub(super) fn on_status(&mut self, from: ReplicaId, status: Status) {
+        let highest = status.stable.max(status.executed).max(status.base);
+        if highest.0 > SLOT_PLAUSIBLE_MAX || status.view.0 > SLOT_PLAUSIBLE_MAX {
+            return;
+        }
         let (now, pause) = (self.now, self.options.status_ticks / 2);
         let peer = self.peers.get_mut(&from).expect("every other replica is a peer");
         peer.status = Some(status);

@@ -100,6 +100,8 @@ pub(crate) struct Group {
     pub(crate) sent: BTreeMap<&'static str, usize>,
     pub(crate) reached: Reached,
     pub(crate) trace: Option<Vec<String>>,
+    /// Some messages of each kind that were sent, for those who want to change them.
+    pub(crate) recorded: BTreeMap<&'static str, Vec<Bytes>>,
     next_submit: u64,
 }
 
@@ -162,6 +164,7 @@ impl Group {
             sent: BTreeMap::new(),
             reached: Reached::default(),
             trace: None,
+            recorded: BTreeMap::new(),
             next_submit: 0,
         };
         (0..ids.len()).for_each(|index| group.start(index));
@@ -513,6 +516,10 @@ impl Group {
             }
         };
         for message in messages {
+            let recorded = self.recorded.entry(kind_of(&message)).or_default();
+            if recorded.len() < 20 {
+                recorded.push(codec::encode(&message));
+            }
             self.network.push(Envelope { from, to, message: codec::encode(&message) });
         }
     }
