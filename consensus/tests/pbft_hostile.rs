@@ -3,8 +3,7 @@
 mod pbft;
 
 use bytes::Bytes;
-use pbft::Group;
-use pbft::schedule::Random;
+use pbft::{Group, Random};
 use tetrachord_consensus::pbft::message::{
     CheckpointVote, Status, ViewChange, ViewChangeBody, Vote, body_digest,
 };

@@ -3,9 +3,12 @@
 //! what must hold between replicas.
 #![allow(dead_code, clippy::unwrap_used, reason = "test code, of which each file uses a part")]
 
+#[path = "../random/mod.rs"]
+mod random;
 pub(crate) mod schedule;
 
 use bytes::Bytes;
+pub(crate) use random::Random;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tetrachord_consensus::paxos::{Message, Replica};
 use tetrachord_consensus::{
@@ -474,27 +477,5 @@ fn describe_proposal(decided: &Decided) -> String {
         None => "noop".to_string(),
         Some(Proposal::Batch(bytes)) => bytes.escape_ascii().to_string(),
         Some(Proposal::StopSign(next)) => format!("stop({})", next.escape_ascii()),
-    }
-}
-
-/// SplitMix64, so that one seed replays one schedule.
-#[derive(Clone)]
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    pub(crate) fn chance(&mut self, percent: u64) -> bool {
-        self.next() % 100 < percent
     }
 }

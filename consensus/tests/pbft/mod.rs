@@ -3,9 +3,12 @@
 //! watches what must hold between honest replicas.
 #![allow(dead_code, clippy::unwrap_used, reason = "test code, of which each file uses a part")]
 
+#[path = "../random/mod.rs"]
+mod random;
 pub(crate) mod schedule;
 
 use bytes::Bytes;
+pub(crate) use random::Random;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use tetrachord_consensus::pbft::message::{NewView, ViewChange};

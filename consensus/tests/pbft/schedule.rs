@@ -1,30 +1,8 @@
 //! Random schedules: a seed draws its own faults and lies, runs a group through them, then lets it come to rest.
 
-use super::{CLIENTS, Group, Reached, Violation};
+use super::{CLIENTS, Group, Random, Reached, Violation};
 use tetrachord_consensus::pbft::{Bundle, Liar, Lie, Options, RequestName, Signer, Window};
 use tetrachord_consensus::{Mutation, ReplicaId};
-
-/// A small generator: the same seed gives the same run on any machine (SplitMix64).
-#[derive(Clone, Debug)]
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    pub(crate) fn chance(&mut self, percent: u64) -> bool {
-        self.next() % 100 < percent
-    }
-}
 
 /// What a run is made of.
 #[derive(Clone, Debug)]
