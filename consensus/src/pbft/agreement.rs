@@ -132,7 +132,7 @@ impl Replica {
         assert!(state.accepted.is_none_or(|known| known.view < vote.view), "one batch for a slot in a view");
         let batch = state.batch(vote.digest).expect("a batch is accepted only when it is here");
         let is_again = vote.slot < self.first_fresh;
-        state.accepted = Some(vote);
+        state.accept(vote);
         state.awaited = None;
         let token = self.record_accepted(vote);
         self.custody.proposed(batch.names());

@@ -45,6 +45,13 @@ pub enum Record {
         /// Its bytes, unless an earlier record holds them for this slot.
         batch: Option<Bytes>,
     },
+    /// A batch that was voted for in an earlier view; in a log that was rewritten.
+    Earlier {
+        /// The slot.
+        slot: Slot,
+        /// Its bytes.
+        batch: Bytes,
+    },
     /// The replica has left the views below and sent this.
     Left(ViewChange),
     /// A view has begun.
@@ -133,6 +140,11 @@ impl Recovered {
                 }
                 state.decided = Some(digest);
             }
+            Record::Earlier { slot, batch } => {
+                let digest = digest_of(&batch);
+                self.keep_batch(slot, digest, Some(batch))?;
+                self.slots.entry(slot).or_default().keep_earlier(digest);
+            }
             Record::Left(message) => {
                 if message.view <= self.view {
                     return Err("views only grow");
@@ -164,7 +176,7 @@ impl Recovered {
         if known.is_some_and(|known| known.view > vote.view || known.digest != vote.digest) {
             return Err("two batches were accepted for one slot in one view");
         }
-        state.accepted = Some(vote);
+        state.accept(vote);
         Ok(())
     }
 }

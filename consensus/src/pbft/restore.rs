@@ -9,6 +9,7 @@ use crate::pbft::record::{Record, Recovered};
 use crate::pbft::replica::Replica;
 use crate::pbft::view_change::reopen;
 use crate::types::{LogBase, Slot};
+use bytes::Bytes;
 
 impl Replica {
     /// Takes up what the vote log tells. Votes that are in it count: they are durable.
@@ -130,6 +131,7 @@ impl Replica {
             };
             self.record_accepted(vote);
         }
+        self.record_earlier(slot);
         if let Some(vote) = accepted {
             self.record_accepted(vote);
         }
@@ -140,6 +142,19 @@ impl Replica {
             self.slots.get(&slot).and_then(|state| state.decided).filter(|_| slot <= self.executed.slot);
         if let Some(digest) = executed {
             self.record_decided(slot, digest);
+        }
+    }
+
+    fn record_earlier(&mut self, slot: Slot) {
+        let state = self.slots.get_mut(&slot).expect("the caller names a slot that is here");
+        let earlier: Vec<Bytes> = state
+            .earlier
+            .iter()
+            .filter_map(|digest| state.batches.get(digest).map(|batch| batch.bytes().clone()))
+            .collect();
+        state.recorded.extend(state.earlier.iter().filter(|digest| state.batches.contains_key(*digest)));
+        for batch in earlier {
+            self.record(&Record::Earlier { slot, batch });
         }
     }
 

@@ -3,14 +3,20 @@
 use crate::pbft::batch::Batch;
 use crate::pbft::message::{CommitCertificate, PreparedCertificate, Signatures, Vote};
 use crate::types::{Digest, ReplicaId, View};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+
+/// Batches of earlier views that are kept for one slot.
+const EARLIER_MAX: usize = 8;
 
 /// One slot. Votes are those of the current view alone, one for each replica; certificates outlive their view.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SlotState {
     /// The PRE-PREPARE accepted in the highest view in which there was one.
     pub(super) accepted: Option<Vote>,
+    /// Batches that this replica voted for in earlier views, the oldest first. A certificate of such a view may turn up in a
+    /// later one, and those who voted are the ones who must have the batch.
+    pub(super) earlier: VecDeque<Digest>,
     /// One that follows from a NEW-VIEW, but its batch is not here yet.
     pub(super) awaited: Option<Vote>,
     /// One whose time is too far ahead of the clock.
@@ -51,6 +57,23 @@ impl SlotState {
         self.accepted.filter(|vote| vote.view == view)
     }
 
+    /// Accepts a PRE-PREPARE of a higher view than the one before.
+    pub(super) fn accept(&mut self, vote: Vote) {
+        let before = self.accepted.replace(vote).map(|before| before.digest);
+        if let Some(digest) = before.filter(|digest| *digest != vote.digest && *digest != Digest::ZERO) {
+            self.keep_earlier(digest);
+        }
+    }
+
+    /// A batch was voted for in an earlier view.
+    pub(super) fn keep_earlier(&mut self, digest: Digest) {
+        self.earlier.retain(|known| *known != digest);
+        self.earlier.push_back(digest);
+        while self.earlier.len() > EARLIER_MAX {
+            self.earlier.pop_front();
+        }
+    }
+
     /// Whether the slot was prepared in this view.
     pub(super) fn is_prepared_in(&self, view: View) -> bool {
         self.prepared.as_ref().is_some_and(|certificate| certificate.view == view)
@@ -89,12 +112,53 @@ impl SlotState {
             self.prepared.as_ref().map(|certificate| certificate.digest),
             self.decided,
         ];
-        self.batches.retain(|digest, _| used.contains(&Some(*digest)));
-        self.recorded.retain(|digest| used.contains(&Some(*digest)));
+        let earlier = &self.earlier;
+        self.batches.retain(|digest, _| used.contains(&Some(*digest)) || earlier.contains(digest));
+        self.recorded.retain(|digest| used.contains(&Some(*digest)) || earlier.contains(digest));
     }
 
     /// Bytes of the batches, about.
     pub(super) fn bytes(&self) -> usize {
         self.batches.values().map(|batch| 256 + batch.bytes().len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pbft::sign::Signature;
+    use crate::types::{Slot, Timestamp};
+
+    /// Seed 17013055218 of the random schedules: everybody who had voted for a batch dropped it at a restart, because a later
+    /// view had proposed another; then a certificate of the earlier view turned up.
+    #[test]
+    fn what_was_voted_for_in_an_earlier_view_is_kept() {
+        let mut state = SlotState::default();
+        for view in 0..12u8 {
+            let batch = Arc::new(Batch::parse(one_request(view)).unwrap());
+            let (digest, signature) = (batch.digest(), Signature([0; 64]));
+            let vote =
+                Vote { signer: ReplicaId(0), view: View(u64::from(view)), slot: Slot(1), digest, signature };
+            state.batches.insert(digest, batch);
+            state.accept(vote);
+        }
+        state.drop_unused();
+        assert_eq!(state.batches.len(), 1 + EARLIER_MAX, "the last and so many before it");
+    }
+
+    fn one_request(time: u8) -> bytes::Bytes {
+        use crate::pbft::request::{Bundle, RequestName, SignedRequest};
+        use crate::pbft::sign::{ClientSigner, Domain};
+        let domain = Domain { cluster: Digest::ZERO, group: 1, epoch: crate::types::Epoch(1) };
+        let signer = ClientSigner::toy(1);
+        let request = SignedRequest {
+            name: RequestName { client: signer.name(), session: 1, number: 1 },
+            ack_below: 1,
+            not_after: Timestamp(9),
+            wants_proof: false,
+            operation: bytes::Bytes::new(),
+        };
+        let bundle = Bundle::sign(&domain, &signer, &[request]);
+        Batch::new(Timestamp(u64::from(time)), vec![bundle]).bytes().clone()
     }
 }

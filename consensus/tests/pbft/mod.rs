@@ -72,7 +72,9 @@ impl Node {
                 Record::Checkpoint(vote) => (3, 0, vote.slot.0, vote.root),
                 Record::Left(message) => (4, message.view.0, 0, Digest(*blake3_of(&message.body))),
                 Record::Entered(message) => (5, message.view.0, 0, Digest(*blake3_of(&message.body))),
-                Record::Decided { .. } | Record::Stable(_) | Record::Evidence(_) => continue,
+                Record::Decided { .. } | Record::Earlier { .. } | Record::Stable(_) | Record::Evidence(_) => {
+                    continue;
+                }
             };
             self.durable.insert(allowed);
         }
