@@ -48,7 +48,14 @@ pub const SESSIONS_MAX: usize = 100_000;
 pub const SESSION_RETENTION_MICROS: u64 = 3600 * 1_000_000;
 
 /// Byzantine mode: a signed request may be good for so long, in log time; less than a session is remembered. Microseconds.
-pub const REQUEST_VALID_MICROS_MAX: u64 = 300 * 1_000_000;
+pub const REQUEST_VALID_MICROS_MAX: u64 = tetrachord_consensus::pbft::NOT_AFTER_MICROS_MAX;
+
+/// Byzantine mode: bytes of values that the reads of one slot may answer. Reads are small to ask and large to answer; more
+/// of them are told to ask again.
+pub const READ_BYTES_PER_SLOT_MAX: usize = 16 << 20;
+
+/// Byzantine mode: bytes of outcomes in one frame to a client, unless a single one is larger.
+pub const OUTCOMES_FRAME_BYTES: usize = 1 << 20;
 
 /// Written state that is kept in memory before it is written to the tree, in bytes for all groups of a node. Twice
 /// as much, and a leader
@@ -104,6 +111,10 @@ const _: () = assert!(
 const _: () = assert!(
     tetrachord_consensus::codec::ENCODED_BYTES_MAX + 1024 < PEER_FRAME_BYTES_MAX,
     "the largest consensus message fits into a frame"
+);
+const _: () = assert!(
+    OUTCOMES_FRAME_BYTES + VALUE_BYTES_CAP + (64 << 10) < PEER_FRAME_BYTES_MAX,
+    "outcomes fit into a frame, the last of them however large"
 );
 const _: () =
     assert!(SNAPSHOT_CHUNK_BYTES + 2 * VALUE_BYTES_CAP < PEER_FRAME_BYTES_MAX, "a snapshot piece fits");

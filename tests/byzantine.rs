@@ -98,3 +98,27 @@ fn sizes_modes_and_lies_that_cannot_be_are_refused_with_the_way_out() {
     let output = program().args(["serve", "--config"]).arg(cluster.node_file(1)).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("3f + 1"));
 }
+
+/// Reads are small to ask and large to answer: what one slot answers is cut into frames and bounded.
+#[test]
+fn many_large_values_are_read_at_once() {
+    let cluster = Cluster::start_byzantine(4);
+    let file = cluster.path().join("cluster.toml");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client =
+            tetrachord::Client::new(tetrachord::config::ClusterConfig::load(&file).unwrap()).unwrap();
+        let large = "x".repeat(1 << 20);
+        client.put("large", &large).await.done().unwrap();
+        let mut reads = tokio::task::JoinSet::new();
+        for _ in 0..48 {
+            let client = client.clone();
+            reads.spawn(async move {
+                client.get("large").await.done().map(|found| found.map(|value| value.len()))
+            });
+        }
+        for read in reads.join_all().await {
+            assert_eq!(read.unwrap(), Some(1 << 20));
+        }
+    });
+}

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::json;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use tetrachord_consensus::quorum::liars;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -94,7 +95,7 @@ pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {
         return Ok(Exit::Ok);
     }
     let survives = match (plan.mode, plan.quorums) {
-        (Mode::Byzantine, _) => format!("{} that lie", (plan.replicas - 1) / 3),
+        (Mode::Byzantine, _) => format!("{} that lie", liars(plan.replicas)),
         (Mode::Crash, None) => format!("{} crashed", (plan.replicas - 1) / 2),
         (Mode::Crash, Some(quorums)) => {
             format!("{} crashed", plan.replicas - quorums.phase1.max(quorums.phase2))

@@ -10,15 +10,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tetrachord_consensus::pbft::Lie;
+use tetrachord_consensus::quorum;
 
 /// How often the nodes are asked what is going on.
 const SAMPLE: Duration = Duration::from_millis(250);
 
 /// The nodes that lie: as many as the group survives, the first primary among them.
 pub(crate) fn liars(nodes: usize) -> Vec<usize> {
-    let faults = nodes.saturating_sub(1) / 3;
     // In epoch 1 the primary of view 0 is the second replica.
-    (0..faults).map(|turn| 1 + turn).collect()
+    (0..quorum::liars(nodes)).map(|turn| 1 + turn).collect()
 }
 
 /// All lies in turn, so that each is told for a while in a run of so many seconds.

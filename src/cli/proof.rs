@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use tetrachord_consensus::quorum::liars;
 
 /// Judge what replicas have signed
 #[derive(Debug, Args)]
@@ -79,7 +80,7 @@ fn judge(genesis: &Genesis, proof: &Proof) -> anyhow::Result<Judgement> {
     };
     let (slot, signers) = proof.signers(&keys.keyring(place)?);
     let signers = signers.iter().map(|signer| place.nodes[usize::from(signer.0)]).collect();
-    Ok(Judgement { slot, signers, needed: (place.nodes.len() - 1) / 3 + 1 })
+    Ok(Judgement { slot, signers, needed: liars(place.nodes.len()) + 1 })
 }
 
 /// Reads a key, and shows which replicas signed the answer. The genesis record lies beside the cluster file.

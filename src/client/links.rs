@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 use tetrachord_consensus::pbft::ClientSigner;
+use tetrachord_consensus::quorum::liars;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
@@ -162,7 +163,7 @@ impl Links {
         let mut opened = 0;
         while let Some(joined) = tasks.join_next().await {
             opened += usize::from(joined.unwrap_or(false));
-            if opened > nodes.len() / 3 {
+            if opened > liars(nodes.len()) {
                 tasks.detach_all();
                 return;
             }

@@ -11,7 +11,7 @@ use super::links::Links;
 use super::{Client, Outcome, Read, Refusal};
 use crate::config::{ClusterConfig, cluster_digest};
 use crate::kv::{Command, Failure, Operation, Reply, RequestId, SessionId, Write, check_key};
-use crate::limits::Limits;
+use crate::limits::{Limits, REQUEST_VALID_MICROS_MAX};
 use crate::proof::{OutcomeProof, Proof};
 use crate::ring::{GroupId, NodeId, Position, RingMap};
 use crate::wire::{Consistency, Request, Served};
@@ -21,12 +21,17 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tetrachord_consensus::pbft::request::BUNDLE_REQUESTS_MAX;
 use tetrachord_consensus::pbft::{Bundle, ClientKey, ClientSigner, Domain, RequestName, SignedRequest};
+use tetrachord_consensus::quorum::liars;
 use tetrachord_consensus::{Digest, Epoch, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 /// A request without an answer is shown to all replicas after this time, and again after each further one.
 const SHOW_AFTER: Duration = Duration::from_millis(400);
+
+/// A request is good for as long as its caller waits, and no longer than this, in microseconds: a minute less than replicas
+/// take, because clocks differ.
+const VALID_MICROS_MAX: u64 = REQUEST_VALID_MICROS_MAX - 60 * 1_000_000;
 
 /// Bytes of requests in one bundle, unless a single one is larger.
 const BUNDLE_BYTES: usize = 128 << 10;
@@ -140,8 +145,8 @@ impl Signed {
     }
 
     fn needed(&self, group: GroupId) -> usize {
-        let n = self.ring.group(group).map_or(0, |place| place.nodes.len());
-        (n.saturating_sub(1)) / 3 + 1
+        let place = self.ring.group(group).expect("groups come from the same ring");
+        liars(place.nodes.len()) + 1
     }
 
     /// Asks for one operation until `f + 1` replicas agree on what it came to; none if they do not before the deadline.
@@ -166,7 +171,9 @@ impl Signed {
         let signed = SignedRequest {
             name,
             ack_below: ask.ack_below,
-            not_after: Timestamp(wall_micros() + u64::try_from(left.as_micros()).unwrap_or(0)),
+            not_after: Timestamp(
+                wall_micros() + VALID_MICROS_MAX.min(u64::try_from(left.as_micros()).unwrap_or(u64::MAX)),
+            ),
             wants_proof: ask.wants_proof,
             operation: ask.operation.encode(),
         };
@@ -250,9 +257,18 @@ impl Client {
         let deadline = Instant::now() + self.inner.options.deadline;
         let group = signed.ring.owner(Position::of_key(&key)).id;
         let operation = Operation::Get { key };
-        let called = match self.call_in_session(signed, group, &operation, wants_proof, deadline).await {
-            Ok(called) => called,
-            Err(refusal) => return Outcome::Refused(refusal),
+        let called = loop {
+            let called = match self.call_in_session(signed, group, &operation, wants_proof, deadline).await {
+                Ok(called) => called,
+                Err(refusal) => return Outcome::Refused(refusal),
+            };
+            let is_too_much = called
+                .agreed
+                .as_ref()
+                .is_some_and(|agreed| agreed.reply == Reply::Failed(Failure::ReadTooMuch));
+            if !is_too_much || Instant::now() >= deadline {
+                break called;
+            }
         };
         match called.agreed {
             Some(Agreed { slot, reply: Reply::Value { found }, proofs }) => {

@@ -14,7 +14,7 @@ use super::{Group, Outcome, Output, Purpose, Ticket, encode};
 use crate::error::StorageError;
 use crate::group::OpenError;
 use crate::kv::{self, Client, Reply, RequestId, SessionId, SignedRequest};
-use crate::limits::SIGNED_BATCH_BYTES_MAX;
+use crate::limits::{OUTCOMES_FRAME_BYTES, SIGNED_BATCH_BYTES_MAX};
 use crate::proof::{OutcomeProof, SlotOutcomes, outcome_leaf};
 use crate::ring::{GroupPlace, NodeId};
 use crate::storage::{StateWrite, Storage};
@@ -175,12 +175,11 @@ impl Group {
     pub fn verified(
         &mut self,
         storage: &dyn Storage,
-        result: Result<Verified, Rejected>,
+        result: Box<Result<Verified, Rejected>>,
     ) -> Result<(), StorageError> {
-        if self.is_installing() {
-            return Ok(());
-        }
-        self.engine.step(Event::Verified(Box::new(result)));
+        // Also while a state is being put in place: the engine counts what is being checked, and what it decides meanwhile
+        // waits to be applied.
+        self.engine.step(Event::Verified(result));
         self.carry_out(storage)
     }
 
@@ -260,12 +259,11 @@ impl Group {
         if slot <= self.machine.applied().slot {
             return Ok(());
         }
-        let batch = match decided.proposal {
-            Some(Proposal::Batch(bytes)) => Batch::parse(bytes).expect("the engine has read it"),
-            Some(Proposal::StopSign(_)) | None => Batch::null(),
+        let bundles = match &decided.proposal {
+            Some(Proposal::Batch(bytes)) => Batch::bundles_of(bytes).expect("the engine has read it"),
+            Some(Proposal::StopSign(_)) | None => Vec::new(),
         };
-        let asked: Vec<pbft::SignedRequest> =
-            batch.bundles().iter().flat_map(pbft::Bundle::requests).collect();
+        let asked: Vec<pbft::SignedRequest> = bundles.iter().flat_map(pbft::Bundle::requests).collect();
         let requests: Vec<SignedRequest> = asked.iter().map(request_of).collect();
         let (chain, sealed) = (decided.base.chain.0, decided.base.sealed);
         let applied = kv::Slot { slot, chain, sealed, time: decided.time.0, batch: None };
@@ -295,15 +293,25 @@ impl Group {
             false => Vec::new(),
         };
         let mut outcomes = SlotOutcomes::new(slot, leaves, &signed.signer);
-        let mut by_client: BTreeMap<Client, Outcomes> = BTreeMap::new();
+        // For each client what is told next, and its bytes.
+        let mut by_client: BTreeMap<Client, (Outcomes, usize)> = BTreeMap::new();
         for (index, (request, reply)) in requests.iter().zip(replies).enumerate() {
+            let client = request.client;
             let proof = asked[index].wants_proof.then(|| outcomes.prove(index));
-            let entry = by_client.entry(request.client);
-            let of_client =
-                entry.or_insert_with(|| Outcomes { client: request.client, slot, replies: Vec::new() });
+            let empty = || (Outcomes { client, slot, replies: Vec::new() }, 0);
+            let (of_client, bytes) = by_client.entry(client).or_insert_with(empty);
+            *bytes += match &reply {
+                Reply::Value { found: Some((_, value)) } => value.len(),
+                _ => 0,
+            };
             of_client.replies.push((request.request, reply, proof));
+            if *bytes >= OUTCOMES_FRAME_BYTES
+                && let Some((full, _)) = by_client.remove(&client)
+            {
+                self.outputs.push(Output::Outcomes(full));
+            }
         }
-        self.outputs.extend(by_client.into_values().map(Output::Outcomes));
+        self.outputs.extend(by_client.into_values().map(|(outcomes, _)| Output::Outcomes(outcomes)));
     }
 
     /// The engine has no other way to catch up: asks one replica for its whole state.
@@ -359,15 +367,16 @@ impl Group {
     }
 
     /// In Byzantine mode a whole state is taken only from the replica that was asked.
-    pub(super) fn may_come_from(&mut self, from: NodeId) -> bool {
+    pub(super) fn may_come_from(&self, from: NodeId) -> bool {
+        self.signed.as_ref().is_none_or(|signed| signed.source == Some(from))
+    }
+
+    /// The replica that was asked for a whole state is giving it.
+    pub(super) fn note_piece(&mut self) {
         let now = self.now;
-        self.signed.as_mut().is_none_or(|signed| {
-            let is_source = signed.source == Some(from);
-            if is_source {
-                signed.piece_at = now;
-            }
-            is_source
-        })
+        if let Some(signed) = &mut self.signed {
+            signed.piece_at = now;
+        }
     }
 
     /// Whether the frozen checkpoints are so many that no whole state can be given any longer: whoever takes it, may do so

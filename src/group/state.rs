@@ -105,6 +105,7 @@ impl Group {
         if !self.may_come_from(from) {
             return Ok(());
         }
+        self.note_piece();
         let transfer = piece.transfer;
         let is_known = self.install.as_ref().is_some_and(|install| install.is_from(from, transfer));
         if !is_known {

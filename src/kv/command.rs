@@ -218,6 +218,9 @@ pub enum Failure {
     /// Byzantine mode: what was signed is not an operation, or exceeds the limits.
     #[error("what was signed is not an operation, or exceeds the limits of this cluster")]
     Malformed,
+    /// Byzantine mode: the reads of this slot have answered as much as they may.
+    #[error("too many large values are read at once; ask again")]
+    ReadTooMuch,
 }
 
 impl Failure {

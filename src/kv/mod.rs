@@ -82,7 +82,7 @@ pub struct Machine {
     fresh: Overlay,
     /// Checkpoints that are being written, the oldest first.
     frozen: VecDeque<Overlay>,
-    /// The rows of all of them but the oldest's, which may be read from the tree too soon.
+    /// In Byzantine mode, the rows of all of them: the tree does not hold them yet, and the next root builds on them.
     pending: Pending,
     cache: Cache,
     is_dirty: bool,

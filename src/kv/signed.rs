@@ -12,7 +12,7 @@ use super::command::{Failure, Reply, RequestId, SessionId, Write, check_key};
 use super::sessions::Lookup;
 use super::{Command, Machine, Slot, digest64};
 use crate::error::StorageError;
-use crate::limits::REQUEST_VALID_MICROS_MAX;
+use crate::limits::{READ_BYTES_PER_SLOT_MAX, REQUEST_VALID_MICROS_MAX};
 use crate::ring::Position;
 use crate::storage::Storage;
 use bytes::Bytes;
@@ -79,8 +79,15 @@ impl Machine {
     ) -> Result<Vec<Reply>, StorageError> {
         let mut hasher = self.begin_slot(slot);
         let mut replies = Vec::with_capacity(requests.len());
+        let mut read_bytes = 0;
         for request in requests {
-            let reply = self.apply_request(storage, request)?;
+            let mut reply = self.apply_request(storage, request)?;
+            if let Reply::Value { found: Some((_, value)) } = &reply {
+                read_bytes += value.len();
+                if read_bytes > READ_BYTES_PER_SLOT_MAX {
+                    reply = Reply::Failed(Failure::ReadTooMuch);
+                }
+            }
             hasher.update(&postcard::to_stdvec(&reply).expect("writing to memory cannot fail"));
             replies.push(reply);
         }
@@ -167,5 +174,117 @@ impl Machine {
         let mut id = [0; 16];
         id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
         SessionId(u128::from_be_bytes(id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Limits;
+    use crate::ring::{GroupId, RingInterval};
+    use crate::storage::memory::{MemoryDisk, MemoryStorage};
+
+    const OWNER: Client = [1; 32];
+
+    struct World {
+        machine: Machine,
+        storage: MemoryStorage,
+        time: u64,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let (storage, _) = MemoryDisk::default().open();
+            let range = RingInterval { start: Position(u64::MAX), end: Position(u64::MAX) };
+            let machine = Machine::load(&storage, GroupId(1), range, Limits::default()).unwrap();
+            let machine = machine.with_root(&storage).unwrap();
+            Self { machine, storage, time: 1_000_000 }
+        }
+
+        fn apply(&mut self, requests: &[SignedRequest]) -> Vec<Reply> {
+            let slot = self.machine.applied().slot + 1;
+            let slot = Slot { slot, chain: [0; 32], sealed: false, time: self.time, batch: None };
+            self.machine.apply_signed(&self.storage, &slot, requests).unwrap()
+        }
+
+        fn ask(&mut self, client: Client, session: SessionId, number: u64, operation: &Operation) -> Reply {
+            let request = self.request(client, session, number, operation);
+            self.apply(&[request]).remove(0)
+        }
+
+        fn request(
+            &self,
+            client: Client,
+            session: SessionId,
+            number: u64,
+            operation: &Operation,
+        ) -> SignedRequest {
+            let (request, operation) = (RequestId { session, number }, operation.encode());
+            SignedRequest { client, request, ack_below: 1, not_after: self.time + 10, operation }
+        }
+
+        fn open(&mut self) -> SessionId {
+            match self.ask(OWNER, SessionId(7), 0, &Operation::Open) {
+                Reply::Opened { session } => session,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn put(value: &str) -> Operation {
+        Operation::Write(Write::Put { key: Bytes::from_static(b"k"), value: Bytes::from(value.to_string()) })
+    }
+
+    #[test]
+    fn a_session_is_opened_once_and_belongs_to_the_client_that_opened_it() {
+        let mut world = World::new();
+        let session = world.open();
+        assert_eq!(world.open(), session, "played again");
+        let reply = world.ask([2; 32], session, 1, &put("stolen"));
+        assert_eq!(reply, Reply::Failed(Failure::SessionExpired));
+        assert!(matches!(world.ask(OWNER, session, 1, &put("own")), Reply::Put { .. }));
+    }
+
+    #[test]
+    fn a_request_applies_once_and_only_in_its_time() {
+        let mut world = World::new();
+        let session = world.open();
+        let request = world.request(OWNER, session, 1, &put("v"));
+        let first = world.apply(std::slice::from_ref(&request));
+        assert_eq!(world.apply(std::slice::from_ref(&request)), first, "the outcome is told again");
+        let other = world.ask(OWNER, session, 1, &put("other"));
+        assert_eq!(other, Reply::Failed(Failure::NumberReused { number: 1 }));
+        world.time += 11;
+        let late = world.apply(std::slice::from_ref(&request));
+        assert!(matches!(late[0], Reply::Failed(Failure::TooLate { .. })), "{late:?}");
+        let mut far = world.request(OWNER, session, 2, &put("far"));
+        far.not_after = world.time + REQUEST_VALID_MICROS_MAX + 1;
+        assert!(matches!(world.apply(&[far])[0], Reply::Failed(Failure::TooEarly { .. })));
+    }
+
+    #[test]
+    fn what_a_client_signs_is_judged_however_wrong_it_is() {
+        let mut world = World::new();
+        let session = world.open();
+        let mut nonsense = world.request(OWNER, session, 1, &put("v"));
+        nonsense.operation = Bytes::from_static(&[99, 99]);
+        assert_eq!(world.apply(&[nonsense])[0], Reply::Failed(Failure::Malformed));
+        let huge = Operation::Get { key: Bytes::from(vec![0; 5_000]) };
+        assert_eq!(world.ask(OWNER, session, 1, &huge), Reply::Failed(Failure::Malformed));
+    }
+
+    #[test]
+    fn the_reads_of_one_slot_answer_so_much_and_no_more() {
+        let mut world = World::new();
+        let session = world.open();
+        world.ask(OWNER, session, 1, &put(&"x".repeat(1 << 20)));
+        let get = Operation::Get { key: Bytes::from_static(b"k") };
+        let reads: Vec<SignedRequest> =
+            (2..22).map(|number| world.request(OWNER, session, number, &get)).collect();
+        let replies = world.apply(&reads);
+        let told = |reply: &&Reply| matches!(reply, Reply::Value { .. });
+        assert_eq!(replies.iter().filter(told).count(), READ_BYTES_PER_SLOT_MAX >> 20);
+        assert_eq!(replies.last(), Some(&Reply::Failed(Failure::ReadTooMuch)));
+        assert!(matches!(world.ask(OWNER, session, 21, &get), Reply::Value { .. }), "asked again");
     }
 }

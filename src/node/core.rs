@@ -78,7 +78,7 @@ pub enum NodeEvent {
         /// The group.
         group: GroupId,
         /// Whether it held.
-        result: Result<Verified, Rejected>,
+        result: Box<Result<Verified, Rejected>>,
     },
 }
 

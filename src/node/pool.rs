@@ -1,10 +1,11 @@
 //! A small pool of threads that check signatures, so that the node's loop never does.
 //!
 //! Jobs are taken in order, several at a time, and the verdicts of those that were taken together come back together.
-//! What waits is bounded by who asks: an engine has so many messages of each peer under way, the gateway so many requests.
+//! What waits is bounded by who asks: an engine has so many bytes of each peer, and of all clients, under way.
 
 use crate::ring::GroupId;
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex};
 use tetrachord_consensus::pbft::{Rejected, Unverified, Verified, Verifier};
 
@@ -28,16 +29,21 @@ struct Queue {
 pub(super) struct Pool(Arc<(Mutex<Queue>, Condvar)>);
 
 impl Pool {
-    /// Starts the threads. Each has verifiers of its own; what they remember of valid signatures is not shared.
+    /// Starts the threads. Each has verifiers of its own; what they remember of valid signatures is not shared. Each set of
+    /// verdicts is reported; `None` if a thread has ended, and the node must stop: what it held will never be judged.
     pub(super) fn start(
         threads: usize,
         verifiers: &BTreeMap<GroupId, Verifier>,
-        report: impl Fn(Vec<Verdict>) + Clone + Send + 'static,
+        report: impl Fn(Option<Vec<Verdict>>) + Clone + Send + 'static,
     ) -> std::io::Result<Self> {
         let shared = Arc::new((Mutex::new(Queue::default()), Condvar::new()));
         for index in 0..threads {
             let (shared, verifiers, report) = (Arc::clone(&shared), verifiers.clone(), report.clone());
-            let work = move || work(&shared, verifiers, &report);
+            let work = move || {
+                if catch_unwind(AssertUnwindSafe(|| work(&shared, verifiers, &report))).is_err() {
+                    report(None);
+                }
+            };
             std::thread::Builder::new().name(format!("verify-{index}")).spawn(work)?;
         }
         Ok(Self(shared))
@@ -62,7 +68,7 @@ impl Drop for Pool {
 fn work(
     shared: &(Mutex<Queue>, Condvar),
     mut verifiers: BTreeMap<GroupId, Verifier>,
-    report: &impl Fn(Vec<Verdict>),
+    report: &impl Fn(Option<Vec<Verdict>>),
 ) {
     let (queue, is_filled) = shared;
     loop {
@@ -85,6 +91,6 @@ fn work(
             let verifier = verifiers.get_mut(&group)?;
             Some((group, verifier.verify(*job)))
         };
-        report(taken.into_iter().filter_map(check).collect());
+        report(Some(taken.into_iter().filter_map(check).collect()));
     }
 }

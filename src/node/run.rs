@@ -175,7 +175,7 @@ impl Shell {
         mut self,
         mut inbox: mpsc::Receiver<Inbound>,
         mut reported: mpsc::UnboundedReceiver<Report>,
-        mut judged: mpsc::UnboundedReceiver<Vec<Verdict>>,
+        mut judged: mpsc::UnboundedReceiver<Option<Vec<Verdict>>>,
     ) -> anyhow::Result<()> {
         let mut ticker = tokio::time::interval(TICK);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -190,7 +190,7 @@ impl Shell {
                     let report = report.context("the threads of the store have ended")?;
                     self.on_report(report)?;
                 }
-                Some(verdicts) = judged.recv() => self.on_verdicts(verdicts),
+                Some(verdicts) = judged.recv() => self.on_verdicts(verdicts)?,
                 count = inbox.recv_many(&mut arrived, INBOX_FRAMES) => {
                     anyhow::ensure!(count > 0, "the network has ended");
                 }
@@ -205,7 +205,7 @@ impl Shell {
                 self.on_report(report)?;
             }
             while let Ok(verdicts) = judged.try_recv() {
-                self.on_verdicts(verdicts);
+                self.on_verdicts(verdicts)?;
             }
             while let Ok(inbound) = inbox.try_recv() {
                 arrived.push(inbound);
@@ -221,10 +221,11 @@ impl Shell {
         }
     }
 
-    fn on_verdicts(&mut self, verdicts: Vec<Verdict>) {
-        for (group, result) in verdicts {
-            self.core.step(NodeEvent::Verified { group, result });
+    fn on_verdicts(&mut self, verdicts: Option<Vec<Verdict>>) -> anyhow::Result<()> {
+        for (group, result) in verdicts.context("a thread that checks signatures has ended")? {
+            self.core.step(NodeEvent::Verified { group, result: Box::new(result) });
         }
+        Ok(())
     }
 
     fn tick(&mut self) {

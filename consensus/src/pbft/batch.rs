@@ -54,30 +54,13 @@ impl Batch {
 
     /// Reads a batch from its bytes; whether its requests are signed is another question.
     pub fn parse(bytes: Bytes) -> Result<Self, BundleError> {
-        if bytes.is_empty() {
-            return Ok(Self::null());
-        }
-        let mut rest = bytes.clone();
-        if bytes.len() > PROPOSAL_BYTES_MAX || rest.len() < HEADER || rest.get_u8() != VERSION {
-            return Err(BundleError::Malformed);
-        }
-        let (time, count) = (Timestamp(rest.get_u64()), usize::from(rest.get_u16()));
-        if !(1..=BATCH_BUNDLES_MAX).contains(&count) {
-            return Err(BundleError::Malformed);
-        }
-        let mut bundles = Vec::new();
-        for _ in 0..count {
-            let length = rest.try_get_u32().map_err(|_| BundleError::Malformed)? as usize;
-            if rest.len() < length {
-                return Err(BundleError::Malformed);
-            }
-            bundles.push(Bundle::parse(rest.split_to(length))?);
-        }
-        if rest.is_empty() {
-            Ok(Self { digest: digest_of(&bytes), bytes, time: Some(time), bundles })
-        } else {
-            Err(BundleError::Malformed)
-        }
+        let (time, bundles) = read(&bytes)?;
+        Ok(Self { digest: digest_of(&bytes), bytes, time, bundles })
+    }
+
+    /// The requests of a batch whose digest is known: it is not hashed again.
+    pub fn bundles_of(bytes: &Bytes) -> Result<Vec<Bundle>, BundleError> {
+        read(bytes).map(|(_, bundles)| bundles)
     }
 
     /// Whether every bundle is signed by an admitted client.
@@ -113,6 +96,29 @@ impl Batch {
     pub fn names(&self) -> impl Iterator<Item = RequestName> + '_ {
         self.bundles.iter().flat_map(Bundle::names)
     }
+}
+
+fn read(bytes: &Bytes) -> Result<(Option<Timestamp>, Vec<Bundle>), BundleError> {
+    if bytes.is_empty() {
+        return Ok((None, Vec::new()));
+    }
+    let mut rest = bytes.clone();
+    if bytes.len() > PROPOSAL_BYTES_MAX || rest.len() < HEADER || rest.get_u8() != VERSION {
+        return Err(BundleError::Malformed);
+    }
+    let (time, count) = (Timestamp(rest.get_u64()), usize::from(rest.get_u16()));
+    if !(1..=BATCH_BUNDLES_MAX).contains(&count) {
+        return Err(BundleError::Malformed);
+    }
+    let mut bundles = Vec::new();
+    for _ in 0..count {
+        let length = rest.try_get_u32().map_err(|_| BundleError::Malformed)? as usize;
+        if rest.len() < length {
+            return Err(BundleError::Malformed);
+        }
+        bundles.push(Bundle::parse(rest.split_to(length))?);
+    }
+    if rest.is_empty() { Ok((Some(time), bundles)) } else { Err(BundleError::Malformed) }
 }
 
 /// The digest of a batch's bytes.

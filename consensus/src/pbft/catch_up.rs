@@ -22,8 +22,10 @@ pub(super) struct Peer {
     pub(super) status: Option<Status>,
     /// When its status was last answered.
     pub(super) answered_at: Ticks,
-    /// Messages of it that are being checked.
-    pub(super) in_verification: usize,
+    /// Bytes of its messages that are being checked.
+    pub(super) bytes_in_check: usize,
+    /// Batches that it was sent because it asked: since when, and how many bytes.
+    fetched: (Ticks, usize),
 }
 
 /// A batch that is needed and not here.
@@ -34,8 +36,9 @@ pub(super) struct Missing {
     turn: u64,
 }
 
-/// Messages of one peer that are checked at a time; more are dropped, they will come again.
-const IN_VERIFICATION_MAX: usize = 2048;
+/// Bytes of one peer's messages that are checked at a time, unless a single one is larger; more are dropped, they will come
+/// again.
+const IN_CHECK_BYTES_MAX: usize = 8 << 20;
 
 /// Messages of one peer that did not hold, before it is distrusted.
 const REJECTED_MAX: u64 = 100;
@@ -46,6 +49,9 @@ const SLOT_PLAUSIBLE_MAX: u64 = u64::MAX / 4;
 /// Bytes of batches in one answer.
 const ANSWER_BYTES: usize = 1 << 20;
 
+/// Bytes of batches that one peer may fetch in an interval: more than a window of them takes a few.
+const FETCHED_BYTES_MAX: usize = 16 << 20;
+
 /// Slots in one answer.
 const ANSWER_SLOTS: usize = 64;
 
@@ -54,8 +60,8 @@ impl Replica {
     pub(super) fn is_wanted(&self, from: ReplicaId, message: &Message) -> bool {
         // Whoever has sent much that did not hold gets little attention, but some: it may be honest by now.
         let is_distrusted = self.rejected.get(&from).is_some_and(|count| *count > REJECTED_MAX);
-        let room = if is_distrusted { IN_VERIFICATION_MAX / 128 } else { IN_VERIFICATION_MAX };
-        if self.peers[&from].in_verification >= room {
+        let room = if is_distrusted { IN_CHECK_BYTES_MAX / 128 } else { IN_CHECK_BYTES_MAX };
+        if self.peers[&from].bytes_in_check >= room {
             return false;
         }
         match message {
@@ -274,8 +280,17 @@ impl Replica {
 
     /// Another replica needs a batch.
     pub(super) fn on_fetch(&mut self, from: ReplicaId, slot: Slot, digest: Digest) {
+        let (now, interval) = (self.now, self.options.status_ticks);
         let batch = self.slots.get(&slot).and_then(|state| state.batches.get(&digest)).cloned();
         if let Some(batch) = batch {
+            let peer = self.peers.get_mut(&from).expect("every other replica is a peer");
+            if now.since(peer.fetched.0) >= interval {
+                peer.fetched = (now, 0);
+            }
+            if peer.fetched.1 >= FETCHED_BYTES_MAX {
+                return;
+            }
+            peer.fetched.1 += batch.bytes().len();
             self.send(from, &Message::Body { slot, batch: batch.bytes().clone() });
         }
     }

@@ -38,7 +38,7 @@ fn votes_are_of_this_view(replica: &Replica) {
 /// A NEW-VIEW fixes the slots up to its last; the primary fills those behind.
 fn a_primary_assigns_above_what_the_view_began_with(replica: &Replica) {
     if replica.is_primary() {
-        assert!(replica.next >= replica.first_fresh.min(replica.next), "the next slot is free");
+        assert!(replica.next >= replica.first_fresh, "what a view began with is not assigned again");
         assert!(replica.next > replica.stable_slot(), "a stable slot is not assigned again");
     }
 }

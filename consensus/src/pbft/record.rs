@@ -184,8 +184,8 @@ impl Recovered {
 impl Recovered {
     fn keep_batch(&mut self, slot: Slot, digest: Digest, batch: Option<Bytes>) -> Result<(), &'static str> {
         let Some(bytes) = batch else { return Ok(()) };
-        let batch = Batch::parse(bytes.clone()).map_err(|_| "a batch cannot be read")?;
-        if digest_of(&bytes) != digest {
+        let batch = Batch::parse(bytes).map_err(|_| "a batch cannot be read")?;
+        if batch.digest() != digest {
             return Err("a batch is not the one that it is recorded as");
         }
         let state = self.slots.entry(slot).or_default();
@@ -222,7 +222,8 @@ impl VoteLog {
     }
 
     /// The records made since the last call, with the token that stands for all of them, and whether a store that keeps a
-    /// witness must update it: a view that was left must not be forgotten, single votes are found by the log itself.
+    /// witness must update it at once: a view that was left must not be forgotten. Single votes are covered as all records
+    /// are, by the witness's own interval.
     ///
     /// Records that nobody waits for stay until one comes that somebody does, or until they are [hurried](Self::hurry): a
     /// barrier of their own would cost a third of all barriers.

@@ -62,6 +62,8 @@ pub struct Replica {
     pub(super) waiting: Option<Waiting>,
     pub(super) custody: Custody,
     pub(super) peers: BTreeMap<ReplicaId, Peer>,
+    /// Bytes of clients' bundles that are being checked.
+    client_bytes_in_check: usize,
     pub(super) missing: BTreeMap<Slot, Missing>,
     pub(super) status_at: Ticks,
     pub(super) progress_at: Ticks,
@@ -130,6 +132,7 @@ impl Replica {
             waiting: None,
             custody: Custody::default(),
             peers: peers.collect(),
+            client_bytes_in_check: 0,
             missing: BTreeMap::new(),
             status_at: Ticks(0),
             progress_at: Ticks(0),
@@ -223,7 +226,7 @@ impl Replica {
         self.effects.push(effect);
     }
 
-    /// Remembers a lie, once for each liar and kind of place.
+    /// Remembers a lie: so many for each liar, and one that is large.
     pub(super) fn convict(&mut self, evidence: Evidence) {
         const EVIDENCE_MAX: usize = 64;
         let is_large = |evidence: &Evidence| matches!(evidence, Evidence::ViewChanges { .. });
@@ -256,8 +259,8 @@ impl Replica {
             Message::Fetch { slot, digest } => self.on_fetch(from, slot, digest),
             message if self.is_wanted(from, &message) => {
                 let peer = self.peers.get_mut(&from).expect("every other replica is a peer");
-                peer.in_verification += 1;
-                let unverified = Unverified { origin: Origin::Replica(from), message };
+                peer.bytes_in_check += bytes.len();
+                let unverified = Unverified::message(from, message, bytes.len());
                 self.effects.push(Effect::Verify(Box::new(unverified)));
             }
             _ => {}
@@ -279,15 +282,24 @@ impl Replica {
         }
     }
 
-    fn on_submit(&mut self, id: SubmitId, bytes: Bytes) {
-        self.effects.push(Effect::Verify(Box::new(Unverified::bundle(id, bytes))));
+    fn on_submit(&mut self, id: SubmitId, bundle: Bytes) {
+        if self.client_bytes_in_check + bundle.len() > self.options.client_bytes {
+            return self.effect(Effect::Submitted { id, result: Err(SubmitRefusal::Full) });
+        }
+        self.client_bytes_in_check += bundle.len();
+        self.effects.push(Effect::Verify(Box::new(Unverified::bundle(id, bundle))));
     }
 
-    fn on_verdict(&mut self, origin: Origin) {
-        if let Origin::Replica(from) = origin {
-            let peer = self.peers.get_mut(&from).expect("every other replica is a peer");
-            peer.in_verification = peer.in_verification.saturating_sub(1);
-        }
+    /// A check is done: its message is off the pool.
+    fn on_verdict(&mut self, origin: Origin, bytes: usize) {
+        let in_check = match origin {
+            Origin::Replica(from) => {
+                &mut self.peers.get_mut(&from).expect("every other replica is a peer").bytes_in_check
+            }
+            Origin::Client(_) => &mut self.client_bytes_in_check,
+        };
+        // A check that was begun in an earlier life was never counted in this one.
+        *in_check = in_check.saturating_sub(bytes);
     }
 
     fn on_rejected(&mut self, origin: Origin, reason: &'static str) {
@@ -324,12 +336,12 @@ impl Engine for Replica {
             Event::Submit { id, bundle } => self.on_submit(id, bundle),
             Event::Verified(result) => match *result {
                 Ok(verified) => {
-                    let (origin, content) = verified.into_parts();
-                    self.on_verdict(origin);
-                    self.on_verified(origin, content);
+                    let origin = verified.origin();
+                    self.on_verdict(origin, verified.bytes());
+                    self.on_verified(origin, verified.into_content());
                 }
                 Err(rejected) => {
-                    self.on_verdict(rejected.origin);
+                    self.on_verdict(rejected.origin, rejected.bytes);
                     self.on_rejected(rejected.origin, rejected.reason);
                 }
             },

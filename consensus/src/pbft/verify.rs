@@ -9,7 +9,7 @@
 
 use crate::codec;
 use crate::mutation::{Mutation, mutated};
-use crate::pbft::batch::{Batch, digest_of};
+use crate::pbft::batch::Batch;
 use crate::pbft::config::Config;
 use crate::pbft::message::{
     CheckpointVote, CommitCertificate, Message, NewView, NewViewBody, PreparedCertificate, Signatures,
@@ -39,15 +39,20 @@ pub enum Origin {
 /// Something to be checked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Unverified {
-    pub(super) origin: Origin,
-    pub(super) message: Message,
+    origin: Origin,
+    message: Message,
+    bytes: usize,
 }
 
 impl Unverified {
+    /// A message of another replica that took so many bytes.
+    pub(super) fn message(from: ReplicaId, message: Message, bytes: usize) -> Self {
+        Self { origin: Origin::Replica(from), message, bytes }
+    }
+
     /// A client's bundle.
-    #[must_use]
-    pub fn bundle(id: SubmitId, bytes: Bytes) -> Self {
-        Self { origin: Origin::Client(id), message: Message::Requests(bytes) }
+    pub(super) fn bundle(id: SubmitId, bundle: Bytes) -> Self {
+        Self { origin: Origin::Client(id), bytes: bundle.len(), message: Message::Requests(bundle) }
     }
 
     /// Where it came from.
@@ -61,12 +66,18 @@ impl Unverified {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
     origin: Origin,
+    bytes: usize,
     content: Checked,
 }
 
 impl Verified {
-    pub(super) fn into_parts(self) -> (Origin, Checked) {
-        (self.origin, self.content)
+    pub(super) fn into_content(self) -> Checked {
+        self.content
+    }
+
+    /// Bytes of what was checked; they are off the pool now.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Where it came from.
@@ -98,6 +109,7 @@ pub struct Rejected {
     pub origin: Origin,
     /// What was wrong.
     pub reason: &'static str,
+    pub(super) bytes: usize,
 }
 
 type Checking<T> = Result<T, &'static str>;
@@ -120,10 +132,10 @@ impl Verifier {
 
     /// Checks everything in a message.
     pub fn verify(&mut self, unverified: Unverified) -> Result<Verified, Rejected> {
-        let Unverified { origin, message } = unverified;
+        let Unverified { origin, message, bytes } = unverified;
         match self.check(origin, message) {
-            Ok(content) => Ok(Verified { origin, content }),
-            Err(reason) => Err(Rejected { origin, reason }),
+            Ok(content) => Ok(Verified { origin, bytes, content }),
+            Err(reason) => Err(Rejected { origin, reason, bytes }),
         }
     }
 
@@ -175,9 +187,9 @@ impl Verifier {
     fn check_pre_prepare(&mut self, origin: Origin, vote: Vote, batch: Bytes) -> Checking<Checked> {
         ensure(vote.signer == self.config.primary(vote.view), "only the primary of a view proposes in it")?;
         self.check_vote(origin, &vote, vote.as_pre_prepare())?;
-        let is_unchecked = mutated!(self, BodyUnchecked);
-        ensure(is_unchecked || digest_of(&batch) == vote.digest, "the batch is not the one that is signed")?;
         let batch = parse(batch)?;
+        let is_unchecked = mutated!(self, BodyUnchecked);
+        ensure(is_unchecked || batch.digest() == vote.digest, "the batch is not the one that is signed")?;
         batch.verify(&self.keyring).map_err(|_| "a request in it is not signed by an admitted client")?;
         Ok(Checked::PrePrepare { vote, batch })
     }

@@ -209,7 +209,7 @@ impl World {
                 let (Some(job), Some(verifier)) = (node.checks.pop_front(), &mut node.verifier) else {
                     break;
                 };
-                let result = verifier.verify(*job);
+                let result = Box::new(verifier.verify(*job));
                 self.step(index, NodeEvent::Verified { group: GROUP, result });
             }
         }
