@@ -309,6 +309,9 @@ pub struct StorageConfig {
     /// Entries that are kept for lagging replicas, in memory and when the log is rewritten; a replica that lags further gets
     /// a snapshot.
     pub log_retain_bytes: u64,
+    /// When nothing was written for a while, applied state is packed if its file has grown by half since the last time, and
+    /// by this much.
+    pub pack_above_bytes: u64,
     /// Writes are refused while less than this is free on the file system of the data; reads go on.
     pub reserve_bytes: u64,
 }
@@ -316,9 +319,10 @@ pub struct StorageConfig {
 impl Default for StorageConfig {
     fn default() -> Self {
         Self {
-            cache_bytes: 8 << 20,
+            cache_bytes: 4 << 20,
             log_max_bytes: 64 << 20,
-            log_retain_bytes: 16 << 20,
+            log_retain_bytes: 8 << 20,
+            pack_above_bytes: 64 << 20,
             reserve_bytes: 64 << 20,
         }
     }

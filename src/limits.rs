@@ -61,10 +61,10 @@ pub const OUTCOMES_FRAME_BYTES: usize = 1 << 20;
 /// as much, and a leader
 /// proposes nothing new until the tree has caught up; four times as much, and a follower acknowledges nothing new: memory
 /// is bounded by the speed of the disk, not by that of the clients.
-pub const OVERLAY_BYTES_MAX: usize = 16 << 20;
+pub const OVERLAY_BYTES_MAX: usize = 8 << 20;
 
 /// The same while a snapshot streams and nothing may be written to the tree; above it the transfer is given up.
-pub const OVERLAY_BYTES_STREAMING_MAX: usize = 64 << 20;
+pub const OVERLAY_BYTES_STREAMING_MAX: usize = 32 << 20;
 
 /// Written state reaches the tree at least this often, in milliseconds.
 pub const CHECKPOINT_MILLIS: u64 = 2_000;

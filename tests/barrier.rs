@@ -63,7 +63,7 @@ fn every_frame_of_the_log_is_synced_and_state_is_written_down_first() {
         let synced = |what: &str| {
             calls.iter().filter(|call| matches!(call, Call::Synced(path) if path.contains(what))).count()
         };
-        (puts >= 30 && synced("/data/log/") >= 20 && synced("/data/db") >= 2).then_some(text)
+        (puts >= 30 && synced("/data/log/") >= 20 && synced("/data/tree-1/db") >= 2).then_some(text)
     });
     cluster.kill_node(0);
     tracer.wait().unwrap();
@@ -79,7 +79,7 @@ fn every_frame_of_the_log_is_synced_and_state_is_written_down_first() {
             Call::Synced(path) if path.ends_with(".seg") => unsynced = 0,
             Call::Write(path) if path.ends_with("/data/redo") => is_written_down = Some(false),
             Call::Synced(path) if path.ends_with("/data/redo") => is_written_down = Some(true),
-            Call::Write(path) if path.ends_with("/data/db") => {
+            Call::Write(path) if path.ends_with("/data/tree-1/db") => {
                 tree_writes += 1;
                 assert_ne!(is_written_down, Some(false), "the tree is written after the redo file is synced");
             }

@@ -93,7 +93,6 @@ fn survivors(disk: &Disk, sectors: u64) -> Vec<Survivors> {
 
 /// Puts an image into a directory of its own; paths are moved from the recorded directory.
 fn lay_out(image: &Image, from: &Path, to: &Path) {
-    std::fs::create_dir_all(to.join("data/blobs")).unwrap();
     for (path, bytes) in image {
         let path = to.join(Path::new(path).strip_prefix(from).unwrap());
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -180,16 +179,17 @@ fn what_was_promised_survives_a_cut_after_every_system_call() {
     let count = |is_it: fn(&Call) -> bool| calls.iter().filter(|call| is_it(call)).count();
     let (writes, syncs) =
         (count(|call| matches!(call, Call::Write(..))), count(|call| matches!(call, Call::Sync(_))));
+    let packings = count(|call| matches!(call, Call::Create(path) if path.ends_with("/whole"))) - 1;
     let mut cuts = Cuts::new(dir.path());
     cut_everywhere(&calls, Disk::holding(&initial), Promised::default(), 2, &mut cuts);
     println!(
-        "{} calls ({writes} writes, {syncs} syncs): {} cuts, {} different disks opened",
+        "{} calls ({writes} writes, {syncs} syncs, {packings} packings): {} cuts, {} different disks opened",
         calls.len(),
         cuts.points,
         cuts.opened
     );
     assert!(cuts.failures.is_empty(), "{}", cuts.failures.join("\n"));
-    assert!(writes + syncs > 600 && cuts.points >= 5_000, "too little was tried");
+    assert!(writes + syncs > 600 && cuts.points >= 5_000 && packings >= 3, "too little was tried");
 }
 
 #[test]
@@ -235,12 +235,16 @@ fn a_sync_that_is_left_out_anywhere_is_noticed() {
     let dir = scratch();
     let initial = prepare(dir.path());
     let calls = record(&recorder(), dir.path(), "run");
-    let lies: [(&str, Lie); 6] = [
+    let lies: [(&str, Lie); 8] = [
         ("the log", |path| path.ends_with(".seg")),
         ("the log's directory", |path| path.ends_with("/log")),
         ("the data directory", |path| path.ends_with("/data")),
         ("the redo file", |path| path.ends_with("/redo")),
         ("sled's file", |path| path.ends_with("/db")),
+        ("sled's file in a packed tree", |path| path.ends_with("/db") && !path.contains("/tree-1/")),
+        ("the directory of a packed tree", |path| {
+            path.rsplit_once('/').is_some_and(|(_, name)| name.starts_with("tree-") && name != "tree-1")
+        }),
         ("the witness", |path| path.ends_with("/witness")),
     ];
     for (what, lie) in lies {

@@ -48,12 +48,12 @@ fn an_error_of_the_disk_ends_the_node_and_loses_nothing() {
         ("sync", EIO, "/data/log/", "sync the write-ahead log"),
         ("write", EIO, "/data/redo", "write the redo file"),
         ("sync", EIO, "/data/redo", "write the redo file"),
-        ("write", EIO, "/data/db", "storage failed"),
-        ("sync", EIO, "/data/db", "storage failed"),
+        ("write", EIO, "/data/tree-1/db", "storage failed"),
+        ("sync", EIO, "/data/tree-1/db", "storage failed"),
         ("write", EIO, "/data/witness", "write the witness file"),
         ("write", ENOSPC, "/data/log/", "the disk is full"),
         ("write", ENOSPC, "/data/redo", "the disk is full"),
-        ("write", ENOSPC, "/data/db", "the disk is full"),
+        ("write", ENOSPC, "/data/tree-1/db", "the disk is full"),
     ];
     for (call, code, part, said) in cases {
         put(&cluster, &mut written);
@@ -97,7 +97,7 @@ fn an_error_of_reading_is_no_answer() {
     }
     let fault = cluster.path().join("fault");
     for (part, said) in
-        [("/data/log/", "read a segment"), ("/data/db", "storage failed"), ("/data/redo", "redo file")]
+        [("/data/log/", "read a segment"), ("/data/tree-1/db", "storage failed"), ("/data/redo", "redo file")]
     {
         cluster.kill_node(2);
         let before = cluster.log(2).len();

@@ -18,7 +18,6 @@ const COMMITS: u64 = 44;
 
 fn lay_out(files: &BTreeMap<PathBuf, Vec<u8>>, to: &Path) {
     let _ = std::fs::remove_dir_all(to);
-    std::fs::create_dir_all(to.join("blobs")).unwrap();
     for (name, bytes) in files {
         std::fs::create_dir_all(to.join(name).parent().unwrap()).unwrap();
         std::fs::write(to.join(name), bytes).unwrap();

@@ -159,7 +159,8 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
 /// it does not work, everything goes on as it is.
 fn be_thrifty() {
     use std::os::unix::process::CommandExt;
-    const SETTINGS: [(&str, &str); 4] = [
+    const SETTINGS: [(&str, &str); 5] = [
+        ("GLIBC_TUNABLES", "glibc.malloc.mxfast=0"),
         ("MALLOC_ARENA_MAX", "1"),
         ("MALLOC_TRIM_THRESHOLD_", "1048576"),
         ("MALLOC_TOP_PAD_", "65536"),

@@ -10,12 +10,13 @@ use crate::config::{ChaosConfig, Mode, NodeConfig, cluster_digest};
 use crate::group::{Byzantine, Settings};
 use crate::limits::{OVERLAY_BYTES_MAX, WINDOW};
 use crate::ring::GroupId;
-use crate::storage::disk::{DiskOptions, DiskStorage, Report};
+use crate::storage::disk::{DiskOptions, DiskStorage, PackingRule, Report};
+use crate::storage::free_bytes;
 use crate::transport::{Inbound, PeerAddress, PublicKey, Transport, TransportSettings};
 use crate::wire::{self, Hello, ProcessStats};
 use anyhow::Context;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tetrachord_consensus::pbft::{Lie, Verifier};
 use tetrachord_consensus::{Options, Ticks, Timestamp};
@@ -30,6 +31,9 @@ const INBOX_FRAMES: usize = 4096;
 /// Bounds of the size of one segment of the log.
 const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 const SEGMENT_BYTES_MAX: u64 = 8 << 20;
+
+/// The tree is packed when no state was written for so long.
+const PACKING_IDLE: Duration = Duration::from_secs(5);
 
 /// What the process uses is measured every so many ticks.
 const PROCESS_TICKS: u64 = 50;
@@ -87,7 +91,8 @@ fn pool_threads(verifiers: &BTreeMap<GroupId, Verifier>) -> usize {
 fn disk_options(config: &NodeConfig) -> DiskOptions {
     let segment = (config.storage.log_max_bytes / 4).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
     let segment_bytes = usize::try_from(segment).expect("a few MiB");
-    DiskOptions { cache_bytes: config.storage.cache_bytes, segment_bytes }
+    let packing = PackingRule { above_bytes: config.storage.pack_above_bytes, idle: PACKING_IDLE };
+    DiskOptions { cache_bytes: config.storage.cache_bytes, segment_bytes, packing }
 }
 
 fn node_settings(config: &NodeConfig, incarnation: u64) -> NodeSettings {
@@ -333,11 +338,6 @@ async fn stop_signal() {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-}
-
-/// What is free for this process; if the system does not say, it is not the reason to refuse anything.
-fn free_bytes(dir: &Path) -> u64 {
-    rustix::fs::statvfs(dir).map_or(u64::MAX, |found| found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 /// Reads what the kernel counts for this process; zeros where it does not say.

@@ -1,6 +1,6 @@
 //! One suite for every store: what [`super::Storage`] promises, asked of each implementation.
 
-use super::disk::{BOOTSTRAP_FILE, DiskOptions, DiskStorage, Report};
+use super::disk::{BOOTSTRAP_FILE, DiskOptions, DiskStorage, PackingRule, Report};
 use super::memory::MemoryDisk;
 use super::*;
 use std::sync::mpsc::{Receiver, channel};
@@ -34,7 +34,11 @@ pub(super) struct Disk {
     reports: Option<Receiver<Report>>,
 }
 
-pub(super) const OPTIONS: DiskOptions = DiskOptions { cache_bytes: 16 << 20, segment_bytes: 64 << 10 };
+pub(super) const OPTIONS: DiskOptions = DiskOptions {
+    cache_bytes: 16 << 20,
+    segment_bytes: 64 << 10,
+    packing: PackingRule { above_bytes: 0, idle: std::time::Duration::ZERO },
+};
 
 impl Disk {
     pub(super) fn new() -> Self {

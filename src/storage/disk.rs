@@ -10,7 +10,7 @@
 //! * The log thread takes everything that waits as one frame: group commit without a timer.
 //! * A commit's state writes go to the tree only after its log records are durable, so the tree never holds what the log
 //!   could still forget.
-//! * The state thread takes everything that waits as one job ([`super::redo`]). Nobody who is acknowledged waits for it.
+//! * The state thread takes everything that waits as one job ([`super::state`]). Nobody who is acknowledged waits for it.
 //! * An error ends both threads and the node; nothing is retried. A panic inside sled is an error.
 //!
 //! # Opening
@@ -22,14 +22,15 @@
 //! 4. The log is read and verified, and the witness must find in it the frame that it remembers.
 //! 5. What was read is synced before anybody acts on it.
 
+use super::generation::Generation;
 use super::log::frame::{LogEnd, Payload, StoreId};
 use super::log::{Log, ReadLog, sync_directory};
-use super::redo::{Job, Redo};
-use super::tree::{Barrier, Mark, Tree};
+use super::redo::Redo;
+use super::state::{SharedTree, StateWriter};
+use super::tree::{Barrier, Tree};
 use super::witness::{Testimony, Witness};
 use super::{Commit, CommitId, Recovery, StateWrite, Storage};
 use crate::error::StorageError;
-use crate::limits::STATE_JOB_BYTES_MAX;
 use crate::ring::GroupId;
 use bytes::Bytes;
 use std::fs::{File, TryLockError};
@@ -64,12 +65,24 @@ pub struct DiskOptions {
     pub cache_bytes: u64,
     /// Size of one segment of the log, in bytes.
     pub segment_bytes: usize,
+    /// When the tree is packed.
+    pub packing: PackingRule,
+}
+
+/// When the tree is packed: its file has grown by half since it last was, and by `above_bytes`, and no state was written
+/// for `idle`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackingRule {
+    /// Bytes.
+    pub above_bytes: u64,
+    /// How long nothing may have been written.
+    pub idle: Duration,
 }
 
 /// The open store. Reads go to the tree directly; writes go to the threads.
 #[derive(Debug)]
 pub struct DiskStorage {
-    tree: Tree,
+    tree: SharedTree,
     commits: Sender<Commit>,
     log_bytes: Arc<AtomicU64>,
 }
@@ -112,11 +125,11 @@ impl Storage for DiskStorage {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        self.tree.get(key)
+        self.tree.now().get(key)
     }
 
     fn scan(&self, from: &[u8], to: &[u8], bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
-        self.tree.scan(from, to, bytes_max)
+        self.tree.now().scan(from, to, bytes_max)
     }
 
     fn log_bytes(&self) -> u64 {
@@ -208,91 +221,10 @@ impl LogWriter {
     }
 }
 
-/// The half of the store that brings applied state to the tree.
-struct StateWriter {
-    _lock: Arc<File>,
-    tree: Tree,
-    barrier: Barrier,
-    redo: Redo,
-    store: StoreId,
-    last_job: u64,
-}
-
-impl StateWriter {
-    /// Serves jobs until the node is gone.
-    fn run(mut self, inbox: &Receiver<(CommitId, Vec<StateWrite>)>, report: &dyn Fn(Report)) {
-        let mut next = inbox.recv().ok();
-        while let Some((mut last, mut writes)) = next.take() {
-            let mut bytes: usize = writes.iter().map(bytes_of).sum();
-            for (commit, more) in inbox.try_iter() {
-                let more_bytes: usize = more.iter().map(bytes_of).sum();
-                if bytes + more_bytes > STATE_JOB_BYTES_MAX {
-                    next = Some((commit, more));
-                    break;
-                }
-                bytes += more_bytes;
-                last = commit;
-                writes.extend(more);
-            }
-            if let Err(error) = self.write(writes) {
-                return report(Report::Failed(error));
-            }
-            report(Report::Written(last));
-            next = next.or_else(|| inbox.recv().ok());
-        }
-    }
-
-    fn write(&mut self, writes: Vec<StateWrite>) -> Result<(), StorageError> {
-        let job = Job { number: self.last_job + 1, writes };
-        self.redo.write(&job)?;
-        self.tree.carry_out(self.store, &job)?;
-        self.barrier.sync(&self.tree)?;
-        self.last_job = job.number;
-        Ok(())
-    }
-
-    /// Finishes what a crash interrupted.
-    fn recover(&mut self, found: Option<Job>) -> Result<(), StorageError> {
-        let half = |number: u64| {
-            let reason = format!(
-                "state job {number} was interrupted, and what was written down of it is damaged or missing"
-            );
-            StorageError::corrupt("the applied state", reason)
-        };
-        let (complete, begun) = match self.tree.mark(self.store)? {
-            Mark::Fresh => (0, None),
-            Mark::Complete(number) => (number, None),
-            Mark::Begun(number) => (number - 1, Some(number)),
-        };
-        self.last_job = complete;
-        match found {
-            Some(job) if job.number > complete + 1 => Err(StorageError::StateLost(format!(
-                "the applied state ends with job {complete}, but job {} was begun: the disk lost what it had. This node \
-                 must not vote under its old identity; add it as a new node",
-                job.number
-            ))),
-            Some(job) if job.number == complete + 1 => {
-                self.tree.carry_out(self.store, &job)?;
-                self.last_job = job.number;
-                self.barrier.sync(&self.tree)
-            }
-            _ => match begun {
-                Some(number) => Err(half(number)),
-                // What was read may be only in a cache.
-                None => self.barrier.sync(&self.tree),
-            },
-        }
-    }
-}
-
-fn bytes_of((key, value): &StateWrite) -> usize {
-    key.len() + value.as_ref().map_or(0, Bytes::len)
-}
-
 fn open_parts(
     dir: &Path,
     options: DiskOptions,
-) -> Result<(LogWriter, StateWriter, Tree, Recovery), StorageError> {
+) -> Result<(LogWriter, StateWriter, SharedTree, Recovery), StorageError> {
     let bootstrap = dir.join(BOOTSTRAP_FILE);
     refuse_blank_directory(dir)?;
     let lock = Arc::new(lock_directory(dir)?);
@@ -312,16 +244,18 @@ fn open_parts(
             dir.display()
         )));
     }
+    let mut generation = if is_first { Generation::create_first(dir)? } else { Generation::open(dir)? };
+    let tree = Tree::open(&generation.path(), options.cache_bytes)?;
+    let barrier = Barrier::open(&generation.path())?;
     if is_first {
-        Tree::clear(dir)?;
+        barrier.sync(&tree)?;
+        generation.make_whole(0)?;
     }
-    let tree = Tree::open(dir, options.cache_bytes)?;
-    let barrier = Barrier::open(dir)?;
     let store = said.map_or_else(draw_store_id, |testimony| Ok(testimony.store))?;
     let (redo, found) = Redo::open(&dir.join("redo"), store)?;
-    let mut state =
-        StateWriter { _lock: Arc::clone(&lock), tree: tree.clone(), barrier, redo, store, last_job: 0 };
+    let mut state = StateWriter::new(Arc::clone(&lock), (generation, tree, barrier), redo, store, options);
     state.recover(found)?;
+    let tree = state.tree();
     let log_dir = dir.join("log");
     let (log, read) = if is_first {
         (Log::create(&log_dir, store, options.segment_bytes)?, ReadLog::default())
@@ -356,7 +290,7 @@ fn open_parts(
 
 fn refuse_blank_directory(dir: &Path) -> Result<(), StorageError> {
     std::fs::create_dir_all(dir).map_err(|error| StorageError::io("make the data directory", error))?;
-    if dir.join("db").exists() || dir.join("witness").exists() || dir.join(BOOTSTRAP_FILE).exists() {
+    if Generation::exist(dir)? || dir.join("witness").exists() || dir.join(BOOTSTRAP_FILE).exists() {
         return Ok(());
     }
     Err(StorageError::StateLost(format!(
@@ -396,10 +330,10 @@ fn draw_store_id() -> Result<StoreId, StorageError> {
     Ok(id)
 }
 
-/// Makes names durable: the store's files, its directory, and the directory's own name.
+/// Makes names durable: the store's files other than the tree's, its directory, and the directory's own name.
 fn sync_all_names(dir: &Path) -> Result<(), StorageError> {
     let absolute = dir.canonicalize().map_err(|error| StorageError::io("find the data directory", error))?;
-    for name in ["conf", "db", "blobs", "log", "redo"].map(|name| absolute.join(name)) {
+    for name in ["log", "redo"].map(|name| absolute.join(name)) {
         if name.exists() {
             sync_directory(&name)?;
         }

@@ -16,10 +16,11 @@
 //! |---|---|---|
 //! | `log/N.seg` | the write-ahead log: frames, chained and checksummed | [`log`] |
 //! | `log/spare-N` | void segments, to be used again | [`log`] |
-//! | `redo` | state writes that are being carried out | [`redo`] |
+//! | `redo` | state writes that are being carried out | [`redo`], [`state`] |
 //! | `witness` | what was durable, in a place of its own | [`witness`] |
 //! | `lock` | held by the one process that uses the directory | [`disk`] |
-//! | `db`, `conf`, `blobs`, `snap.*` | sled's: applied state | [`tree`] |
+//! | `tree-N/whole` | that this is the tree, if no higher one has it | [`generation`] |
+//! | `tree-N/db`, `conf`, `blobs`, `snap.*` | sled's: applied state | [`tree`] |
 //!
 //! # Keys of the tree
 //!
@@ -33,17 +34,22 @@
 //! | `kv` | `m` group `i` | a snapshot that is being installed |
 //! | `kv` | `p` group then a key of the above | a row of a snapshot that has not been installed yet |
 //! | `kv` | `~mark` | how far the last state writes have come |
+//! | `packed` | a key of the above | that row and those behind it |
 //!
-//! All numbers in keys are big-endian. User data is keyed by position and key, not by group. No record exceeds
-//! [`crate::limits::RECORD_BYTES_MAX`].
+//! All numbers in keys are big-endian. User data is keyed by position and key, not by group. No row is empty, and none
+//! exceeds [`crate::limits::RECORD_BYTES_MAX`].
 
 pub mod disk;
+mod generation;
 pub mod keys;
 mod log;
 pub mod memory;
 mod redo;
+mod state;
 mod tree;
 mod witness;
+
+pub use state::free_bytes;
 
 #[cfg(test)]
 mod conformance;

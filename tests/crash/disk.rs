@@ -151,9 +151,10 @@ impl Disk {
     }
 
     fn change(&mut self, path: &str, change: Change) {
+        // A file that was removed while it was open may still be written, to no effect.
+        let Some(inode) = self.names.get(path) else { return };
         self.changes += 1;
-        let inode = self.names[path];
-        self.inodes[inode].unsafe_changes.push((self.changes, change));
+        self.inodes[*inode].unsafe_changes.push((self.changes, change));
     }
 
     fn sync(&mut self, path: &str) {

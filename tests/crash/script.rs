@@ -7,10 +7,18 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use tetrachord::error::StorageError;
 use tetrachord::ring::GroupId;
-use tetrachord::storage::disk::{DiskOptions, DiskStorage, Report};
+use tetrachord::storage::disk::{DiskOptions, DiskStorage, PackingRule, Report};
 use tetrachord::storage::{Commit, CommitId, Recovery, StateWrite, Storage};
 
-pub(crate) const OPTIONS: DiskOptions = DiskOptions { cache_bytes: 4 << 20, segment_bytes: 32 << 10 };
+pub(crate) const OPTIONS: DiskOptions = DiskOptions {
+    cache_bytes: 4 << 20,
+    segment_bytes: 32 << 10,
+    packing: PackingRule { above_bytes: 8 << 10, idle: std::time::Duration::ZERO },
+};
+
+/// The same, for a store that is only looked at.
+const AT_REST: DiskOptions =
+    DiskOptions { packing: PackingRule { above_bytes: u64::MAX, idle: std::time::Duration::MAX }, ..OPTIONS };
 
 /// Lives of the store in one recording, and commits in each.
 pub(crate) const LIVES: u64 = 3;
@@ -48,19 +56,20 @@ fn state_of(id: u64) -> Vec<StateWrite> {
     writes
 }
 
-/// Opens the store, waiting for an earlier life's threads to let go of it.
+/// Opens the store to look at it, waiting for an earlier life's threads to let go of it.
 pub(crate) fn open(dir: &Path) -> Result<(DiskStorage, Recovery, Receiver<Report>), StorageError> {
-    open_reporting(dir, |_| {})
+    open_reporting(dir, AT_REST, |_| {})
 }
 
 fn open_reporting(
     dir: &Path,
+    options: DiskOptions,
     note: impl Fn(&Report) + Clone + Send + 'static,
 ) -> Result<(DiskStorage, Recovery, Receiver<Report>), StorageError> {
     loop {
         let (sender, receiver) = channel();
         let note = note.clone();
-        let opened = DiskStorage::open(dir, OPTIONS, move |report| {
+        let opened = DiskStorage::open(dir, options, move |report| {
             note(&report);
             drop(sender.send(report));
         });
@@ -77,7 +86,7 @@ fn wait_for(reports: &Receiver<Report>, is_it: impl Fn(&Report) -> bool) {
 
 /// Runs the first commits of the script, and ends as a node that is stopped does.
 pub(crate) fn run_briefly(dir: &Path, commits: u64) -> Promised {
-    let (mut storage, _, reports) = open(dir).unwrap();
+    let (mut storage, _, reports) = open_reporting(dir, OPTIONS, |_| {}).unwrap();
     for id in 1..=commits {
         storage.submit(commit(id));
         wait_for(&reports, |report| *report == Report::Durable(CommitId(id)));
@@ -105,7 +114,7 @@ pub(crate) fn run(dir: &Path, marks: &Path) {
             };
             (&*file).write_all(line.as_bytes()).unwrap();
         };
-        let (mut storage, _, reports) = open_reporting(dir, note).unwrap();
+        let (mut storage, _, reports) = open_reporting(dir, OPTIONS, note).unwrap();
         for _ in 0..COMMITS {
             id += 1;
             storage.submit(commit(id));
