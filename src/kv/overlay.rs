@@ -9,6 +9,7 @@ use crate::ring::Position;
 use crate::storage::{Commit, StateWrite, Storage};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// A key with its place on the ring.
 pub(super) type PlacedKey = (Position, Bytes);
@@ -32,11 +33,14 @@ impl Overlay {
 
     pub(super) fn put(&mut self, key: PlacedKey, known: Known) {
         let added = bytes_of(&key, &known);
-        if let Some(before) = self.entries.get(&key) {
-            self.bytes -= bytes_of(&key, before);
-        }
         self.bytes += added;
-        self.entries.insert(key, known);
+        match self.entries.entry(key) {
+            Entry::Vacant(vacant) => drop(vacant.insert(known)),
+            Entry::Occupied(mut occupied) => {
+                self.bytes -= bytes_of(occupied.key(), occupied.get());
+                occupied.insert(known);
+            }
+        }
         assert!(self.bytes >= added, "the count covers every entry");
     }
 
