@@ -154,8 +154,8 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
 }
 
 /// Starts this program anew, in the same process, with an allocator that keeps little: glibc reads these settings when a
-/// program begins, and by default keeps an arena for every thread and much of what was freed. Measured with a million
-/// keys: a third less memory, the same speed. Where the settings mean nothing they do nothing; if they are set already, or
+/// program begins, and by default keeps an arena for every thread and much of what was freed. What that
+/// saves and costs: docs/performance.md. Where the settings mean nothing they do nothing; if they are set already, or
 /// it does not work, everything goes on as it is.
 fn be_thrifty() {
     use std::os::unix::process::CommandExt;

@@ -44,10 +44,12 @@ impl Generation {
                 "no directory of it is whole",
             ));
         };
+        let mut tree = Self::at(data_dir, number);
+        // A process that was killed may have left a name that is not durable yet; the others are all there is until it is.
+        tree.sync_names()?;
         for other in found.into_iter().filter(|other| *other != number) {
             Self::at(data_dir, other).clear()?;
         }
-        let mut tree = Self::at(data_dir, number);
         // If it cannot be read the tree is packed once too often.
         let said = std::fs::read_to_string(tree.path().join(WHOLE)).unwrap_or_default();
         tree.packed_bytes = said.trim().parse().unwrap_or(0);
@@ -73,17 +75,24 @@ impl Generation {
 
     /// From now on this one counts. Everything that was written to its files must be durable.
     pub(super) fn make_whole(&mut self, packed_bytes: u64) -> Result<(), StorageError> {
-        let path = self.path();
-        for name in ["conf", "db", "blobs"] {
-            sync_directory(&path.join(name))?;
-        }
-        sync_directory(&path)?;
-        sync_directory(&self.data_dir)?;
+        self.sync_names()?;
         let io = |error: std::io::Error| StorageError::io("write which tree counts", error);
         // Only its name must be durable.
-        std::fs::write(path.join(WHOLE), format!("{packed_bytes}\n")).map_err(io)?;
+        std::fs::write(self.path().join(WHOLE), format!("{packed_bytes}\n")).map_err(io)?;
         self.packed_bytes = packed_bytes;
-        sync_directory(&path)
+        sync_directory(&self.path())
+    }
+
+    /// Makes durable what there is by name: sled's files, the directory, and its own name.
+    fn sync_names(&self) -> Result<(), StorageError> {
+        let path = self.path();
+        for name in ["conf", "db", "blobs"].map(|name| path.join(name)) {
+            if name.exists() {
+                sync_directory(&name)?;
+            }
+        }
+        sync_directory(&path)?;
+        sync_directory(&self.data_dir)
     }
 
     /// Removes it: first the file that makes it count.
