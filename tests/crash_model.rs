@@ -230,6 +230,54 @@ fn a_second_cut_while_the_first_is_recovered_from_is_survived() {
     assert!(recoveries >= 50 && points >= 4_000, "too little was tried");
 }
 
+/// The same calls as if they had been made below another directory.
+fn moved(calls: Vec<Call>, from: &Path, to: &Path) -> Vec<Call> {
+    let place = |path: String| path.replacen(from.to_str().unwrap(), to.to_str().unwrap(), 1);
+    let moved = |call| match call {
+        Call::Create(path) => Call::Create(place(path)),
+        Call::Write(path, at, bytes) => Call::Write(place(path), at, bytes),
+        Call::Truncate(path, length) => Call::Truncate(place(path), length),
+        Call::Sync(path) => Call::Sync(place(path)),
+        Call::Rename(from, to) => Call::Rename(place(from), place(to)),
+        Call::Remove(path) => Call::Remove(place(path)),
+        Call::MakeDirectory(path) => Call::MakeDirectory(place(path)),
+    };
+    calls.into_iter().map(moved).collect()
+}
+
+/// A process that is killed leaves everything it wrote to be seen by the next one, also what is not on the disk yet.
+#[test]
+fn a_cut_after_a_kill_finds_nothing_built_on_what_was_not_durable() {
+    let recorder = recorder();
+    let dir = scratch();
+    let initial = prepare(dir.path());
+    let calls = record(&recorder, dir.path(), "run");
+    let mut disk = Disk::holding(&initial);
+    let mut promised = Promised::default();
+    let (mut kills, mut points) = (0, 0);
+    for (index, call) in calls.iter().enumerate() {
+        match call {
+            Call::Write(path, _, line) if path.ends_with("/marks") => promised.note(line),
+            Call::Create(path) if path.ends_with("/marks") => {}
+            call => disk.take(call),
+        }
+        let is_named = matches!(call, Call::Create(path) if path.ends_with("/whole"));
+        if !is_named && !index.is_multiple_of(41) {
+            continue;
+        }
+        let second = scratch();
+        lay_out(&disk.image(Survivors { names: true, writes: Writes::All }), dir.path(), second.path());
+        let recovery = moved(record(&recorder, second.path(), "recover"), second.path(), dir.path());
+        let mut cuts = Cuts::new(dir.path());
+        cut_everywhere(&recovery, disk.clone(), promised, 1, &mut cuts);
+        assert!(cuts.failures.is_empty(), "after call {index}:\n{}", cuts.failures.join("\n"));
+        kills += 1;
+        points += cuts.points;
+    }
+    println!("{kills} kills: {points} cuts after them");
+    assert!(kills >= 30 && points >= 2_000, "too little was tried");
+}
+
 #[test]
 fn a_sync_that_is_left_out_anywhere_is_noticed() {
     let dir = scratch();
