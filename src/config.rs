@@ -314,6 +314,8 @@ pub struct StorageConfig {
     pub pack_above_bytes: u64,
     /// Writes are refused while less than this is free on the file system of the data; reads go on.
     pub reserve_bytes: u64,
+    /// In Byzantine mode all of the state is read and held against its hashes within so many seconds; 0 is never.
+    pub scrub_seconds: u64,
 }
 
 impl Default for StorageConfig {
@@ -324,6 +326,7 @@ impl Default for StorageConfig {
             log_retain_bytes: 8 << 20,
             pack_above_bytes: 64 << 20,
             reserve_bytes: 64 << 20,
+            scrub_seconds: 3_600,
         }
     }
 }

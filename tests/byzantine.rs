@@ -3,7 +3,10 @@
 
 mod common;
 
+use bytes::Bytes;
 use common::{Cluster, program, wait_for};
+use tetrachord::storage::disk::{DiskOptions, DiskStorage, PackingRule, Report};
+use tetrachord::storage::{Commit, CommitId, Storage};
 
 fn refusal(args: &[&str]) -> String {
     let dir = tempfile::tempdir().unwrap();
@@ -121,4 +124,89 @@ fn many_large_values_are_read_at_once() {
             assert_eq!(read.unwrap(), Some(1 << 20));
         }
     });
+}
+
+fn data_of(cluster: &Cluster, index: usize) -> std::path::PathBuf {
+    cluster.node_file(index).with_file_name("data")
+}
+
+/// Opens the store of a node that is stopped, and changes one value as somebody would who knows how: with a right checksum.
+fn change_a_value_by_hand(cluster: &Cluster, index: usize) {
+    let packing = PackingRule { above_bytes: u64::MAX, idle: std::time::Duration::MAX };
+    let options = DiskOptions { cache_bytes: 4 << 20, segment_bytes: 4 << 20, packing, is_repairable: false };
+    let (sender, reports) = std::sync::mpsc::channel();
+    let report = move |report| drop(sender.send(report));
+    let (mut storage, _) = DiskStorage::open(&data_of(cluster, index), options, report).unwrap();
+    let (raw, record) = storage.scan(b"d", b"e", 1).unwrap().remove(0);
+    let mut body = record[4..].to_vec();
+    *body.last_mut().unwrap() ^= 1;
+    let checksum = crc32fast::hash(&[raw.as_ref(), &body].concat()).to_be_bytes();
+    let record = Bytes::from([checksum.as_slice(), &body].concat());
+    let state = vec![vec![(raw, Some(record))]];
+    storage.submit(Commit { id: CommitId(1), state, ..Commit::default() });
+    while reports.recv().unwrap() != Report::Written(CommitId(1)) {}
+    drop(storage);
+    while reports.recv().is_ok() {}
+}
+
+/// Overwrites pages in the middle of sled's file, as a dying disk might.
+fn damage_the_file(cluster: &Cluster, index: usize) {
+    let trees = std::fs::read_dir(data_of(cluster, index)).unwrap().filter_map(Result::ok);
+    let file = trees.map(|entry| entry.path().join("db")).find(|path| path.exists()).unwrap();
+    let mut bytes = std::fs::read(&file).unwrap();
+    let (from, to) = (bytes.len() / 8, bytes.len() * 7 / 8);
+    bytes[from..to].iter_mut().step_by(11).for_each(|byte| *byte ^= 0x5a);
+    std::fs::write(&file, bytes).unwrap();
+}
+
+/// Whatever was changed on its disk but the log, a node notices, fences itself, repairs the bad part from the others and
+/// returns, while another node lies to it.
+#[test]
+fn a_node_whose_data_was_changed_by_hand_repairs_it_from_the_others() {
+    let mut cluster = Cluster::init_in("byzantine", 4, 1);
+    let edit = |index: usize, more: &str| {
+        let file = cluster.node_file(index);
+        let text = std::fs::read_to_string(&file).unwrap();
+        let settings = [
+            ("scrub_seconds = 3600", "scrub_seconds = 5"),
+            ("log_max_bytes = 67108864", "log_max_bytes = 2000000"),
+            ("log_retain_bytes = 8388608", "log_retain_bytes = 200000"),
+        ];
+        let text = settings.into_iter().fold(text, |text, (from, to)| {
+            assert!(text.contains(from), "{text}");
+            text.replace(from, to)
+        });
+        std::fs::write(&file, text + more).unwrap();
+    };
+    (0..4).for_each(|index| match index {
+        2 => edit(index, "\n[chaos]\nallow = true\nlies = [\"false-state\"]\nevery_millis = 1000\n"),
+        _ => edit(index, ""),
+    });
+    (0..4).for_each(|index| cluster.start_node(index));
+    wait_for("a write", || (cluster.code(&["put", "k", "v"]) == 0).then_some(()));
+    let load = ["bench", "--workload", "put", "--clients", "16", "--seconds", "2", "--value-bytes", "4000"];
+    for damage in [change_a_value_by_hand, damage_the_file] {
+        let base = || cluster.status()["nodes"][3]["groups"][0]["base"].as_u64().filter(|base| *base > 0);
+        wait_for("a log that does not reach back to the beginning", || {
+            cluster.ok(&load);
+            base()
+        });
+        cluster.kill_node(3);
+        damage(&cluster, 3);
+        cluster.start_node(3);
+        let repaired = wait_for("the repair", || {
+            assert_eq!(cluster.exit_code(3), None, "{}", cluster.log(3));
+            cluster.code(&["put", "k", "again"]);
+            let group = cluster.status()["nodes"][3]["groups"][0].clone();
+            (group["repairs"].as_u64() > Some(0) && group["damage"].is_null()).then_some(group)
+        });
+        println!("{repaired}");
+        let digests = wait_for("equal states", || {
+            let status = cluster.status();
+            let of = |index: usize, name: &str| status["nodes"][index]["groups"][0][name].clone();
+            (of(0, "applied") == of(3, "applied")).then(|| (of(0, "digest"), of(3, "digest")))
+        });
+        assert_eq!(digests.0, digests.1);
+    }
+    assert_eq!(cluster.ok(&["get", "k"]), "again");
 }

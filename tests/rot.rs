@@ -119,3 +119,43 @@ fn no_flipped_byte_of_any_file_makes_a_wrong_answer() {
         );
     }
 }
+
+/// In Byzantine mode a tree that cannot be read is replaced by an empty one: the node opens and repairs its state. It never
+/// answers wrongly, and the log is never touched.
+#[test]
+fn a_tree_that_others_can_prove_never_keeps_a_store_from_opening() {
+    let dir = scratch();
+    let files = small_store(dir.path());
+    let promised = Promised { durable: COMMITS, written: 0 };
+    let to = dir.path().join("damaged");
+    let (mut opened, mut unreadable) = (0, 0);
+    let mut judge = |what: String, files: &BTreeMap<PathBuf, Vec<u8>>| {
+        lay_out(files, &to);
+        match script::verify_repairable(&to, promised) {
+            Ok(()) => opened += 1,
+            Err(Problem::Refused(reason)) if reason.starts_with("cannot be read") => unreadable += 1,
+            Err(problem) => panic!("{what}: {problem}"),
+        }
+    };
+    for (name, bytes) in files.iter().filter(|(name, _)| name.starts_with("redo") || is_of_tree(name)) {
+        for at in (0..bytes.len()).step_by(if bytes.len() > 4_000 { 97 } else { 3 }) {
+            let mut files = files.clone();
+            files.get_mut(name).unwrap()[at] ^= 1 << (at % 8);
+            judge(format!("{} byte {at}", name.display()), &files);
+        }
+        for length in [None, Some(0), Some(bytes.len() / 3)] {
+            let mut files = files.clone();
+            match length {
+                None => drop(files.remove(name)),
+                Some(length) => files.get_mut(name).unwrap().truncate(length),
+            }
+            judge(format!("{} cut to {length:?}", name.display()), &files);
+        }
+    }
+    println!("{opened} opened, {unreadable} found damaged when they were read");
+    assert!(opened > 300, "{opened}");
+}
+
+fn is_of_tree(name: &Path) -> bool {
+    name.to_string_lossy().starts_with("tree-")
+}

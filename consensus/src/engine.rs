@@ -96,6 +96,12 @@ pub enum Event {
         /// The root.
         root: Digest,
     },
+    /// Byzantine mode: what is stored of the state is not what was written. Nothing is executed any more until a state with
+    /// proof is in place.
+    StateDamaged {
+        /// What was found, in words.
+        reason: String,
+    },
     /// Byzantine mode: everything that arrived together was told; what has gathered may be proposed.
     TurnEnded {
         /// Whether the state machine can take more.
@@ -235,6 +241,15 @@ pub enum Effect {
         /// The slot.
         slot: Slot,
     },
+    /// Byzantine mode: the state is not to be believed, as its caller or other replicas have found. Nothing may be answered
+    /// from it or written to it; a state with proof must take its place. If the log reaches back to slot 0 it is the empty
+    /// one, else [`Self::FetchState`] follows. Report [`Event::SnapshotInstalled`].
+    StateLost {
+        /// What was found, in words.
+        reason: String,
+        /// Where the log begins: the state must be of this slot or a later one.
+        base: Slot,
+    },
     /// Byzantine mode: this replica needs a state that no log leads to. Fetch one that a stable checkpoint at or above
     /// this slot proves, and report [`Event::SnapshotInstalled`].
     FetchState {
@@ -277,6 +292,8 @@ pub struct EngineStatus {
     pub rejected: u64,
     /// Byzantine mode: the view that this replica is in, or goes to.
     pub view: View,
+    /// Byzantine mode: the state was found damaged, and is being repaired from the other replicas.
+    pub is_repairing: bool,
 }
 
 /// An ordering protocol behind events and effects.

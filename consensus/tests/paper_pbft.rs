@@ -5,7 +5,7 @@ mod pbft;
 
 use pbft::{Envelope, Group, root_of};
 use std::collections::BTreeSet;
-use tetrachord_consensus::pbft::message::{CheckpointVote, NewViewBody, Vote};
+use tetrachord_consensus::pbft::message::{NewViewBody, Vote};
 use tetrachord_consensus::pbft::sign::Statement;
 use tetrachord_consensus::pbft::{
     Batch, Bundle, Keyring, Liar, Lie, Message, Options, Signer, SubmitId, Unverified, Window,
@@ -401,22 +401,69 @@ fn equal_roots_of_a_quorum_make_a_checkpoint_stable_and_the_window_moves() {
 }
 
 #[test]
-fn a_wrong_root_of_its_own_stops_a_replica() {
+fn a_replica_whose_root_is_refuted_executes_its_log_again() {
     let mut group = group(4);
     group.nodes[2].is_rotten = true;
-    (1..=4).for_each(|number| drop(order(&mut group, number)));
-    group.settle();
-    let reason = group.nodes[2].fatal.clone().expect("it must not go on");
-    assert!(reason.contains("does not vote any more"), "{reason}");
-    let honest = CheckpointVote {
-        signer: ReplicaId(1),
-        slot: Slot(4),
-        root: root_of(group.decided[&Slot(4)].chain),
-        signature: signer(&group, 1)
-            .sign(Statement::Checkpoint(Slot(4), root_of(group.decided[&Slot(4)].chain))),
-    };
-    assert_eq!(group.replica(1).stable().map(|stable| stable.root), Some(honest.root));
+    (1..=6).for_each(|number| drop(order(&mut group, number)));
+    group.run(200);
+    assert_eq!(
+        (group.reached.states_lost, group.reached.repairs),
+        (1, 1),
+        "the log reaches back to the beginning"
+    );
+    assert_eq!(group.nodes[2].applied.len(), 6);
+    let right = root_of(group.decided[&Slot(4)].0.chain);
+    assert_eq!(group.replica(1).stable().map(|stable| stable.root), Some(right));
     group.assert_safe();
+}
+
+/// Castro's thesis, chapter 4: what a replica holds may be lost without the replica being lost.
+#[test]
+fn a_damaged_state_is_fetched_with_proof_while_the_replica_goes_on_to_vote() {
+    let mut group = group(4);
+    (1..=9).for_each(|number| drop(order(&mut group, number)));
+    (0..4).for_each(|index| group.checkpoint(index, 0, true));
+    lie(&mut group, 3, Lie::FalseState);
+    group.crash(3, 0);
+    group.nodes[2].is_rotten = true;
+    group.step(2, Event::StateDamaged { reason: "a scrub found it".to_string() });
+    assert!(group.replica(2).status().is_repairing);
+    // With one replica down the others need its votes.
+    let bundle = order(&mut group, 10);
+    assert!(group.has_executed(0, name(&bundle)), "it votes");
+    assert!(!group.has_executed(2, name(&bundle)), "and executes nothing");
+    group.start(3);
+    group.run(6_000);
+    assert!(group.has_executed(2, name(&bundle)));
+    assert_eq!(group.reached.repairs, 1);
+    group.assert_safe();
+}
+
+#[test]
+fn a_repair_goes_on_after_a_crash() {
+    let mut group = group(4);
+    (1..=9).for_each(|number| drop(order(&mut group, number)));
+    (0..4).for_each(|index| group.checkpoint(index, 0, true));
+    group.settle();
+    group.step(2, Event::StateDamaged { reason: "a scrub found it".to_string() });
+    group.crash(2, 0);
+    let bundle = order(&mut group, 10);
+    group.start(2);
+    assert!(group.replica(2).status().is_repairing, "what the disk holds is still not believed");
+    group.run(6_000);
+    assert!(group.all_executed(name(&bundle)));
+    group.assert_safe();
+}
+
+#[test]
+fn a_state_that_is_refuted_again_after_a_repair_stops_the_replica() {
+    let mut group = group(4);
+    group.nodes[2].is_other_build = true;
+    (1..=4).for_each(|number| drop(order(&mut group, number)));
+    group.run(200);
+    assert_eq!(group.reached.repairs, 1);
+    let reason = group.nodes[2].fatal.clone().expect("it must not go on");
+    assert!(reason.contains("so it was after a repair"), "{reason}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use tetrachord_consensus::Mutation;
 
 fn seeds(from: u64, count: u64, steps: usize) {
     let (mut slots, mut views, mut lies, mut transfers, mut carried) = (0, 0, 0, 0, 0);
+    let mut repairs = 0;
     for seed in from..from + count {
         let (violations, reached, decided) = run(seed, Mutation::None, steps);
         assert!(violations.is_empty(), "seed {seed}: {}", violations[0].0);
@@ -15,17 +16,18 @@ fn seeds(from: u64, count: u64, steps: usize) {
         views += reached.views.len();
         lies += reached.lies;
         transfers += reached.transfers;
+        repairs += reached.repairs;
         carried += reached.new_views_with_certificates;
     }
     println!(
-        "{count} seeds: {slots} slots, {views} views, {lies} lies, {transfers} states transferred, {carried} new views with \
-         certificates"
+        "{count} seeds: {slots} slots, {views} views, {lies} lies, {transfers} states transferred, {repairs} repaired, \
+         {carried} new views with certificates"
     );
     assert!(
         slots as u64 > 20 * count && views as u64 > count && lies as u64 > 20 * count,
         "too little was reached"
     );
-    assert!(transfers > 0 && carried > 0, "something never happened");
+    assert!(transfers > 0 && carried > 0 && repairs > 0, "something never happened");
 }
 
 #[test]

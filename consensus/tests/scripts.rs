@@ -16,29 +16,27 @@
 //! | `crash rI`, `restart rI`, `checkpoint rI` | |
 //! | `cut rI rJ`, `heal` | links, both ways |
 //! | `status` | where each replica stands |
-#![allow(
-    clippy::unwrap_used,
-    clippy::disallowed_methods,
-    reason = "test code, and it rewrites scripts on request"
-)]
+#![allow(clippy::unwrap_used, reason = "test code")]
 
 mod harness;
+mod stories;
 
 use harness::Cluster;
 use std::fmt::Write;
-use std::path::Path;
+use stories::{Story, index};
 use tetrachord_consensus::{Engine, Event, Options, Proposal, ReplicaId, Ticks, Timestamp};
 
-struct Story {
+struct Told {
     cluster: Cluster,
     is_quiet: bool,
 }
 
-fn index(word: &str) -> usize {
-    word.trim_start_matches('r').parse().unwrap_or_else(|_| panic!("\"{word}\" is no replica"))
-}
+impl Story for Told {
+    fn begin(words: &[&str]) -> Self {
+        let ["cluster", n] = words else { panic!("a script begins with its cluster") };
+        Self { cluster: Cluster::new(n.parse().unwrap(), Options::default()), is_quiet: false }
+    }
 
-impl Story {
     fn act(&mut self, command: &str) -> String {
         let words: Vec<&str> = command.split_whitespace().collect();
         self.cluster.trace = Some(Vec::new());
@@ -101,7 +99,9 @@ impl Story {
         }
         out
     }
+}
 
+impl Told {
     fn status(&self) -> String {
         let line = |at: usize| {
             if !self.cluster.is_up(at) {
@@ -123,56 +123,7 @@ impl Story {
     }
 }
 
-/// Runs a script and returns it with what followed each command.
-fn play(script: &str) -> String {
-    let mut story: Option<Story> = None;
-    let mut told = String::new();
-    for line in script.lines() {
-        let Some(command) = line.strip_prefix("> ") else {
-            if line.starts_with('#') || line.is_empty() && told.ends_with("\n") && !told.ends_with("\n\n") {
-                told.push_str(line);
-                told.push('\n');
-            }
-            continue;
-        };
-        told.push_str(line);
-        told.push('\n');
-        match (&mut story, command.split_whitespace().collect::<Vec<_>>().as_slice()) {
-            (None, ["cluster", n]) => {
-                let cluster = Cluster::new(n.parse().unwrap(), Options::default());
-                story = Some(Story { cluster, is_quiet: false });
-            }
-            (None, _) => panic!("a script begins with its cluster"),
-            (Some(story), _) => told.push_str(&story.act(command)),
-        }
-    }
-    told
-}
-
 #[test]
 fn every_script_tells_the_same_story_as_before() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts/paxos");
-    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    assert!(files.len() >= 12, "{} scripts", files.len());
-    let mut changed = Vec::new();
-    for file in files {
-        let before = std::fs::read_to_string(&file).unwrap();
-        let after = play(&before);
-        if before != after {
-            if std::env::var_os("UPDATE").is_some() {
-                std::fs::write(&file, &after).unwrap();
-            } else {
-                let at = before.lines().zip(after.lines()).position(|(a, b)| a != b).unwrap_or(0);
-                changed.push(format!(
-                    "{}:{}\n  before: {}\n  now:    {}",
-                    file.display(),
-                    at + 1,
-                    before.lines().nth(at).unwrap_or("(end)"),
-                    after.lines().nth(at).unwrap_or("(end)")
-                ));
-            }
-        }
-    }
-    assert!(changed.is_empty(), "stories changed; UPDATE=1 rewrites them:\n{}", changed.join("\n"));
+    stories::replay_all::<Told>("paxos", 12);
 }

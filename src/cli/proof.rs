@@ -76,6 +76,7 @@ fn judge(genesis: &Genesis, proof: &Proof) -> anyhow::Result<Judgement> {
         clients: Vec::new(),
         request_millis: genesis.timing.request_millis,
         window: WINDOW,
+        scrub_millis: 0,
         chaos: None,
     };
     let (slot, signers) = proof.signers(&keys.keyring(place)?);

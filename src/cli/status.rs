@@ -57,10 +57,11 @@ fn print_tables(answers: &[(NodeId, Result<NodeStatus, String>)]) {
             format!("{:.1} GiB", status.process.disk_free_bytes as f64 / (1u64 << 30) as f64),
         ]);
         for group in &status.groups {
-            let role = match (group.is_installing, group.is_leader) {
-                (true, _) => "installing",
-                (false, true) => "leader",
-                (false, false) => "follower",
+            let role = match (&group.damage, group.is_installing, group.is_leader) {
+                (Some(_), _, _) => "repairing",
+                (None, true, _) => "installing",
+                (None, false, true) => "leader",
+                (None, false, false) => "follower",
             };
             groups.add_row(vec![
                 node.to_string(),
@@ -78,6 +79,12 @@ fn print_tables(answers: &[(NodeId, Result<NodeStatus, String>)]) {
     println!("{nodes}\n\n{groups}");
     for (node, status) in answers.iter().filter_map(|(node, answer)| Some((node, answer.as_ref().ok()?))) {
         for group in &status.groups {
+            if let Some(damage) = &group.damage {
+                println!(
+                    "{node} {}: its state is being repaired from the other replicas: {damage}",
+                    group.group
+                );
+            }
             for suspect in &group.suspects {
                 println!("{node} {}: {suspect}", group.group);
             }
@@ -118,6 +125,9 @@ fn node_json(node: NodeId, answer: &Result<NodeStatus, String>) -> Value {
                 "view": group.view,
                 "rejected": group.rejected,
                 "suspects": group.suspects,
+                "damage": group.damage,
+                "repairs": group.repairs,
+                "scrubs": group.scrubs,
                 "told": group.told.iter().map(|(lie, count)| (lie.clone(), json!(count)))
                     .collect::<serde_json::Map<_, _>>(),
             })).collect::<Vec<_>>(),

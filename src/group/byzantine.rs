@@ -4,20 +4,22 @@
 //! * Decided slots are applied in order; a checkpoint's root is taken at exactly its slot, so what follows waits if the
 //!   tree cannot keep up.
 //! * The tree is brought up to date at checkpoints alone: a state can be given to others only where its root is signed.
-//! * A whole state is asked of one replica at a time. What it sends is gathered aside and must have the root that a stable
-//!   checkpoint proves; if not, it is dropped, and another replica is asked.
+//! * A whole state is asked of one replica at a time. It offers the hashes of the parts, which a stable checkpoint proves;
+//!   the parts that differ are gathered aside, and each is held against its hash. If one is wrong, another replica goes on.
 
 use super::chaos::Chaos;
 use super::install::Install;
-use super::message::GroupMessage;
+use super::message::{GroupMessage, Offer};
+use super::repair::Repair;
+use super::scrub::Scrub;
 use super::{Group, Outcome, Output, Purpose, Ticket, encode};
 use crate::error::StorageError;
 use crate::group::OpenError;
-use crate::kv::{self, Client, Reply, RequestId, SessionId, SignedRequest};
+use crate::kv::{self, Client, PartSet, Reply, RequestId, SessionId, SignedRequest, StateRoot};
 use crate::limits::{OUTCOMES_FRAME_BYTES, SIGNED_BATCH_BYTES_MAX};
 use crate::proof::{OutcomeProof, SlotOutcomes, outcome_leaf};
 use crate::ring::{GroupPlace, NodeId};
-use crate::storage::{StateWrite, Storage};
+use crate::storage::Storage;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -45,6 +47,8 @@ pub struct Byzantine {
     pub request_millis: u64,
     /// How far agreement runs ahead of checkpoints.
     pub window: Window,
+    /// All of the state is read and held against its hashes within so many milliseconds; 0 is never.
+    pub scrub_millis: u64,
     /// Whether this node may be told to lie, and where its chances begin.
     pub chaos: Option<u64>,
 }
@@ -69,13 +73,18 @@ pub struct Outcomes {
 /// A replica that gives a whole state may pause for so long; then another is asked.
 const SOURCE_PATIENCE_MILLIS: u64 = 2_000;
 
+/// A tree that is written to all the time gets so long to come to rest when a state is wanted, and that not more often than
+/// this.
+const REST_MILLIS: u64 = 1_000;
+const REST_PAUSE_MILLIS: u64 = 5_000;
+
 /// After a whole state was given, more of the log is kept for so long, and so much more of it.
 const GIVEN_MILLIS: u64 = 10_000;
 const GIVEN_RETAIN_BYTES: usize = 32 << 20;
 
 /// What waits to be applied.
 #[derive(Clone, Debug)]
-enum Held {
+pub(super) enum Held {
     Apply(Decided),
     Root(Slot),
 }
@@ -85,11 +94,14 @@ enum Held {
 pub(super) struct Signed {
     signer: Signer,
     verifier: Verifier,
-    held: VecDeque<Held>,
-    /// Checkpoints that wait until no state is being given to another replica.
-    checkpoints: VecDeque<(Vec<StateWrite>, u64)>,
+    pub(super) held: VecDeque<Held>,
+    /// What waits for the tree while that must stand still, and up to which slot.
+    pub(super) waiting: Option<(BTreeMap<Bytes, Option<Bytes>>, u64)>,
+    /// Until then the tree is given the time to come to rest, so that a state can be given; and when it may be again.
+    rest_until: Ticks,
+    rest_again: Ticks,
     /// Which replica may give a whole state now.
-    source: Option<NodeId>,
+    pub(super) source: Option<NodeId>,
     /// When it last gave a piece.
     piece_at: Ticks,
     /// When this replica last gave a whole state.
@@ -98,6 +110,10 @@ pub(super) struct Signed {
     wanted: BTreeMap<ReplicaId, u64>,
     /// Replicas that gave a state which its proof did not prove.
     bad_states: BTreeSet<NodeId>,
+    pub(super) scrub: Scrub,
+    /// While the state is not to be believed.
+    pub(super) repair: Option<Repair>,
+    pub(super) repairs: u64,
     /// Where it is allowed, what this replica says instead of the truth.
     pub(super) chaos: Option<Chaos>,
 }
@@ -121,7 +137,7 @@ impl Byzantine {
         place: &GroupPlace,
         me: ReplicaId,
         records: &[Bytes],
-        applied: LogBase,
+        applied: Option<LogBase>,
     ) -> Result<(Replica, Signed), OpenError> {
         let group = place.id;
         let quorum = ByzantineQuorum::new(place.nodes.len());
@@ -142,12 +158,17 @@ impl Byzantine {
             signer,
             verifier,
             held: VecDeque::new(),
-            checkpoints: VecDeque::new(),
+            waiting: None,
+            rest_until: Ticks(0),
+            rest_again: Ticks(0),
             source: None,
             piece_at: Ticks(0),
             given_at: None,
             wanted: BTreeMap::new(),
             bad_states: BTreeSet::new(),
+            scrub: Scrub::new(self.scrub_millis),
+            repair: None,
+            repairs: 0,
         };
         Ok((replica, signed))
     }
@@ -221,6 +242,11 @@ impl Group {
                 Some(Held::Root(slot)) if slot.0 != self.machine.applied().slot => {}
                 Some(root) if !self.machine.has_room_to_freeze() => {
                     signed.held.push_front(root);
+                    if signed.scrub.is_walking() {
+                        signed.scrub.give_up();
+                        self.release_checkpoints();
+                        return Ok(());
+                    }
                     if !self.is_giving_for_too_long() {
                         return Ok(());
                     }
@@ -236,21 +262,35 @@ impl Group {
     /// Freezes the state at a checkpoint, tells the engine its root, and writes it to the tree as soon as no state is
     /// being given to another replica.
     fn take_root(&mut self, storage: &dyn Storage, slot: Slot) -> Result<(), StorageError> {
-        let writes = self.machine.begin_checkpoint(storage)?;
+        let signed = self.signed.as_mut().expect("the caller has asked");
+        let begun = match &signed.waiting {
+            Some(_) => self.machine.extend_checkpoint(storage),
+            None => self.machine.begin_checkpoint(storage),
+        };
+        let writes = match begun {
+            Ok(writes) => writes,
+            Err(error) => return self.on_damage(storage, error),
+        };
         let root = self.machine.state_root().expect("the state was just frozen");
         self.checkpoint_at = self.now;
-        let signed = self.signed.as_mut().expect("the caller has asked");
-        signed.checkpoints.push_back((writes, slot.0));
+        let waiting = signed.waiting.get_or_insert_default();
+        waiting.0.extend(writes);
+        waiting.1 = slot.0;
         self.release_checkpoints();
         self.engine.step(Event::StateRoot { slot, root: Digest(root) });
         self.carry_out(storage)
     }
 
+    /// Lets checkpoints go to the tree, unless it must stand still: for a state that is being given, or for a scrub.
     pub(super) fn release_checkpoints(&mut self) {
-        if let Some(signed) = self.signed.as_mut().filter(|_| self.transfer.is_none()) {
-            for (writes, slot) in signed.checkpoints.drain(..) {
-                self.writes.push_back((writes, Some(Purpose::Checkpoint { slot })));
-            }
+        let is_wanted = !self.snapshots_wanted.is_empty();
+        let may_change = |signed: &&mut Signed| {
+            let rests = is_wanted && self.now < signed.rest_until;
+            self.transfer.is_none() && !signed.scrub.is_walking() && !rests
+        };
+        let waiting = self.signed.as_mut().filter(may_change).and_then(|signed| signed.waiting.take());
+        if let Some((writes, slot)) = waiting {
+            self.writes.push_back((writes.into_iter().collect(), Some(Purpose::Checkpoint { slot })));
         }
     }
 
@@ -267,7 +307,10 @@ impl Group {
         let requests: Vec<SignedRequest> = asked.iter().map(request_of).collect();
         let (chain, sealed) = (decided.base.chain.0, decided.base.sealed);
         let applied = kv::Slot { slot, chain, sealed, time: decided.time.0, batch: None };
-        let replies = self.machine.apply_signed(storage, &applied, &requests)?;
+        let replies = match self.machine.apply_signed(storage, &applied, &requests) {
+            Ok(replies) => replies,
+            Err(error) => return self.on_damage(storage, error),
+        };
         self.tell_clients(slot, &asked, &requests, replies);
         Ok(())
     }
@@ -332,6 +375,10 @@ impl Group {
     pub(super) fn on_want_state(&mut self, from: ReplicaId, at_least: u64) {
         if let Some(signed) = self.signed.as_mut() {
             signed.wanted.insert(from, at_least);
+            if self.now >= signed.rest_again {
+                signed.rest_until = self.now.plus(REST_MILLIS);
+                signed.rest_again = self.now.plus(REST_PAUSE_MILLIS);
+            }
             self.want_snapshot(from);
         }
     }
@@ -385,37 +432,83 @@ impl Group {
         self.transfer.is_some() && !self.machine.has_room_to_freeze()
     }
 
-    /// Checks the proof that comes with the first piece; false if there is none that holds.
-    pub(super) fn demand_proof(
+    /// Another replica has a state to give: the parts that differ from what is here are taken, if it is proved to be right.
+    pub(super) fn on_offer(
         &mut self,
         storage: &dyn Storage,
         from: NodeId,
-        install: &mut Install,
-        proof: Option<&Bytes>,
-    ) -> Result<bool, StorageError> {
-        let Some(signed) = self.signed.as_mut() else { return Ok(true) };
-        let proven = proof.and_then(|proof| signed.verifier.read_stable(proof));
-        let (Some(proof), Some((slot, root))) = (proof, proven) else {
-            self.on_bad_state(from);
-            return Ok(false);
-        };
-        if slot.0 <= self.machine.applied().slot {
-            return Ok(false);
+        offer: &Offer,
+    ) -> Result<(), StorageError> {
+        if self.is_installing() || self.signed.is_none() || !self.may_come_from(from) {
+            return Ok(());
         }
-        install.must_prove(slot.0, root.0);
+        self.note_piece();
+        if let Some(install) = self.install.as_ref().filter(|install| install.is_from(from, offer.transfer)) {
+            let parts = install.asked();
+            self.take_parts(from, offer.transfer, parts);
+            return Ok(());
+        }
+        let signed = self.signed.as_mut().expect("it was just asked for");
+        let proven = signed.verifier.read_stable(&offer.proof);
+        let root = StateRoot::from_hashes(&offer.hashes);
+        let is_right = |(slot, proven): &(Slot, Digest)| {
+            let root = root.as_ref().map(|root| root.digest(&offer.applied));
+            slot.0 == offer.applied.slot && root == Some(proven.0)
+        };
+        let (Some(root), true) = (root.clone(), proven.as_ref().is_some_and(is_right)) else {
+            self.on_bad_state(from);
+            return Ok(());
+        };
+        let is_news = self.is_repairing() || offer.applied.slot > self.machine.applied().slot;
+        if !self.is_quiet() || !is_news {
+            return Ok(());
+        }
         // The engine must know of the checkpoint before the state is in place.
         let replica = self.replica_of(from).expect("messages come from replicas of this group");
-        self.engine.step(Event::Receive { from: replica, message: proof.clone() });
+        self.engine.step(Event::Receive { from: replica, message: offer.proof.clone() });
         self.carry_out(storage)?;
-        Ok(true)
+        if self.is_quiet() { self.begin_taking(storage, from, offer, root) } else { Ok(()) }
+    }
+
+    fn begin_taking(
+        &mut self,
+        storage: &dyn Storage,
+        from: NodeId,
+        offer: &Offer,
+        root: StateRoot,
+    ) -> Result<(), StorageError> {
+        let place = (self.place.id, self.place.range);
+        let repair = self.signed.as_ref().and_then(|signed| signed.repair.as_ref());
+        let own = match (repair, self.machine.root_of_tree()) {
+            // What the tree holds is still being walked; the offer will come again.
+            (Some(repair), _) if repair.found().is_none() => return Ok(()),
+            (Some(repair), _) => repair.found().map(|(found, pieces)| (found.clone(), pieces)),
+            (None, root) => root.map(|root| (root.clone(), self.machine.applied().has_pieces)),
+        };
+        let Some((own, has_pieces)) = own else { return Ok(()) };
+        let earlier = self.install.take();
+        let (install, clearing) =
+            Install::offered(storage, place, (from, offer), root, (&own, has_pieces), earlier)?;
+        let parts = install.asked();
+        self.install = Some(install);
+        self.writes.extend(clearing.into_iter().map(|writes| (writes, None)));
+        self.take_parts(from, offer.transfer, parts);
+        Ok(())
+    }
+
+    fn take_parts(&mut self, from: NodeId, transfer: u64, parts: PartSet) {
+        let body = encode(&GroupMessage::Take { transfer, parts });
+        self.outputs.push(Output::Send { to: from, is_bulk: false, body });
     }
 
     /// A replica gave a state that its proof does not prove.
     pub(super) fn on_bad_state(&mut self, from: NodeId) {
         if let Some(signed) = self.signed.as_mut() {
             signed.source = None;
-            self.install = None;
             signed.bad_states.insert(from);
+        }
+        if let Some(install) = self.install.as_mut() {
+            install.refuse();
         }
     }
 

@@ -71,18 +71,20 @@ impl Chaos {
         }
     }
 
-    /// A piece of a whole state, with a row that was never written.
+    /// A part of a whole state as it was never written: a hash that is not right, now and then, or a row.
     pub(super) fn twist_piece(&mut self, body: Bytes) -> Bytes {
-        let Some(GroupMessage::Piece(mut piece)) = decode(&body) else { return body };
-        let Some((_, record)) = piece.rows.first_mut() else { return body };
-        if !self.is_telling(Lie::FalseState) {
-            return body;
-        }
-        let mut changed = record.to_vec();
+        let Some(mut message) = decode(&body) else { return body };
+        let told = match &mut message {
+            GroupMessage::Offer(offer) => offer.hashes.first_mut().filter(|_| self.liar.below(3) == 0),
+            GroupMessage::Piece(piece) => piece.rows.first_mut().map(|(_, record)| record),
+            _ => None,
+        };
+        let Some(told) = told else { return body };
+        let mut changed = told.to_vec();
         if let Some(last) = changed.last_mut() {
             *last ^= 1;
         }
-        *record = Bytes::from(changed);
-        encode(&GroupMessage::Piece(piece))
+        *told = Bytes::from(changed);
+        if self.is_telling(Lie::FalseState) { encode(&message) } else { body }
     }
 }

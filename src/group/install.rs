@@ -1,4 +1,4 @@
-//! Receiving a snapshot: gather it aside, verify it, switch by one atomic record, then move it into place.
+//! Receiving a state: gather it aside, verify it, switch by one atomic record, then move it into place.
 //!
 //! ```text
 //! Gathering   rows are stored under a prefix of their own; the old state is untouched
@@ -11,26 +11,22 @@
 //! ```
 //!
 //! A crash before the mark leaves the old state and some rows that the next transfer clears away. A crash after it
-//! goes on where it stopped. From the mark on, the replica's state *is* the snapshot; until it is in place the replica
+//! goes on where it stopped. From the mark on, the replica's state *is* the new one; until it is in place the replica
 //! answers nothing.
+//!
+//! In crash mode the leader is believed and everything is replaced. In Byzantine mode nobody is: an [`Offer`] names the
+//! hashes of all parts, which a stable checkpoint proves; only the parts that differ from what is here are taken, and each is
+//! held against its hash as soon as its last row is there. Rows come in strictly ascending order: a row that came twice would
+//! count twice in the hash and once in the state. Parts that held stay when another replica must go on.
 
-use super::message::{Piece, RowHasher};
-use super::snapshot::state_bounds;
+use super::message::{Offer, Piece, RowHasher};
 use crate::error::StorageError;
-use crate::kv::{self, Applied, StateRoot};
+use crate::kv::{self, Applied, PartSet, StateRoot};
 use crate::limits::RECORD_BYTES_MAX;
 use crate::ring::{GroupId, NodeId, RingInterval};
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::Bytes;
-
-impl Proven {
-    fn take(&mut self, rows: &[(Bytes, Bytes)]) {
-        for (raw, record) in rows {
-            self.gathered.change(raw, None, Some(record));
-            self.has_pieces |= raw.first() == Some(&b'c');
-        }
-    }
-}
+use std::collections::VecDeque;
 
 /// Bytes of rows that are moved in one batch.
 const PAGE_BYTES: usize = 256 << 10;
@@ -43,7 +39,7 @@ enum Phase {
     Done,
 }
 
-/// A snapshot on its way in.
+/// A state on its way in.
 #[derive(Debug)]
 pub(super) struct Install {
     group: GroupId,
@@ -54,21 +50,74 @@ pub(super) struct Install {
     applied: Option<Applied>,
     phase: Phase,
     proven: Option<Proven>,
+    /// What is replaced.
+    parts: PartSet,
+    /// Where clearing or copying goes on.
+    rest: Option<VecDeque<(Bytes, Bytes)>>,
 }
 
 /// Byzantine mode: what the gathered state must come to, and what it has come to so far.
 #[derive(Debug)]
 struct Proven {
-    slot: u64,
-    root: [u8; 32],
+    applied: Applied,
+    root: StateRoot,
     gathered: StateRoot,
+    /// Parts that were gathered whole and hold.
+    held: PartSet,
+    /// The part of the last row, and its key.
+    at: Option<(u8, Bytes)>,
     has_pieces: bool,
 }
 
+impl Proven {
+    /// Takes rows of parts that are asked for and not held yet; false if they cannot be what was proved.
+    fn take(&mut self, asked: PartSet, rows: &[(Bytes, Bytes)]) -> bool {
+        for (raw, record) in rows {
+            let is_asked = |part: &u8| asked.contains(*part) && !self.held.contains(*part);
+            let Some(part) = kv::part_of(raw).filter(is_asked) else { return false };
+            let is_next = match &self.at {
+                Some((at, last)) if *at == part => last < raw,
+                Some((at, _)) if *at > part => false,
+                _ => self.close(asked, part),
+            };
+            if !is_next {
+                return false;
+            }
+            self.at = Some((part, raw.clone()));
+            self.gathered.change(raw, None, Some(record));
+            self.has_pieces |= raw.first() == Some(&b'c');
+        }
+        true
+    }
+
+    /// No row of a part below this one will follow: what was asked for there must hold.
+    fn close(&mut self, asked: PartSet, below: u8) -> bool {
+        for part in
+            asked.iter().filter(|part| *part < below && !self.held.contains(*part)).collect::<Vec<_>>()
+        {
+            if !self.gathered.agrees(&self.root, part) {
+                return false;
+            }
+            self.held.insert(part);
+        }
+        true
+    }
+}
+
 impl Install {
-    /// Whoever sends is not believed: the state must have this root at this slot.
-    pub(super) fn must_prove(&mut self, slot: u64, root: [u8; 32]) {
-        self.proven = Some(Proven { slot, root, gathered: StateRoot::default(), has_pieces: false });
+    fn new(group: GroupId, range: RingInterval, parts: PartSet) -> Self {
+        Self {
+            group,
+            range,
+            source: None,
+            next_index: 0,
+            hasher: RowHasher::default(),
+            applied: None,
+            phase: Phase::Gathering,
+            proven: None,
+            parts,
+            rest: None,
+        }
     }
 
     /// Whether the sender gave what cannot be: the transfer is over.
@@ -76,7 +125,13 @@ impl Install {
         self.source.is_none() && self.phase == Phase::Gathering
     }
 
-    /// Begins to gather a snapshot. Returns also the writes that clear what an earlier attempt left.
+    /// Nothing more is taken from whoever sent this; what held stays for the next.
+    pub(super) fn refuse(&mut self) {
+        self.source = None;
+    }
+
+    /// Begins to gather a state from a sender that is believed. Returns also the writes that clear what an earlier attempt
+    /// left.
     pub(super) fn begin(
         storage: &dyn Storage,
         group: GroupId,
@@ -84,25 +139,54 @@ impl Install {
         from: NodeId,
         transfer: u64,
     ) -> Result<(Self, Vec<Vec<StateWrite>>), StorageError> {
-        let (mut cursor, to) = keys::staged_bounds(group);
-        let mut writes = Vec::new();
-        loop {
-            let rows = storage.scan(&cursor, &to, PAGE_BYTES)?;
-            let Some((last, _)) = rows.last() else { break };
-            cursor = Bytes::from([last.as_ref(), &[0]].concat());
-            writes.push(rows.into_iter().map(|(key, _)| (key, None)).collect());
-        }
+        let writes = removals(storage, [keys::staged_bounds(group)])?;
+        let install = Self { source: Some((from, transfer)), ..Self::new(group, range, PartSet::ALL) };
+        Ok((install, writes))
+    }
+
+    /// Begins to gather those parts of an offered state that differ from what is here, `own`. What an earlier attempt gathered
+    /// and is in the offered state too, stays. `has_pieces` tells whether the rest may hold values of several records.
+    pub(super) fn offered(
+        storage: &dyn Storage,
+        (group, range): (GroupId, RingInterval),
+        (from, offer): (NodeId, &Offer),
+        root: StateRoot,
+        (own, has_pieces): (&StateRoot, bool),
+        earlier: Option<Self>,
+    ) -> Result<(Self, Vec<Vec<StateWrite>>), StorageError> {
+        let parts = root.differing(own);
+        let earlier = earlier.and_then(|install| install.proven);
+        let is_kept = |earlier: &Proven, part| {
+            parts.contains(part) && earlier.held.contains(part) && earlier.root.agrees(&root, part)
+        };
+        let held = PartSet::of(|part| earlier.as_ref().is_some_and(|earlier| is_kept(earlier, *part)));
+        let stale = PartSet::ALL.iter().filter(|part| !held.contains(*part));
+        let bounds = stale.flat_map(|part| kv::part_bounds(part, group, range));
+        let staged = bounds.map(|(from, to)| (keys::staged(group, &from), keys::staged(group, &to)));
+        let writes = removals(storage, staged)?;
+        let has_pieces = has_pieces || earlier.is_some_and(|earlier| earlier.has_pieces);
+        let (applied, gathered) = (offer.applied.clone(), StateRoot::default());
+        let proven = Proven { applied, root, gathered, held, at: None, has_pieces };
         let install = Self {
-            group,
-            range,
-            source: Some((from, transfer)),
-            next_index: 0,
-            hasher: RowHasher::default(),
-            applied: None,
-            phase: Phase::Gathering,
-            proven: None,
+            source: Some((from, offer.transfer)),
+            proven: Some(proven),
+            ..Self::new(group, range, parts)
         };
         Ok((install, writes))
+    }
+
+    /// The empty state, which every log begins with, in place of whatever is here.
+    pub(super) fn empty(group: GroupId, range: RingInterval) -> Self {
+        let proven = Proven {
+            applied: Applied::default(),
+            root: StateRoot::default(),
+            gathered: StateRoot::default(),
+            held: PartSet::ALL,
+            at: None,
+            has_pieces: false,
+        };
+        let (applied, proven) = (Some(Applied::default()), Some(proven));
+        Self { applied, proven, ..Self::new(group, range, PartSet::ALL) }
     }
 
     /// Goes on with an installation that a crash interrupted, if there is one.
@@ -115,28 +199,17 @@ impl Install {
         let Some(record) = storage.get(&raw)? else {
             return Ok(None);
         };
-        let Some((&phase, record)) = record.split_first() else {
-            return Err(StorageError::corrupt("the mark of a snapshot", "it is empty"));
-        };
+        let damaged = |reason| StorageError::corrupt("the mark of a snapshot", reason);
+        let (&phase, record) = record.split_first().ok_or_else(|| damaged("it is empty"))?;
+        let (parts, record) = record.split_first_chunk().ok_or_else(|| damaged("it is too short"))?;
+        let parts = PartSet::from_bytes(*parts).ok_or_else(|| damaged("its parts are unknown"))?;
         let applied = kv::decode_applied(&raw, Bytes::copy_from_slice(record))?;
         let phase = match phase {
             1 => Phase::Clearing,
             2 => Phase::Copying,
-            _ => {
-                return Err(StorageError::corrupt("the mark of a snapshot", "its phase is unknown"));
-            }
+            _ => return Err(damaged("its phase is unknown")),
         };
-        let hasher = RowHasher::default();
-        Ok(Some(Self {
-            group,
-            range,
-            source: None,
-            next_index: 0,
-            hasher,
-            applied: Some(applied),
-            phase,
-            proven: None,
-        }))
+        Ok(Some(Self { applied: Some(applied), phase, ..Self::new(group, range, parts) }))
     }
 
     /// Whether the piece belongs to this transfer.
@@ -149,53 +222,80 @@ impl Install {
         index < self.next_index
     }
 
-    /// Whether the state is the snapshot already, though not in place.
+    /// Whether the state is the new one already, though not in place.
     pub(super) fn has_switched(&self) -> bool {
         self.phase != Phase::Gathering
     }
 
-    /// What is being installed, once all of it is known.
+    /// What is being installed, once all of it is there.
     pub(super) fn applied(&self) -> Option<&Applied> {
         self.applied.as_ref()
     }
 
-    /// Takes the next piece and returns the writes that store it; `None` if it is not the next one. A snapshot that
+    /// The parts that the sender must give.
+    pub(super) fn asked(&self) -> PartSet {
+        let held = |part: &u8| self.proven.as_ref().is_some_and(|proven| proven.held.contains(*part));
+        PartSet::of(|part| self.parts.contains(*part) && !held(part))
+    }
+
+    /// How many parts are replaced.
+    pub(super) fn parts(&self) -> usize {
+        self.parts.iter().count()
+    }
+
+    /// Whether the parts that stay are still those that the new state was held against: `now` is what is here.
+    pub(super) fn still_fits(&self, now: &StateRoot) -> bool {
+        let Some(proven) = &self.proven else { return true };
+        let changed = proven.root.differing(now);
+        changed.iter().all(|part| self.parts.contains(part))
+    }
+
+    /// Takes the next piece and returns the writes that store it; `None` if it is not the next one. A state that
     /// does not verify is an error of the sender: it is dropped, the old state stands.
     pub(super) fn gather(&mut self, piece: Piece) -> Option<Vec<StateWrite>> {
         if piece.index != self.next_index || self.phase != Phase::Gathering {
             return None;
         }
-        let bounds = state_bounds(self.group, self.range);
+        let bounds = bounds_of(self.parts, self.group, self.range);
         let is_ours = |key: &Bytes| bounds.iter().any(|(from, to)| from <= key && key < to);
         let fits = |key: &Bytes, record: &Bytes| {
             keys::STAGED_PREFIX_BYTES + key.len() + record.len() <= RECORD_BYTES_MAX
         };
-        if !piece.rows.iter().all(|(key, record)| is_ours(key) && fits(key, record)) {
+        let is_fit = piece.rows.iter().all(|(key, record)| is_ours(key) && fits(key, record));
+        if !is_fit || !self.take(&piece) {
             self.source = None;
             return None;
         }
-        self.hasher.add(&piece.rows);
         self.next_index += 1;
-        if let Some(proven) = &mut self.proven {
-            proven.take(&piece.rows);
-        }
-        if let Some((applied, hash)) = piece.end {
-            let Some(applied) = self.judge(applied).filter(|_| hash == self.hasher.finish()) else {
-                self.source = None;
-                return None;
-            };
-            self.applied = Some(applied);
-        }
-        Some(
-            piece
-                .rows
-                .into_iter()
-                .map(|(key, record)| (keys::staged(self.group, &key), Some(record)))
-                .collect(),
-        )
+        let stored = |(key, record): (Bytes, Bytes)| (keys::staged(self.group, &key), Some(record));
+        Some(piece.rows.into_iter().map(stored).collect())
     }
 
-    /// Everything written so far is durable: the next batch, or `None` when the snapshot is in place.
+    /// Counts the rows in, and holds all of them against what they must come to if these were the last.
+    fn take(&mut self, piece: &Piece) -> bool {
+        // What held before this transfer is not asked for; what holds since is not sent again, because rows ascend.
+        let asked = self.parts;
+        self.hasher.add(&piece.rows);
+        match (&mut self.proven, &piece.end) {
+            (Some(proven), end) => {
+                let is_right = proven.take(asked, &piece.rows);
+                if end.is_some() && is_right {
+                    let is_whole = proven.close(asked, u8::MAX);
+                    let applied = Applied { has_pieces: proven.has_pieces, ..proven.applied.clone() };
+                    self.applied = is_whole.then_some(applied);
+                    return is_whole;
+                }
+                is_right
+            }
+            (None, Some((applied, hash))) => {
+                self.applied = (*hash == self.hasher.finish()).then(|| applied.clone());
+                self.applied.is_some()
+            }
+            (None, None) => true,
+        }
+    }
+
+    /// Everything written so far is durable: the next batch, or `None` when the state is in place.
     pub(super) fn next_batch(
         &mut self,
         storage: &dyn Storage,
@@ -205,30 +305,26 @@ impl Install {
                 self.phase = Phase::Clearing;
                 let mut writes = vec![self.mark(1)];
                 if let Some(proven) = &mut self.proven {
-                    // From the mark on the state is the snapshot, and so are the hashes of its parts.
-                    proven.gathered.write_all(self.group, &mut writes);
+                    // From the mark on the state is the new one, and so are the hashes of its parts.
+                    proven.root.write_all(self.group, &mut writes);
                 }
                 Ok(Some(writes))
             }
             Phase::Clearing => {
-                for (from, to) in state_bounds(self.group, self.range) {
-                    let rows = storage.scan(&from, &to, PAGE_BYTES)?;
-                    if !rows.is_empty() {
-                        return Ok(Some(rows.into_iter().map(|(key, _)| (key, None)).collect()));
-                    }
+                let bounds = || bounds_of(self.parts, self.group, self.range).into();
+                let rest = self.rest.get_or_insert_with(bounds);
+                if let Some(rows) = next_page(storage, rest)? {
+                    return Ok(Some(rows.into_iter().map(|(key, _)| (key, None)).collect()));
                 }
-                self.phase = Phase::Copying;
+                (self.phase, self.rest) = (Phase::Copying, None);
                 Ok(Some(vec![self.mark(2)]))
             }
             Phase::Copying => {
-                let (from, to) = keys::staged_bounds(self.group);
-                let rows = storage.scan(&from, &to, PAGE_BYTES)?;
-                if rows.is_empty() {
+                let rest = self.rest.get_or_insert_with(|| [keys::staged_bounds(self.group)].into());
+                let Some(rows) = next_page(storage, rest)? else {
                     self.phase = Phase::Done;
-                    let applied = self.applied.as_ref().expect("only a whole snapshot is copied");
-                    let position = kv::applied_write(self.group, applied);
-                    return Ok(Some(vec![position, (keys::installing(self.group), None)]));
-                }
+                    return Ok(Some(self.last_batch()));
+                };
                 let moves =
                     |(key, record): (Bytes, Bytes)| [(keys::unstaged(&key), Some(record)), (key, None)];
                 Ok(Some(rows.into_iter().flat_map(moves).collect()))
@@ -237,18 +333,51 @@ impl Install {
         }
     }
 
-    /// The position of the snapshot, if all that was gathered is what was proved. What is not covered by the root is not
-    /// believed either.
-    fn judge(&self, applied: Applied) -> Option<Applied> {
-        let Some(proven) = &self.proven else { return Some(applied) };
-        let is_proven = applied.slot == proven.slot && proven.gathered.digest(&applied) == proven.root;
-        is_proven.then_some(Applied { has_pieces: proven.has_pieces, ..applied })
+    /// The position, and no mark any more: neither that the state is under way, nor that it is damaged.
+    fn last_batch(&self) -> Vec<StateWrite> {
+        let applied = self.applied.as_ref().expect("only a whole state is copied");
+        let position = kv::applied_write(self.group, applied);
+        vec![position, (keys::installing(self.group), None), (keys::damaged(self.group), None)]
     }
 
     fn mark(&self, phase: u8) -> StateWrite {
         let raw = keys::installing(self.group);
-        let applied = self.applied.as_ref().expect("only a whole snapshot is marked");
+        let applied = self.applied.as_ref().expect("only a whole state is marked");
         let record = kv::encode_applied(&raw, applied);
-        (raw, Some(Bytes::from([&[phase], record.as_ref()].concat())))
+        (raw, Some(Bytes::from([&[phase], self.parts.to_bytes().as_slice(), record.as_ref()].concat())))
     }
+}
+
+/// Every range of raw keys that belongs to these parts of a group's state.
+pub(super) fn bounds_of(parts: PartSet, group: GroupId, range: RingInterval) -> Vec<(Bytes, Bytes)> {
+    parts.iter().flat_map(|part| kv::part_bounds(part, group, range)).collect()
+}
+
+/// The next rows of these ranges, which go on behind them; none when there is none left.
+fn next_page(
+    storage: &dyn Storage,
+    rest: &mut VecDeque<(Bytes, Bytes)>,
+) -> Result<Option<Vec<(Bytes, Bytes)>>, StorageError> {
+    while let Some((from, to)) = rest.front_mut() {
+        let rows = storage.scan(from, to, PAGE_BYTES)?;
+        if let Some((last, _)) = rows.last() {
+            *from = Bytes::from([last.as_ref(), &[0]].concat());
+            return Ok(Some(rows));
+        }
+        rest.pop_front();
+    }
+    Ok(None)
+}
+
+/// The writes that remove every row of these ranges, in pages.
+fn removals(
+    storage: &dyn Storage,
+    bounds: impl IntoIterator<Item = (Bytes, Bytes)>,
+) -> Result<Vec<Vec<StateWrite>>, StorageError> {
+    let mut rest = bounds.into_iter().collect();
+    let mut writes = Vec::new();
+    while let Some(rows) = next_page(storage, &mut rest)? {
+        writes.push(rows.into_iter().map(|(key, _)| (key, None)).collect());
+    }
+    Ok(writes)
 }

@@ -1,6 +1,6 @@
 //! What replicas of one group say to one another besides the engine's own messages.
 
-use crate::kv::Applied;
+use crate::kv::{Applied, PartSet};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,15 @@ pub(super) enum GroupMessage {
         slot: u64,
         /// The digest there.
         digest: [u8; 32],
+    },
+    /// Byzantine mode: the sender has a state to give, and says what its parts come to.
+    Offer(Offer),
+    /// Byzantine mode: the sender wants these parts of the state that it was offered.
+    Take {
+        /// Which transfer.
+        transfer: u64,
+        /// The parts in which it differs from what the sender has.
+        parts: PartSet,
     },
     /// A piece of a snapshot.
     Piece(Piece),
@@ -49,8 +58,19 @@ pub(super) struct Piece {
     pub(super) rows: Vec<(Bytes, Bytes)>,
     /// In the last piece: what the snapshot is, and the hash over all its rows.
     pub(super) end: Option<(Applied, [u8; 32])>,
-    /// In the first piece, in Byzantine mode: proof of the root of the state at a checkpoint.
-    pub(super) proof: Option<Bytes>,
+}
+
+/// What a state is made of, from the top: a stable checkpoint proves the root, the root the hashes of the parts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Offer {
+    /// Names the transfer; new for every attempt.
+    pub(super) transfer: u64,
+    /// Where the state stands.
+    pub(super) applied: Applied,
+    /// The hashes of all parts, in order.
+    pub(super) hashes: Vec<Bytes>,
+    /// The stable checkpoint's certificate.
+    pub(super) proof: Bytes,
 }
 
 /// A hash over rows that cannot be cut in two ways.

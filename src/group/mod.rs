@@ -17,7 +17,9 @@ mod digests;
 mod driver;
 mod install;
 mod message;
+mod repair;
 mod requests;
+mod scrub;
 mod snapshot;
 mod state;
 
@@ -28,7 +30,7 @@ use crate::error::StorageError;
 use crate::kv::{self, Machine, Reply, RequestId, Versioned};
 use crate::limits::{BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, Limits, PEER_FRAME_BYTES_MAX};
 use crate::ring::{GroupId, GroupPlace, NodeId};
-use crate::storage::{CommitId, StateWrite, Storage};
+use crate::storage::{CommitId, StateWrite, Storage, keys};
 use bytes::Bytes;
 use driver::Driver;
 use install::Install;
@@ -67,6 +69,11 @@ pub enum Output {
     Verify(Box<Unverified>),
     /// Byzantine mode: tell a client what its requests in one slot came to.
     Outcomes(Outcomes),
+    /// Byzantine mode: the tree of the node cannot be read; it needs a new one ([`Group::tree_lost`]).
+    RebuildTree {
+        /// What was found.
+        reason: String,
+    },
     /// Stop the node: going on could break a promise.
     Fatal {
         /// What was found.
@@ -181,6 +188,7 @@ enum Purpose {
     Checkpoint { slot: u64 },
     Gathered { from: NodeId, transfer: u64, index: u64 },
     Installing,
+    Rebuilt,
 }
 
 /// One replica of one group.
@@ -237,22 +245,28 @@ impl Group {
             place.nodes.iter().position(|host| *host == node).expect("the node hosts a replica of the group");
         let me = ReplicaId(u8::try_from(index).expect("a group has few replicas"));
         let group = place.id;
-        let install = Install::resume(storage, group, place.range)?;
-        // While a snapshot is being put in place what is stored is neither the old state nor the new one.
-        let machine = match &install {
-            Some(_) => Machine::empty(group, place.range, settings.limits),
-            None => load_machine(storage, &place, settings)?,
+        let (found, damage) = match load(storage, &place, settings) {
+            Err(StorageError::Corrupt { what, reason }) if settings.byzantine.is_some() => {
+                (None, Some(format!("{what} is damaged: {reason}")))
+            }
+            found => (found?, None),
         };
+        let is_found = found.is_some();
+        let (install, machine) =
+            found.unwrap_or_else(|| (None, Machine::empty(group, place.range, settings.limits)));
         let applied = install.as_ref().and_then(Install::applied).unwrap_or(machine.applied());
         let base = base_of(applied);
         let durable_slot = applied.slot;
         let (engine, signed): (Box<dyn Engine + Send>, _) = match &settings.byzantine {
             Some(byzantine) => {
-                let (replica, signed) = byzantine.open(&place, me, records, base)?;
+                let (replica, signed) = byzantine.open(&place, me, records, is_found.then_some(base))?;
                 (Box::new(replica), Some(signed))
             }
             None => (Box::new(open_paxos(&place, me, settings, records, base)?), None),
         };
+        if let Some(damage) = damage {
+            tracing::warn!(%group, %damage, "the state cannot be read");
+        }
         let mut opened = Self {
             place,
             limits: settings.limits,
@@ -334,6 +348,9 @@ impl Group {
         self.carry_out(storage)?;
         self.release_held_back(storage)?;
         self.tick_transfer(storage)?;
+        self.tick_repair(storage)?;
+        self.tick_scrub(storage)?;
+        self.release_checkpoints();
         let is_due = now.since(self.checkpoint_at) >= CHECKPOINT_MILLIS && self.wants_checkpoint();
         if is_due {
             self.checkpoint(storage)?;
@@ -362,6 +379,15 @@ impl Group {
             GroupMessage::Digest { slot, digest } => {
                 self.compare_digest(slot, digest);
                 Ok(())
+            }
+            GroupMessage::Offer(offer) => self.on_offer(storage, from, &offer),
+            GroupMessage::Take { transfer, parts } => {
+                let (place, now) = ((self.place.id, self.place.range), self.now);
+                match self.transfer.as_mut().filter(|running| running.is(replica, transfer)) {
+                    Some(running) => running.take(parts, place, now),
+                    None => return Ok(()),
+                }
+                self.tick_transfer(storage)
             }
             GroupMessage::Piece(piece) => self.on_piece(storage, from, piece),
             GroupMessage::PieceStored { transfer, index } => {
@@ -409,6 +435,7 @@ impl Group {
     ) -> Result<(), StorageError> {
         let is_fit =
             self.leader.is_some() && self.machine.applied().slot >= at_least && !self.is_installing();
+        let is_fit = is_fit && !self.is_repairing();
         if !is_fit {
             self.answer(ticket, Outcome::Behind);
             return Ok(());
@@ -549,6 +576,11 @@ impl Group {
         std::mem::take(&mut self.outputs)
     }
 
+    /// Whether nothing is on its way to the tree.
+    fn is_quiet(&self) -> bool {
+        self.writes.is_empty() && self.written.is_empty()
+    }
+
     fn is_leading(&self) -> bool {
         !self.is_installing() && self.engine.is_leader()
     }
@@ -624,6 +656,7 @@ impl Group {
                 Effect::Verify(job) => self.outputs.push(Output::Verify(job)),
                 Effect::Submitted { id, result } => self.on_submitted(id, result),
                 Effect::Checkpoint { slot } => self.hold_root(slot),
+                Effect::StateLost { reason, base } => self.on_state_lost(reason, base),
                 Effect::FetchState { from, at_least } => self.fetch_state(from, at_least),
                 Effect::Fatal { reason } => self.outputs.push(Output::Fatal { reason }),
             }
@@ -671,7 +704,10 @@ impl Group {
         match self.machine.get(storage, key) {
             Ok(found) => self.answer(ticket, Outcome::Value { found, slot, freshness }),
             Err(None) => self.answer(ticket, Outcome::WrongGroup),
-            Err(Some(error)) => return Err(error),
+            Err(Some(error)) => {
+                self.answer(ticket, Outcome::Behind);
+                return self.on_damage(storage, error);
+            }
         }
         Ok(())
     }
@@ -711,13 +747,31 @@ pub(crate) fn engine_message(body: &[u8]) -> Option<Bytes> {
     }
 }
 
-fn load_machine(
+/// How many parts of a state a message asks for, for watchers.
+#[cfg(test)]
+pub(crate) fn parts_taken(body: &[u8]) -> usize {
+    match decode(body) {
+        Some(GroupMessage::Take { parts, .. }) => parts.iter().count(),
+        _ => 0,
+    }
+}
+
+/// What is stored of a group's state, and whether another is being put in its place; nothing if it is marked as damaged.
+fn load(
     storage: &dyn Storage,
     place: &GroupPlace,
     settings: &Settings,
-) -> Result<Machine, StorageError> {
+) -> Result<Option<(Option<Install>, Machine)>, StorageError> {
+    let install = Install::resume(storage, place.id, place.range)?;
+    if install.is_some() {
+        // What is stored is neither the old state nor the new one.
+        return Ok(Some((install, Machine::empty(place.id, place.range, settings.limits))));
+    }
+    if storage.get(&keys::damaged(place.id))?.is_some() {
+        return Ok(None);
+    }
     let machine = Machine::load(storage, place.id, place.range, settings.limits)?;
-    if settings.byzantine.is_some() { machine.with_root(storage) } else { Ok(machine) }
+    Ok(Some((None, if settings.byzantine.is_some() { machine.with_root(storage)? } else { machine })))
 }
 
 fn open_paxos(

@@ -1,26 +1,23 @@
 //! Sending a snapshot: the state at one slot, in pieces, while the group goes on.
 //!
+//! In Byzantine mode the receiver is first told what the parts of the state come to, and then takes those that it needs.
+//!
 //! sled cannot show a tree as it was. So a checkpoint brings the tree to one slot, and until the transfer has ended no
 //! further checkpoint of this group is begun: the tree stands still, new writes gather in memory. If they grow beyond
 //! their bound, or the receiver makes no progress, the transfer is given up and may be asked for again.
 
+use super::install::bounds_of;
 use super::message::{GroupMessage, Piece, RowHasher};
 use crate::error::StorageError;
-use crate::kv::Applied;
+use crate::kv::{Applied, PartSet};
 use crate::limits::{
     OVERLAY_BYTES_STREAMING_MAX, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_PATIENCE_MILLIS, SNAPSHOT_WINDOW,
 };
 use crate::ring::{GroupId, RingInterval};
-use crate::storage::{Storage, keys};
+use crate::storage::Storage;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use tetrachord_consensus::{ReplicaId, Ticks};
-
-/// Every range of raw keys that belongs to a group's state, in order.
-pub(super) fn state_bounds(group: GroupId, range: RingInterval) -> Vec<(Bytes, Bytes)> {
-    let data = range.linear().into_iter().flat_map(|(first, last)| keys::data_bounds(first, last));
-    data.chain([keys::session_bounds(group)]).collect()
-}
 
 /// A transfer to one replica.
 #[derive(Debug)]
@@ -33,7 +30,8 @@ pub(super) struct Transfer {
     next_index: u64,
     is_read: bool,
     unstored: VecDeque<(u64, Bytes)>,
-    proof: Option<Bytes>,
+    /// The message that offers the state, until the receiver has said what it takes.
+    offer: Option<Bytes>,
     progress_at: Ticks,
     sent_at: Ticks,
 }
@@ -53,27 +51,41 @@ pub(super) enum Progress {
 const RESEND_MILLIS: u64 = 1_000;
 
 impl Transfer {
-    /// A transfer of the state that the tree holds now.
+    /// A transfer of the state that the tree holds now: all of it at once, or what the receiver takes of an offer.
     pub(super) fn new(
         to: ReplicaId,
         id: u64,
         applied: Applied,
-        bounds: Vec<(Bytes, Bytes)>,
-        proof: Option<Bytes>,
+        (group, range): (GroupId, RingInterval),
+        offer: Option<Bytes>,
         now: Ticks,
     ) -> Self {
+        let parts = if offer.is_some() { PartSet::default() } else { PartSet::ALL };
         Self {
             to,
             id,
-            ranges: bounds.into(),
+            ranges: bounds_of(parts, group, range).into(),
             hasher: RowHasher::default(),
             applied,
             next_index: 0,
             is_read: false,
             unstored: VecDeque::new(),
-            proof,
+            offer,
             progress_at: now,
             sent_at: now,
+        }
+    }
+
+    /// The offer, to be sent for the first time.
+    pub(super) fn offer(&self) -> Option<Bytes> {
+        self.offer.clone()
+    }
+
+    /// The receiver takes these parts.
+    pub(super) fn take(&mut self, parts: PartSet, (group, range): (GroupId, RingInterval), now: Ticks) {
+        if self.offer.take().is_some() {
+            self.ranges = bounds_of(parts, group, range).into();
+            self.progress_at = now;
         }
     }
 
@@ -89,12 +101,11 @@ impl Transfer {
         now: Ticks,
     ) -> Result<Vec<Bytes>, StorageError> {
         let mut messages = Vec::new();
-        while !self.is_read && (self.unstored.len() as u64) < SNAPSHOT_WINDOW {
+        while !self.is_read && self.offer.is_none() && (self.unstored.len() as u64) < SNAPSHOT_WINDOW {
             let rows = self.read_rows(storage)?;
             self.hasher.add(&rows);
             let end = self.is_read.then(|| (self.applied.clone(), self.hasher.finish()));
-            let proof = self.proof.take();
-            let piece = Piece { transfer: self.id, index: self.next_index, rows, end, proof };
+            let piece = Piece { transfer: self.id, index: self.next_index, rows, end };
             let message = super::encode(&GroupMessage::Piece(piece));
             self.unstored.push_back((self.next_index, message.clone()));
             self.next_index += 1;
@@ -139,6 +150,7 @@ impl Transfer {
             return (Progress::UnderWay, Vec::new());
         }
         self.sent_at = now;
-        (Progress::UnderWay, self.unstored.iter().map(|(_, message)| message.clone()).collect())
+        let unstored = self.unstored.iter().map(|(_, message)| message.clone());
+        (Progress::UnderWay, self.offer.iter().cloned().chain(unstored).collect())
     }
 }

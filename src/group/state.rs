@@ -1,13 +1,14 @@
 //! Bringing the tree up to date, and whole states: given to a replica that lags, taken when this one does.
 
 use super::install::Install;
-use super::message::{GroupMessage, Piece};
-use super::snapshot::{self, Progress, Transfer};
+use super::message::{GroupMessage, Offer, Piece};
+use super::snapshot::{Progress, Transfer};
 use super::{Group, Output, Purpose, base_of, encode};
 use crate::error::StorageError;
-use crate::kv::{self, Machine};
+use crate::kv::{self, Machine, StateRoot};
 use crate::ring::NodeId;
 use crate::storage::Storage;
+use bytes::Bytes;
 use tetrachord_consensus::{Event, ReplicaId};
 
 impl Group {
@@ -21,6 +22,8 @@ impl Group {
 
     pub(super) fn on_written(&mut self, storage: &dyn Storage, purpose: Purpose) -> Result<(), StorageError> {
         match purpose {
+            // It was of a state that is not believed any more.
+            Purpose::Checkpoint { .. } if self.is_repairing() => Ok(()),
             Purpose::Checkpoint { slot } => {
                 self.machine.end_checkpoint();
                 self.durable_slot = slot;
@@ -34,6 +37,7 @@ impl Group {
                 Ok(())
             }
             Purpose::Installing => self.continue_install(storage),
+            Purpose::Rebuilt => Ok(()),
         }
     }
 
@@ -44,7 +48,10 @@ impl Group {
         let (progress, mut messages) = transfer.check(self.now, self.machine.unwritten_bytes());
         let to = transfer.to;
         if progress == Progress::UnderWay {
-            messages.extend(transfer.next_pieces(storage, self.now)?);
+            match transfer.next_pieces(storage, self.now) {
+                Ok(pieces) => messages.extend(pieces),
+                Err(error) => return self.on_damage(storage, error),
+            }
         } else {
             self.end_transfer(storage, to)?;
         }
@@ -79,18 +86,44 @@ impl Group {
         if self.transfer.is_some() || self.snapshots_wanted.is_empty() || self.is_installing() {
             return Ok(());
         }
-        if self.durable_slot == 0 || !self.written.is_empty() || !self.writes.is_empty() {
+        if self.durable_slot == 0 || !self.is_quiet() {
             return Ok(());
         }
-        let Some((place, proof)) = self.first_to_serve() else { return Ok(()) };
-        let to = self.snapshots_wanted.remove(place).expect("it was just found");
-        let applied = kv::load_applied(storage, self.place.id)?;
-        assert_eq!(applied.slot, self.durable_slot, "the tree holds the last checkpoint");
+        let Some((index, proof)) = self.first_to_serve() else { return Ok(()) };
+        let to = self.snapshots_wanted.remove(index).expect("it was just found");
         self.transfers += 1;
-        let id = (applied.slot << 16) | (self.transfers & 0xffff);
-        let bounds = snapshot::state_bounds(self.place.id, self.place.range);
-        self.transfer = Some(Transfer::new(to, id, applied, bounds, proof, self.now));
+        let id = (self.durable_slot << 16) | (self.transfers & 0xffff);
+        match self.open_transfer(storage, to, id, proof) {
+            Ok(transfer) => self.transfer = Some(transfer),
+            Err(error) => return self.on_damage(storage, error),
+        }
+        let offer = self.transfer.as_ref().and_then(Transfer::offer);
+        if let Some(body) = offer.map(|offer| self.piece_as_told(offer)) {
+            let to = self.node_of(to);
+            self.outputs.push(Output::Send { to, is_bulk: true, body });
+        }
         self.tick_transfer(storage)
+    }
+
+    fn open_transfer(
+        &self,
+        storage: &dyn Storage,
+        to: ReplicaId,
+        id: u64,
+        proof: Option<Bytes>,
+    ) -> Result<Transfer, StorageError> {
+        let (group, range) = (self.place.id, self.place.range);
+        let applied = kv::load_applied(storage, group)?;
+        assert_eq!(applied.slot, self.durable_slot, "the tree holds the last checkpoint");
+        let offer = match proof {
+            Some(proof) => {
+                let hashes = StateRoot::load(storage, group)?.hashes();
+                let offer = Offer { transfer: id, applied: applied.clone(), hashes, proof };
+                Some(encode(&GroupMessage::Offer(offer)))
+            }
+            None => None,
+        };
+        Ok(Transfer::new(to, id, applied, (group, range), offer, self.now))
     }
 
     pub(super) fn on_piece(
@@ -109,12 +142,8 @@ impl Group {
         let transfer = piece.transfer;
         let is_known = self.install.as_ref().is_some_and(|install| install.is_from(from, transfer));
         if !is_known {
-            let is_quiet = self.writes.is_empty() && self.written.is_empty();
-            if !is_quiet {
-                return Ok(());
-            }
-            // In Byzantine mode this replica has asked for the state: the first piece is on its way, or will be sent again.
-            if piece.index != 0 && self.signed.is_some() {
+            // In Byzantine mode what is taken was offered first.
+            if !self.is_quiet() || self.signed.is_some() {
                 return Ok(());
             }
             if piece.index != 0 {
@@ -122,11 +151,8 @@ impl Group {
                 self.outputs.push(Output::Send { to: from, is_bulk: true, body });
                 return Ok(());
             }
-            let (mut install, clearing) =
+            let (install, clearing) =
                 Install::begin(storage, self.place.id, self.place.range, from, transfer)?;
-            if !self.demand_proof(storage, from, &mut install, piece.proof.as_ref())? {
-                return Ok(());
-            }
             self.install = Some(install);
             self.writes.extend(clearing.into_iter().map(|writes| (writes, None)));
         }
@@ -162,33 +188,61 @@ impl Group {
             return Ok(());
         };
         let Some(slot) = install.applied().map(|applied| applied.slot) else { return Ok(()) };
-        if !self.written.is_empty() || !self.writes.is_empty() {
+        if !self.is_quiet() {
             return Ok(());
         }
         let is_settled = self.signed.is_none() && self.engine.is_leader();
-        if slot <= self.machine.applied().slot || is_settled {
+        let is_behind = !self.is_repairing() && slot <= self.machine.applied().slot;
+        let fits = match self.machine.root_of_tree() {
+            // What was executed while the state came may have changed parts that were not taken.
+            Some(root) => self.is_repairing() || install.still_fits(root),
+            None if self.signed.is_some() && !self.is_repairing() => return Ok(()),
+            None => true,
+        };
+        if is_behind || is_settled || !fits {
             self.install = None;
             return Ok(());
         }
         self.abandon_requests();
-        self.continue_install(storage)
+        // The tree is about to hold something else than what is being given, or scrubbed.
+        if let Some(to) = self.transfer.as_ref().map(|transfer| transfer.to) {
+            self.end_transfer(storage, to)?;
+        }
+        if let Some(signed) = self.signed.as_mut() {
+            signed.scrub.give_up();
+        }
+        if self.is_quiet() { self.continue_install(storage) } else { Ok(()) }
+    }
+
+    fn load_installed(&self, storage: &dyn Storage) -> Result<Machine, StorageError> {
+        let machine = Machine::load(storage, self.place.id, self.place.range, self.limits)?;
+        if self.signed.is_some() { machine.with_root(storage) } else { Ok(machine) }
     }
 
     pub(super) fn continue_install(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         let Some(install) = self.install.as_mut() else {
             return Ok(());
         };
-        if let Some(writes) = install.next_batch(storage)? {
-            self.writes.push_back((writes, Some(Purpose::Installing)));
-            return Ok(());
+        let parts = install.parts();
+        match install.next_batch(storage) {
+            Ok(None) => {}
+            Ok(Some(writes)) => {
+                self.writes.push_back((writes, Some(Purpose::Installing)));
+                return Ok(());
+            }
+            Err(error) => return self.on_damage(storage, error),
         }
+        tracing::info!(group = %self.place.id, parts, "another state is in place");
         let applied = install.applied().expect("only a whole snapshot is installed").clone();
         self.install = None;
-        let machine = Machine::load(storage, self.place.id, self.place.range, self.limits)?;
-        self.machine = if self.signed.is_some() { machine.with_root(storage)? } else { machine };
+        self.machine = match self.load_installed(storage) {
+            Ok(machine) => machine,
+            Err(error) => return self.on_damage(storage, error),
+        };
         assert_eq!(self.machine.applied(), &applied, "the snapshot is in place");
         self.durable_slot = applied.slot;
         self.digests.clear();
+        self.end_repair();
         self.engine.step(Event::SnapshotInstalled { base: base_of(&applied) });
         self.carry_out(storage)
     }

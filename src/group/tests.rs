@@ -1,8 +1,8 @@
 //! A group alone, over a store that a crash left in the middle of something.
 
-use super::message::Piece;
+use super::message::{Offer, Piece};
 use super::*;
-use crate::kv::Applied;
+use crate::kv::{Applied, StateRoot};
 use crate::ring::{Position, RingInterval};
 use crate::storage::memory::{MemoryDisk, MemoryStorage};
 use crate::storage::{Commit, keys};
@@ -36,7 +36,10 @@ fn a_crash_between_clearing_and_copying_is_finished_at_the_next_start() {
     let disk = MemoryDisk::default();
     let (mut storage, _) = disk.open();
     let applied = Applied { slot: 7, chain: [3; 32], ..Applied::default() };
-    let mark = Bytes::from([&[1], kv::encode_applied(&keys::installing(GROUP), &applied).as_ref()].concat());
+    let parts = kv::PartSet::ALL.to_bytes();
+    let mark = Bytes::from(
+        [&[1], parts.as_slice(), kv::encode_applied(&keys::installing(GROUP), &applied).as_ref()].concat(),
+    );
     let old_value = keys::data(Position::of_key(b"old"), b"old");
     // One piece of an old session is gone already, the other is not: read together they make no sense.
     let state = vec![
@@ -73,7 +76,7 @@ fn a_last_piece_with_a_foreign_row_makes_no_snapshot() {
         let mut hasher = message::RowHasher::default();
         hasher.add(&rows);
         let applied = Applied { slot: 7, ..Applied::default() };
-        Piece { transfer: 1, index: 0, rows, end: Some((applied, hasher.finish())), proof: None }
+        Piece { transfer: 1, index: 0, rows, end: Some((applied, hasher.finish())) }
     };
     let mut good = begin();
     assert!(good.gather(piece(keys::data(Position(1), b"k"))).is_some());
@@ -81,4 +84,72 @@ fn a_last_piece_with_a_foreign_row_makes_no_snapshot() {
     let mut bad = begin();
     assert!(bad.gather(piece(keys::applied(GroupId(9)))).is_none());
     assert!(bad.applied().is_none(), "part of it was refused, so it must never count as whole");
+}
+
+type Row = (Bytes, Bytes);
+
+/// Rows of two parts, as a state with proof would name them.
+fn proven_rows() -> (Vec<Row>, StateRoot) {
+    let row = |position: u64, name: &str| {
+        (keys::data(Position(position), name.as_bytes()), Bytes::copy_from_slice(name.as_bytes()))
+    };
+    let rows = vec![row(1, "a"), row(1, "b"), row(2, "c"), row(u64::MAX, "d")];
+    let mut root = StateRoot::default();
+    rows.iter().for_each(|(raw, record)| root.change(raw, None, Some(record)));
+    (rows, root)
+}
+
+fn taking(root: &StateRoot, earlier: Option<Install>) -> Install {
+    let (storage, _) = MemoryDisk::default().open();
+    let applied = Applied { slot: 7, ..Applied::default() };
+    let offer = Offer { transfer: 3, applied, hashes: root.hashes(), proof: Bytes::new() };
+    let own = StateRoot::default();
+    let place = (GROUP, RANGE);
+    let from = (NodeId(2), &offer);
+    Install::offered(&storage, place, from, root.clone(), (&own, false), earlier).unwrap().0
+}
+
+fn give(install: &mut Install, index: u64, rows: &[Row], is_last: bool) -> bool {
+    let end = is_last.then(|| (Applied::default(), [0; 32]));
+    install.gather(Piece { transfer: 3, index, rows: rows.to_vec(), end }).is_some()
+}
+
+#[test]
+fn a_state_is_taken_part_by_part_and_what_held_stays_for_the_next_source() {
+    let (rows, root) = proven_rows();
+    let mut install = taking(&root, None);
+    assert_eq!(install.asked().iter().collect::<Vec<_>>(), [0, 63]);
+    assert!(give(&mut install, 0, &rows[..2], false) && give(&mut install, 1, &rows[2..], true));
+    assert_eq!(install.applied().map(|applied| applied.slot), Some(7));
+    // Another source gives a wrong last part: the first one is not asked for again.
+    let mut install = taking(&root, None);
+    assert!(give(&mut install, 0, &rows[..3], false));
+    let wrong = (rows[3].0.clone(), Bytes::from_static(b"a lie"));
+    assert!(!give(&mut install, 1, &[wrong], true));
+    assert!(install.is_refused() && install.applied().is_none());
+    let mut install = taking(&root, Some(install));
+    assert_eq!(install.asked().iter().collect::<Vec<_>>(), [63]);
+    assert!(give(&mut install, 0, &rows[3..], true) && install.applied().is_some());
+}
+
+/// The hash of a part is a sum: a row that comes 65,536 times adds nothing to it. So rows must ascend.
+#[test]
+fn a_row_that_comes_twice_or_late_is_refused() {
+    let (rows, root) = proven_rows();
+    let refused: [Vec<Row>; 4] = [
+        vec![rows[0].clone(), rows[0].clone()],
+        vec![rows[1].clone(), rows[0].clone()],
+        vec![rows[3].clone(), rows[0].clone()],
+        vec![rows[0].clone(), (keys::data(Position(1 << 59), b"unasked"), Bytes::from_static(b"x"))],
+    ];
+    for rows in refused {
+        let mut install = taking(&root, None);
+        assert!(!give(&mut install, 0, &rows, false), "{rows:?}");
+        assert!(install.is_refused());
+    }
+    let bogus = (keys::data(Position(3), b"never written"), Bytes::from_static(b"x"));
+    let many = vec![bogus; 1 << 16];
+    let mut install = taking(&root, None);
+    let all: Vec<Row> = rows[..3].iter().cloned().chain(many).chain([rows[3].clone()]).collect();
+    assert!(!give(&mut install, 0, &all, true) && install.applied().is_none());
 }

@@ -24,8 +24,9 @@ pub use command::{
     Batch, Command, CommandError, Expect, Failure, Reply, RequestId, SessionId, Write, check_key,
 };
 pub use record::Versioned;
+pub(crate) use record::{seal, unseal};
 pub use signed::{Client, Operation, SignedRequest};
-pub use state_root::StateRoot;
+pub use state_root::{PartSet, StateRoot, part_after, part_bounds, part_of};
 
 use crate::error::StorageError;
 use crate::limits::{Limits, OVERLAY_BYTES_STREAMING_MAX};
@@ -137,6 +138,12 @@ impl Machine {
     #[must_use]
     pub fn state_root(&self) -> Option<[u8; 32]> {
         self.root.as_ref().filter(|_| !self.is_dirty).map(|root| root.digest(&self.applied))
+    }
+
+    /// In Byzantine mode, the hashes of the state that the tree holds, if it holds what was last frozen.
+    #[must_use]
+    pub fn root_of_tree(&self) -> Option<&StateRoot> {
+        self.root.as_ref().filter(|_| self.frozen.is_empty())
     }
 
     /// How far the state has come.
@@ -390,7 +397,18 @@ impl Machine {
 
     /// Freezes what was written and returns it as one atomic batch that brings the tree to the applied slot.
     pub fn begin_checkpoint(&mut self, storage: &dyn Storage) -> Result<Vec<StateWrite>, StorageError> {
-        assert!(self.frozen.len() < CHECKPOINTS_MAX, "few checkpoints at a time");
+        let writes = self.freeze(storage, false)?;
+        assert!(self.frozen.len() <= CHECKPOINTS_MAX, "few checkpoints at a time");
+        Ok(writes)
+    }
+
+    /// The same, while the last checkpoint was not handed to the tree yet: both become one, of this slot.
+    pub fn extend_checkpoint(&mut self, storage: &dyn Storage) -> Result<Vec<StateWrite>, StorageError> {
+        assert!(!self.frozen.is_empty(), "there is a checkpoint to extend");
+        self.freeze(storage, true)
+    }
+
+    fn freeze(&mut self, storage: &dyn Storage, extends: bool) -> Result<Vec<StateWrite>, StorageError> {
         let pending = std::mem::take(&mut self.pending);
         let storage = &pending.over(storage);
         let frozen = std::mem::take(&mut self.fresh);
@@ -419,10 +437,13 @@ impl Machine {
         }
         writes.push(applied_write(self.group, &self.applied));
         assert!(frozen.is_empty() || writes.len() > 1, "what was written is in the batch");
-        self.frozen.push_back(frozen);
+        match self.frozen.back_mut().filter(|_| extends) {
+            Some(last) => last.absorb(frozen),
+            None => self.frozen.push_back(frozen),
+        }
         self.pending = pending;
         if self.root.is_some() {
-            self.pending.add(&writes);
+            self.pending.add(&writes, extends);
         }
         self.is_dirty = false;
         Ok(writes)
@@ -456,7 +477,7 @@ pub fn load_applied(storage: &dyn Storage, group: GroupId) -> Result<Applied, St
 
 /// Reads the record that [`applied_write`] made, or one under another key with the same form.
 pub fn decode_applied(raw: &[u8], record: Bytes) -> Result<Applied, StorageError> {
-    let body = record::unseal(raw, record)?;
+    let body = unseal(raw, record)?;
     postcard::from_bytes(&body)
         .map_err(|error| StorageError::corrupt(format!("record {}", raw.escape_ascii()), error))
 }
@@ -472,7 +493,7 @@ pub fn applied_write(group: GroupId, applied: &Applied) -> StateWrite {
 /// The record for a raw key that holds a position of the state.
 #[must_use]
 pub fn encode_applied(raw: &[u8], applied: &Applied) -> Bytes {
-    record::seal(raw, &postcard::to_stdvec(applied).expect("writing to memory cannot fail"))
+    seal(raw, &postcard::to_stdvec(applied).expect("writing to memory cannot fail"))
 }
 
 /// The part of a command's bytes that a retry repeats unchanged: all but the acknowledgement before it.

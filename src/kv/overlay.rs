@@ -56,6 +56,11 @@ impl Overlay {
         self.entries.iter()
     }
 
+    /// Takes up later writes.
+    pub(super) fn absorb(&mut self, later: Self) {
+        later.into_entries().for_each(|(key, known)| self.put(key, known));
+    }
+
     fn into_entries(self) -> impl Iterator<Item = (PlacedKey, Known)> {
         self.entries.into_iter()
     }
@@ -112,9 +117,9 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// A checkpoint begins to be written.
-    pub(super) fn add(&mut self, writes: &[StateWrite]) {
-        self.last += 1;
+    /// A checkpoint begins to be written, or the last one is extended.
+    pub(super) fn add(&mut self, writes: &[StateWrite], extends: bool) {
+        self.last += u64::from(!extends);
         self.rows.extend(writes.iter().map(|(raw, record)| (raw.clone(), (self.last, record.clone()))));
     }
 

@@ -42,7 +42,7 @@ fn pieces(key: &[u8], length: usize) -> u16 {
 }
 
 /// Puts the checksum of key and body in front of the body.
-pub(super) fn seal(raw_key: &[u8], body: &[u8]) -> Bytes {
+pub(crate) fn seal(raw_key: &[u8], body: &[u8]) -> Bytes {
     let mut record = BytesMut::with_capacity(4 + body.len());
     record.put_u32(checksum(raw_key, body));
     record.put_slice(body);
@@ -50,7 +50,7 @@ pub(super) fn seal(raw_key: &[u8], body: &[u8]) -> Bytes {
 }
 
 /// Takes the checksum off again, if it is right.
-pub(super) fn unseal(raw_key: &[u8], mut record: Bytes) -> Result<Bytes, StorageError> {
+pub(crate) fn unseal(raw_key: &[u8], mut record: Bytes) -> Result<Bytes, StorageError> {
     let damaged =
         || StorageError::corrupt(format!("record {}", raw_key.escape_ascii()), "its checksum is wrong");
     let crc = record.try_get_u32().map_err(|_| damaged())?;

@@ -1,34 +1,102 @@
 //! The root of a group's state: one digest over everything that replicas must agree on.
 //!
 //! It covers every row of user data, every session with its remembered outcomes, and the position: slot, chain, time, clock
-//! and the digest of all answers. Rows are hashed in buckets by ring position ([`Lattice`]), so a transferred state can be
-//! checked bucket by bucket. What is kept for speed alone is left out.
+//! and the digest of all answers. Rows are hashed in *parts* by ring position ([`Lattice`]), and the root is over the hashes
+//! of all parts: so a state is checked from the top down, part by part, and two states are compared by their parts. What
+//! is kept for speed alone is left out.
 //!
-//! The hash of each bucket is stored beside the state, in the same batch.
+//! The hash of each part is stored beside the state, in the same batch.
 
 use super::Applied;
 use super::lattice::Lattice;
 use super::record::{seal, unseal};
 use crate::error::StorageError;
-use crate::ring::GroupId;
+use crate::ring::{GroupId, Position, RingInterval};
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::Bytes;
-use std::collections::BTreeSet;
+use serde::{Deserialize, Serialize};
 
-/// Buckets of user data, by the highest bits of their position; one more holds the sessions.
-const DATA_BUCKETS: usize = 64;
-const BUCKETS: usize = DATA_BUCKETS + 1;
+/// Parts of user data, by the highest bits of their position; one more holds the sessions.
+const DATA_PARTS: u8 = 64;
+const PARTS: u8 = DATA_PARTS + 1;
 
-/// The hashes of all buckets.
+/// Some of the parts of a state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartSet(u128);
+
+impl PartSet {
+    /// All parts.
+    pub const ALL: Self = Self((1 << PARTS) - 1);
+
+    /// The parts for which this holds.
+    pub fn of(holds: impl FnMut(&u8) -> bool) -> Self {
+        Self((0..PARTS).filter(holds).fold(0, |set, part| set | 1 << part))
+    }
+
+    /// Whether the part is among them.
+    #[must_use]
+    pub fn contains(self, part: u8) -> bool {
+        part < PARTS && self.0 & (1 << part) != 0
+    }
+
+    /// Adds a part.
+    pub fn insert(&mut self, part: u8) {
+        assert!(part < PARTS, "there is no such part");
+        self.0 |= 1 << part;
+    }
+
+    /// The parts, ascending. What is no part of a state is left out.
+    pub fn iter(self) -> impl Iterator<Item = u8> {
+        (0..PARTS).filter(move |part| self.contains(*part))
+    }
+
+    /// The bytes that are stored.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
+
+    /// From the bytes that are stored; none if they name what is no part.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 16]) -> Option<Self> {
+        let set = u128::from_be_bytes(bytes);
+        (set & !Self::ALL.0 == 0).then_some(Self(set))
+    }
+}
+
+/// The part that comes behind this one.
+#[must_use]
+pub fn part_after(part: u8) -> u8 {
+    if part + 1 < PARTS { part + 1 } else { 0 }
+}
+
+/// The ranges `[from, to)` of raw keys whose rows make up a part of a group's state, in order.
+#[must_use]
+pub fn part_bounds(part: u8, group: GroupId, range: RingInterval) -> Vec<(Bytes, Bytes)> {
+    assert!(part < PARTS, "there is no such part");
+    if part == DATA_PARTS {
+        return vec![keys::session_bounds(group)];
+    }
+    let width = u64::MAX / u64::from(DATA_PARTS) + 1;
+    let (first, last) = (u64::from(part) * width, u64::from(part) * width + (width - 1));
+    let cut = |(from, to): (Position, Position)| (from.0.max(first), to.0.min(last));
+    let within = range.linear().into_iter().map(cut).filter(|(from, to)| from <= to);
+    let mut bounds: Vec<(Bytes, Bytes)> =
+        within.flat_map(|(from, to)| keys::data_bounds(Position(from), Position(to))).collect();
+    bounds.sort_unstable();
+    bounds
+}
+
+/// The hashes of all parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateRoot {
-    buckets: Vec<Lattice>,
-    dirty: BTreeSet<usize>,
+    parts: Vec<Lattice>,
+    dirty: PartSet,
 }
 
 impl Default for StateRoot {
     fn default() -> Self {
-        Self { buckets: vec![Lattice::default(); BUCKETS], dirty: BTreeSet::new() }
+        Self { parts: vec![Lattice::default(); usize::from(PARTS)], dirty: PartSet::default() }
     }
 }
 
@@ -36,41 +104,68 @@ impl StateRoot {
     /// Reads the hashes of a stored state; one that was never written is empty.
     pub fn load(storage: &dyn Storage, group: GroupId) -> Result<Self, StorageError> {
         let mut root = Self::default();
-        for (index, bucket) in root.buckets.iter_mut().enumerate() {
-            let raw = keys::bucket(group, u8::try_from(index).expect("few buckets"));
+        for (part, hash) in (0..PARTS).zip(&mut root.parts) {
+            let raw = keys::part_hash(group, part);
             if let Some(record) = storage.get(&raw)? {
                 let bytes = unseal(&raw, record)?;
-                *bucket = Lattice::from_bytes(&bytes)
+                *hash = Lattice::from_bytes(&bytes)
                     .ok_or_else(|| StorageError::corrupt("the hash of a part of the state", "its size"))?;
             }
         }
         Ok(root)
     }
 
+    /// The hashes of all parts, as another replica may have sent them; none if they are not what hashes look like.
+    #[must_use]
+    pub fn from_hashes(hashes: &[Bytes]) -> Option<Self> {
+        let parts: Vec<Lattice> =
+            hashes.iter().map(|hash| Lattice::from_bytes(hash)).collect::<Option<_>>()?;
+        (parts.len() == usize::from(PARTS)).then_some(Self { parts, dirty: PartSet::default() })
+    }
+
+    /// The hashes of all parts.
+    #[must_use]
+    pub fn hashes(&self) -> Vec<Bytes> {
+        self.parts.iter().map(|part| Bytes::from(part.to_bytes())).collect()
+    }
+
+    /// The parts in which two states differ.
+    #[must_use]
+    pub fn differing(&self, other: &Self) -> PartSet {
+        PartSet::of(|part| !self.agrees(other, *part))
+    }
+
+    /// Whether two states are the same in this part.
+    #[must_use]
+    pub fn agrees(&self, other: &Self, part: u8) -> bool {
+        self.parts[usize::from(part)] == other.parts[usize::from(part)]
+    }
+
     /// A row changes.
     pub fn change(&mut self, raw: &[u8], old: Option<&Bytes>, new: Option<&Bytes>) {
-        let Some(index) = bucket_of(raw).filter(|_| old != new) else { return };
+        let Some(part) = part_of(raw).filter(|_| old != new) else { return };
+        let hash = &mut self.parts[usize::from(part)];
         if let Some(record) = old {
-            self.buckets[index].remove(raw, record);
+            hash.remove(raw, record);
         }
         if let Some(record) = new {
-            self.buckets[index].add(raw, record);
+            hash.add(raw, record);
         }
-        self.dirty.insert(index);
+        self.dirty.insert(part);
     }
 
     /// The writes that store what has changed since the last call.
     pub fn take_writes(&mut self, group: GroupId, out: &mut Vec<StateWrite>) {
-        for index in std::mem::take(&mut self.dirty) {
-            let raw = keys::bucket(group, u8::try_from(index).expect("few buckets"));
-            let record = seal(&raw, &self.buckets[index].to_bytes());
+        for part in std::mem::take(&mut self.dirty).iter() {
+            let raw = keys::part_hash(group, part);
+            let record = seal(&raw, &self.parts[usize::from(part)].to_bytes());
             out.push((raw, Some(record)));
         }
     }
 
     /// The writes that store all of it.
     pub fn write_all(&mut self, group: GroupId, out: &mut Vec<StateWrite>) {
-        self.dirty = (0..BUCKETS).collect();
+        self.dirty = PartSet::ALL;
         self.take_writes(group, out);
     }
 
@@ -81,18 +176,19 @@ impl StateRoot {
         hasher.update(&applied.slot.to_be_bytes()).update(&applied.chain).update(&[u8::from(applied.sealed)]);
         hasher.update(&applied.time.to_be_bytes()).update(&applied.clock.to_be_bytes());
         hasher.update(&applied.digest);
-        for bucket in &self.buckets {
-            hasher.update(&bucket.to_bytes());
+        for part in &self.parts {
+            hasher.update(&part.to_bytes());
         }
         *hasher.finalize().as_bytes()
     }
 }
 
-/// Which bucket a row belongs to; none if the root does not cover it.
-fn bucket_of(raw: &[u8]) -> Option<usize> {
+/// Which part a row belongs to; none if the root does not cover it.
+#[must_use]
+pub fn part_of(raw: &[u8]) -> Option<u8> {
     match raw.first()? {
-        b'd' | b'c' => Some(usize::from(*raw.get(1)?) / (256 / DATA_BUCKETS)),
-        _ => keys::session_of(raw).map(|_| DATA_BUCKETS),
+        b'd' | b'c' => Some(*raw.get(1)? / (255 / DATA_PARTS + 1)),
+        _ => keys::session_of(raw).map(|_| DATA_PARTS),
     }
 }
 
@@ -131,7 +227,35 @@ mod tests {
             Applied { sealed: true, ..applied.clone() },
         ];
         assert!(others.iter().all(|other| root.digest(other) != empty));
-        let uncovered = [keys::applied(group), keys::installing(group), keys::bucket(group, 1)];
-        assert!(uncovered.iter().all(|raw| bucket_of(raw).is_none()));
+        let uncovered = [keys::applied(group), keys::installing(group), keys::part_hash(group, 1)];
+        assert!(uncovered.iter().all(|raw| part_of(raw).is_none()));
+    }
+
+    #[test]
+    fn every_row_lies_in_the_bounds_of_its_part_and_of_no_other() {
+        let group = GroupId(1);
+        let whole = RingInterval { start: Position(7), end: Position(7) };
+        let is_within = |part: u8, range, raw: &Bytes| {
+            part_bounds(part, group, range).iter().any(|(from, to)| from <= raw && raw < to)
+        };
+        let width = 1u64 << 58;
+        for position in [0, 1, width - 1, width, 5 * width + 3, u64::MAX - width, u64::MAX] {
+            for raw in [keys::data(Position(position), b"k"), keys::data_piece(Position(position), b"k", 3)] {
+                let own = part_of(&raw).unwrap();
+                assert_eq!(u64::from(own), position / width);
+                assert!(PartSet::ALL.iter().all(|part| is_within(part, whole, &raw) == (part == own)));
+            }
+        }
+        let session = keys::session(group, u128::MAX, 9);
+        assert!(PartSet::ALL.iter().all(|part| is_within(part, whole, &session) == (part == DATA_PARTS)));
+        // A range that wraps within one part.
+        let wrapped = RingInterval { start: Position(20), end: Position(10) };
+        let bounds = part_bounds(0, group, wrapped);
+        assert!(bounds.len() == 4 && bounds.is_sorted());
+        let raw = |position| keys::data(Position(position), b"k");
+        assert!(is_within(0, wrapped, &raw(10)) && is_within(0, wrapped, &raw(21)));
+        assert!(!is_within(0, wrapped, &raw(11)) && !is_within(0, wrapped, &raw(20)));
+        assert_eq!(PartSet::from_bytes(PartSet::ALL.to_bytes()), Some(PartSet::ALL));
+        assert_eq!(PartSet::from_bytes([255; 16]), None);
     }
 }

@@ -67,6 +67,11 @@ pub enum NodeEvent {
     Durable(CommitId),
     /// The state writes of the commit and of all before it are durable.
     Written(CommitId),
+    /// What is written to the tree fails, because what it holds cannot be read.
+    TreeDamaged {
+        /// What was found.
+        error: StorageError,
+    },
     /// What the process uses, for status requests, and whether there is room on its disk for more writes.
     Process(ProcessStats, Room),
     /// The node is about to be stopped: give leaderships away.
@@ -300,6 +305,7 @@ impl NodeCore {
                     group.written(self.storage.as_ref(), commit)?;
                 }
             }
+            NodeEvent::TreeDamaged { error } => self.on_tree_damaged(error)?,
             NodeEvent::Process(process, room) => (self.process, self.room) = (process, room),
             NodeEvent::HandOver => {
                 for group in self.groups.values_mut() {
@@ -324,7 +330,10 @@ impl NodeCore {
         }
         self.compact_if_ready()?;
         self.watch_leaders();
-        self.collect();
+        if let Some(reason) = self.collect() {
+            self.rebuild_tree(&reason)?;
+            self.collect();
+        }
         self.submit(false);
         Ok(())
     }
@@ -637,8 +646,31 @@ impl NodeCore {
         Ok(())
     }
 
-    /// Turns what the groups put out into the node's effects.
-    fn collect(&mut self) {
+    /// The tree cannot be read. In crash mode nobody can prove another state: the node must stop.
+    fn on_tree_damaged(&mut self, error: StorageError) -> Result<(), StorageError> {
+        match self.settings.group.byzantine {
+            Some(_) => self.rebuild_tree(&error.to_string()),
+            None => Err(error),
+        }
+    }
+
+    /// All groups give their state up for lost, and repair it from other replicas in a new tree.
+    fn rebuild_tree(&mut self, reason: &str) -> Result<(), StorageError> {
+        tracing::warn!(%reason, "the tree is given up; all groups repair their state in a new one");
+        self.submit(false);
+        let id = CommitId(self.last_commit.0 + 1);
+        let mut marks = Vec::new();
+        for group in self.groups.values_mut() {
+            marks.extend(group.tree_lost(self.storage.as_ref(), id, reason)?);
+        }
+        self.last_commit = id;
+        self.storage.submit(Commit { id, state: vec![marks], replaces_tree: true, ..Commit::default() });
+        Ok(())
+    }
+
+    /// Turns what the groups put out into the node's effects; returns why a new tree is needed, if one is.
+    fn collect(&mut self) -> Option<String> {
+        let mut rebuild = None;
         let names: Vec<GroupId> = self.groups.keys().copied().collect();
         for name in names {
             let outputs = self.groups.get_mut(&name).map(Group::take_outputs).unwrap_or_default();
@@ -655,10 +687,12 @@ impl NodeCore {
                     }
                     Output::Verify(job) => self.effects.push(NodeEffect::Verify { group: name, job }),
                     Output::Outcomes(outcomes) => self.tell_watchers(name, outcomes),
+                    Output::RebuildTree { reason } => rebuild = Some(reason),
                     Output::Fatal { reason } => self.effects.push(NodeEffect::Stop { reason }),
                 }
             }
         }
+        rebuild
     }
 
     fn tell_watchers(&mut self, group: GroupId, outcomes: Outcomes) {
@@ -761,6 +795,9 @@ fn group_status(name: GroupId, group: &Group) -> GroupStatus {
         is_installing: group.is_installing(),
         stable: engine.stable.0,
         suspects: group.suspects(),
+        damage: group.damage().map(str::to_string),
+        repairs: group.repairs(),
+        scrubs: group.scrubs(),
         rejected: engine.rejected,
         view: engine.view.0,
         told: group.told().into_iter().map(|(lie, count)| (lie.to_string(), count)).collect(),

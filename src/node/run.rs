@@ -92,7 +92,8 @@ fn disk_options(config: &NodeConfig) -> DiskOptions {
     let segment = (config.storage.log_max_bytes / 4).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
     let segment_bytes = usize::try_from(segment).expect("a few MiB");
     let packing = PackingRule { above_bytes: config.storage.pack_above_bytes, idle: PACKING_IDLE };
-    DiskOptions { cache_bytes: config.storage.cache_bytes, segment_bytes, packing }
+    let is_repairable = config.genesis.mode == Mode::Byzantine;
+    DiskOptions { cache_bytes: config.storage.cache_bytes, segment_bytes, packing, is_repairable }
 }
 
 fn node_settings(config: &NodeConfig, incarnation: u64) -> NodeSettings {
@@ -132,6 +133,7 @@ fn byzantine(config: &NodeConfig) -> Option<Byzantine> {
         clients: genesis.clients.iter().filter_map(|client| key(client.signing_key)).collect(),
         request_millis: genesis.timing.request_millis,
         window: WINDOW,
+        scrub_millis: config.storage.scrub_seconds.saturating_mul(1_000),
         chaos: config.chaos.as_ref().map(|_| u64::from(config.node.0)),
     })
 }
@@ -283,6 +285,10 @@ impl Shell {
             }
             Report::Written(commit) => {
                 self.core.step(NodeEvent::Written(commit));
+                Ok(())
+            }
+            Report::Damaged(error) => {
+                self.core.step(NodeEvent::TreeDamaged { error });
                 Ok(())
             }
             Report::Failed(error) => Err(error.into()),

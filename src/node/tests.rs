@@ -1,6 +1,7 @@
 //! Whole nodes in one thread: the very core of production over a network that loses and disks that forget.
 
 mod liars;
+mod repair;
 mod sim;
 
 use super::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};

@@ -35,6 +35,7 @@ pub(super) struct Disk {
 }
 
 pub(super) const OPTIONS: DiskOptions = DiskOptions {
+    is_repairable: false,
     cache_bytes: 16 << 20,
     segment_bytes: 64 << 10,
     packing: PackingRule { above_bytes: 0, idle: std::time::Duration::ZERO },
@@ -154,6 +155,22 @@ fn state_is_read_back_and_ranges_are_ordered(bench: &mut dyn Bench) {
     check(bench.open().0.as_ref());
 }
 
+fn a_tree_that_is_replaced_holds_what_replaced_it(bench: &mut dyn Bench) {
+    let (mut storage, _) = bench.open();
+    storage.submit(log_commit(1, 1, "a"));
+    storage.submit(state_commit(2, &[("a", Some("1")), ("b", Some("2"))]));
+    bench.wait_until_written(CommitId(2));
+    storage.submit(Commit { replaces_tree: true, ..state_commit(3, &[("b", Some("new"))]) });
+    storage.submit(state_commit(4, &[("c", Some("3"))]));
+    bench.wait_until_written(CommitId(4));
+    let expected = vec![(text("b"), text("new")), (text("c"), text("3"))];
+    assert_eq!(storage.scan(b"a", b"z", 1 << 20).unwrap(), expected);
+    drop(storage);
+    let (storage, recovery) = bench.open();
+    assert_eq!(storage.scan(b"a", b"z", 1 << 20).unwrap(), expected);
+    assert_eq!(recovery.log.len(), 1, "the log is another matter");
+}
+
 macro_rules! conformance {
     ($($test:ident),*) => {
         mod memory_conforms {
@@ -168,7 +185,8 @@ macro_rules! conformance {
 conformance!(
     log_survives_in_order,
     a_replacing_commit_stands_for_everything_before,
-    state_is_read_back_and_ranges_are_ordered
+    state_is_read_back_and_ranges_are_ordered,
+    a_tree_that_is_replaced_holds_what_replaced_it
 );
 
 #[test]

@@ -26,10 +26,11 @@ use super::generation::Generation;
 use super::log::frame::{LogEnd, Payload, StoreId};
 use super::log::{Log, ReadLog, sync_directory};
 use super::redo::Redo;
-use super::state::{SharedTree, StateWriter};
+use super::state::{SharedTree, StateWriter, Task};
+use super::tree::pack::Packing;
 use super::tree::{Barrier, Tree};
 use super::witness::{Testimony, Witness};
-use super::{Commit, CommitId, Recovery, StateWrite, Storage};
+use super::{Commit, CommitId, Recovery, Storage};
 use crate::error::StorageError;
 use crate::ring::GroupId;
 use bytes::Bytes;
@@ -54,6 +55,8 @@ pub enum Report {
     Durable(CommitId),
     /// The state writes of this commit and of all before it are durable.
     Written(CommitId),
+    /// The tree cannot be read. Nothing more is written to it until a commit replaces it.
+    Damaged(StorageError),
     /// The store has failed for good; the node must stop.
     Failed(StorageError),
 }
@@ -67,6 +70,9 @@ pub struct DiskOptions {
     pub segment_bytes: usize,
     /// When the tree is packed.
     pub packing: PackingRule,
+    /// Whether others can prove what the tree held: then one that cannot be read is replaced instead of refused. The log
+    /// never is.
+    pub is_repairable: bool,
 }
 
 /// When the tree is packed: its file has grown by half since it last was, and by `above_bytes`, and no state was written
@@ -145,7 +151,7 @@ struct LogWriter {
     testified: Testimony,
     testified_at: Instant,
     log_bytes: Arc<AtomicU64>,
-    jobs: Option<Sender<(CommitId, Vec<StateWrite>)>>,
+    jobs: Option<Sender<Task>>,
 }
 
 impl LogWriter {
@@ -205,8 +211,9 @@ impl LogWriter {
         report(Report::Durable(last));
         for commit in commits.into_iter().filter(|commit| !commit.state.is_empty()) {
             let writes = commit.state.into_iter().flatten().collect();
+            let task = Task { commit: commit.id, writes, replaces_tree: commit.replaces_tree };
             // If the other thread has ended it has reported why.
-            let _ = self.jobs.as_ref().expect("set before the thread starts").send((commit.id, writes));
+            let _ = self.jobs.as_ref().expect("set before the thread starts").send(task);
         }
         if is_base { self.log.recycle() } else { Ok(()) }
     }
@@ -244,17 +251,8 @@ fn open_parts(
             dir.display()
         )));
     }
-    let mut generation = if is_first { Generation::create_first(dir)? } else { Generation::open(dir)? };
-    let tree = Tree::open(&generation.path(), options.cache_bytes)?;
-    let barrier = Barrier::open(&generation.path())?;
-    if is_first {
-        barrier.sync(&tree)?;
-        generation.make_whole(0)?;
-    }
     let store = said.map_or_else(draw_store_id, |testimony| Ok(testimony.store))?;
-    let (redo, found) = Redo::open(&dir.join("redo"), store)?;
-    let mut state = StateWriter::new(Arc::clone(&lock), (generation, tree, barrier), redo, store, options);
-    state.recover(found)?;
+    let state = open_state(dir, &lock, store, options, is_first)?;
     let tree = state.tree();
     let log_dir = dir.join("log");
     let (log, read) = if is_first {
@@ -286,6 +284,68 @@ fn open_parts(
         sync_all_names(dir)?;
     }
     Ok((writer, state, tree, Recovery { log: read.records, incarnation }))
+}
+
+/// Opens the tree and finishes what a crash interrupted. One that cannot be read is replaced, if that may be.
+fn open_state(
+    dir: &Path,
+    lock: &Arc<File>,
+    store: StoreId,
+    options: DiskOptions,
+    is_first: bool,
+) -> Result<StateWriter, StorageError> {
+    let open = || {
+        let (redo, found) = Redo::open(&dir.join("redo"), store)?;
+        let parts = if is_first { first_tree(dir, options)? } else { open_tree(dir, options)? };
+        let mut state = StateWriter::new(Arc::clone(lock), parts, redo, store, options);
+        state.recover(found)?;
+        Ok(state)
+    };
+    match open() {
+        Err(error @ (StorageError::Corrupt { .. } | StorageError::StateLost(_)))
+            if options.is_repairable && !is_first =>
+        {
+            tracing::warn!(%error, "the applied state cannot be read; the node repairs it from the others");
+            let (redo, found) = Redo::open(&dir.join("redo"), store)?;
+            // What is written down already belongs to the tree before.
+            let last_job = found.map_or(0, |job| job.number);
+            let parts = replacing_tree(&Generation::behind_all(dir)?, store, last_job, options)?;
+            let mut state = StateWriter::new(Arc::clone(lock), parts, redo, store, options);
+            state.recover(None)?;
+            Ok(state)
+        }
+        result => result,
+    }
+}
+
+fn first_tree(dir: &Path, options: DiskOptions) -> Result<(Generation, Tree, Barrier), StorageError> {
+    let mut generation = Generation::create_first(dir)?;
+    let tree = Tree::open(&generation.path(), options.cache_bytes)?;
+    let barrier = Barrier::open(&generation.path())?;
+    barrier.sync(&tree)?;
+    generation.make_whole(0)?;
+    Ok((generation, tree, barrier))
+}
+
+fn open_tree(dir: &Path, options: DiskOptions) -> Result<(Generation, Tree, Barrier), StorageError> {
+    let generation = Generation::open(dir)?;
+    let tree = Tree::open(&generation.path(), options.cache_bytes)?;
+    let barrier = Barrier::open(&generation.path())?;
+    Ok((generation, tree, barrier))
+}
+
+/// An empty tree in the place of the one before, which is cleared away at the next start.
+pub(super) fn replacing_tree(
+    before: &Generation,
+    store: StoreId,
+    last_job: u64,
+    options: DiskOptions,
+) -> Result<(Generation, Tree, Barrier), StorageError> {
+    let mut next = before.create_next()?;
+    let packing = Packing::begin(&next.path(), options.cache_bytes)?;
+    let (tree, barrier) = packing.finish(store, last_job)?;
+    next.make_whole(barrier.file_bytes()?)?;
+    Ok((next, tree, barrier))
 }
 
 fn refuse_blank_directory(dir: &Path) -> Result<(), StorageError> {

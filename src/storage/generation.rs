@@ -56,6 +56,11 @@ impl Generation {
         Ok(tree)
     }
 
+    /// A place behind all that there are, for one that replaces them.
+    pub(super) fn behind_all(data_dir: &Path) -> Result<Self, StorageError> {
+        Ok(Self::at(data_dir, numbers(data_dir)?.into_iter().max().unwrap_or(0)))
+    }
+
     fn at(data_dir: &Path, number: u64) -> Self {
         Self { data_dir: data_dir.to_path_buf(), number, packed_bytes: 0 }
     }

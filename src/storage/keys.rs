@@ -67,8 +67,14 @@ pub fn installing(group: GroupId) -> Bytes {
 
 /// The hash of a part of the state.
 #[must_use]
-pub fn bucket(group: GroupId, index: u8) -> Bytes {
-    meta(group, b'h', &[index])
+pub fn part_hash(group: GroupId, part: u8) -> Bytes {
+    meta(group, b'h', &[part])
+}
+
+/// The mark of a state that is not to be believed.
+#[must_use]
+pub fn damaged(group: GroupId) -> Bytes {
+    meta(group, b'x', &[])
 }
 
 /// One piece of a session.

@@ -17,9 +17,16 @@ struct Disk {
     log_bytes: u64,
     state: BTreeMap<Bytes, Bytes>,
     pending: VecDeque<Commit>,
-    unwritten: VecDeque<(CommitId, VecDeque<Vec<StateWrite>>)>,
+    unwritten: VecDeque<(CommitId, Unwritten)>,
     incarnation: u64,
     replacements: u64,
+}
+
+/// The state writes of a commit.
+#[derive(Debug, Default)]
+struct Unwritten {
+    batches: VecDeque<Vec<StateWrite>>,
+    replaces_tree: bool,
 }
 
 /// What survives a crash, and what would not.
@@ -50,8 +57,9 @@ impl MemoryDisk {
     /// Makes the state writes of the oldest commit durable whose log records are.
     pub fn write_one(&self) -> Option<CommitId> {
         let mut disk = self.disk();
-        let (id, batches) = disk.unwritten.pop_front()?;
-        batches.into_iter().for_each(|writes| disk.write(writes));
+        let (id, unwritten) = disk.unwritten.pop_front()?;
+        disk.clear_if(unwritten.replaces_tree);
+        unwritten.batches.into_iter().for_each(|writes| disk.write(writes));
         Some(id)
     }
 
@@ -74,9 +82,14 @@ impl MemoryDisk {
         for _ in 0..kept {
             disk.flush_one();
         }
-        let batches: Vec<Vec<StateWrite>> =
-            disk.unwritten.drain(..).flat_map(|(_, batches)| batches).take(kept).collect();
-        batches.into_iter().for_each(|writes| disk.write(writes));
+        let mut left = kept;
+        for (_, unwritten) in std::mem::take(&mut disk.unwritten) {
+            disk.clear_if(unwritten.replaces_tree && left > 0);
+            for writes in unwritten.batches.into_iter().take(left) {
+                disk.write(writes);
+                left -= 1;
+            }
+        }
         disk.pending.clear();
     }
 
@@ -86,6 +99,14 @@ impl MemoryDisk {
     pub fn durable_log_from(&self, first: usize) -> (Vec<(GroupId, Bytes)>, u64) {
         let disk = self.disk();
         (disk.log.get(first..).unwrap_or_default().to_vec(), disk.replacements)
+    }
+
+    /// The rows whose keys begin so.
+    #[must_use]
+    pub fn rows(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+        let disk = self.disk();
+        let rows = disk.state.iter().filter(|(key, _)| key.starts_with(prefix));
+        rows.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     /// Changes durable state behind the store's back, to play a damaged disk.
@@ -109,9 +130,16 @@ impl Disk {
         self.log_bytes += commit.log.iter().map(|(_, record)| record.len() as u64).sum::<u64>();
         self.log.extend(commit.log);
         if !commit.state.is_empty() {
-            self.unwritten.push_back((commit.id, commit.state.into()));
+            let unwritten = Unwritten { batches: commit.state.into(), replaces_tree: commit.replaces_tree };
+            self.unwritten.push_back((commit.id, unwritten));
         }
         Some(commit.id)
+    }
+
+    fn clear_if(&mut self, is_replaced: bool) {
+        if is_replaced {
+            self.state.clear();
+        }
     }
 
     fn write(&mut self, writes: Vec<StateWrite>) {

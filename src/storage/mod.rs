@@ -30,8 +30,9 @@
 //! | `kv` | `c` position key-length (u16) key piece (u16) | checksum, further bytes of the value |
 //! | `kv` | `m` group (u32) `a` | what was applied: slot, chain, time, clock, digest |
 //! | `kv` | `m` group `s` session (16 bytes) piece (u8) | a session: outcomes by request number |
-//! | `kv` | `m` group `h` bucket (u8) | in Byzantine mode, the hash of a part of the state |
-//! | `kv` | `m` group `i` | a snapshot that is being installed |
+//! | `kv` | `m` group `h` part (u8) | in Byzantine mode, the hash of a part of the state |
+//! | `kv` | `m` group `i` | a state that is being put in place: how far, which parts, where it stands |
+//! | `kv` | `m` group `x` | in Byzantine mode, that the state is damaged and must be repaired |
 //! | `kv` | `p` group then a key of the above | a row of a snapshot that has not been installed yet |
 //! | `kv` | `~mark` | how far the last state writes have come |
 //! | `packed` | a key of the above | that row and those behind it |
@@ -78,6 +79,8 @@ pub struct Commit {
     pub promises: bool,
     /// The log records stand for everything logged before; the rest may be deleted when they are durable.
     pub replaces_log: bool,
+    /// The state writes are all that the tree holds from now on: what it held cannot be read, or not be believed.
+    pub replaces_tree: bool,
 }
 
 /// What a store held when it was opened.

@@ -56,6 +56,11 @@ impl Redo {
         Ok((Self { file, store }, job))
     }
 
+    /// What was read may be only in a cache, left there by a process that was killed: from now on it is durable.
+    pub(super) fn sync(&self) -> Result<(), StorageError> {
+        self.file.sync_data().map_err(|error| StorageError::io("sync the redo file", error))
+    }
+
     /// Writes a job down; it is durable when this returns.
     pub(super) fn write(&self, job: &Job) -> Result<(), StorageError> {
         let io = |error: std::io::Error| StorageError::io("write the redo file", error);

@@ -4,7 +4,7 @@
 //! After a while without jobs, a tree that has grown is packed ([`super::tree::pack`]), a little at a time; jobs that come
 //! meanwhile go first.
 
-use super::disk::{DiskOptions, Report};
+use super::disk::{DiskOptions, Report, replacing_tree};
 use super::generation::Generation;
 use super::log::frame::StoreId;
 use super::redo::{Job, Redo};
@@ -19,8 +19,13 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-/// State writes of a commit, and its name.
-pub(super) type Task = (CommitId, Vec<StateWrite>);
+/// State writes of a commit.
+pub(super) struct Task {
+    pub(super) commit: CommitId,
+    pub(super) writes: Vec<StateWrite>,
+    /// Whether they are all that the tree holds from now on.
+    pub(super) replaces_tree: bool,
+}
 
 /// The tree that counts now. Another takes its place when it is packed; both hold the same then.
 #[derive(Clone, Debug)]
@@ -51,6 +56,8 @@ pub(super) struct StateWriter {
     packing: Option<(Generation, Packing)>,
     /// Whether there was no reason to pack when it was last looked, and nothing was written since.
     is_settled: bool,
+    /// Whether the tree cannot be read: nothing is written to it until it is replaced.
+    is_damaged: bool,
 }
 
 impl StateWriter {
@@ -73,6 +80,7 @@ impl StateWriter {
             last_job: 0,
             packing: None,
             is_settled: false,
+            is_damaged: false,
         }
     }
 
@@ -87,18 +95,47 @@ impl StateWriter {
         loop {
             let next = first.take().map_or_else(|| self.wait(inbox), Ok);
             let done = match next {
-                Ok(task) => {
-                    let (last, writes);
-                    (last, writes, first) = gather(task, inbox);
-                    self.write(writes).map(|()| report(Report::Written(last)))
+                Ok(next_task) => {
+                    let task;
+                    (task, first) = gather(next_task, inbox);
+                    self.serve(task, report)
                 }
                 Err(RecvTimeoutError::Timeout) => self.pack_a_little(),
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            if let Err(error) = done {
-                return report(Report::Failed(error));
+            match done {
+                Ok(()) => {}
+                Err(error @ StorageError::Corrupt { .. }) if self.options.is_repairable => {
+                    (self.is_damaged, self.packing, self.is_settled) = (true, None, true);
+                    report(Report::Damaged(error));
+                }
+                Err(error) => return report(Report::Failed(error)),
             }
         }
+    }
+
+    fn serve(&mut self, task: Task, report: &dyn Fn(Report)) -> Result<(), StorageError> {
+        if task.replaces_tree {
+            self.replace_tree()?;
+        } else if self.is_damaged {
+            // Whoever waits for it is answered when the tree is replaced.
+            return Ok(());
+        }
+        self.write(task.writes)?;
+        report(Report::Written(task.commit));
+        Ok(())
+    }
+
+    /// An empty tree takes the place of this one.
+    fn replace_tree(&mut self) -> Result<(), StorageError> {
+        self.packing = None;
+        let (next, tree, barrier) =
+            replacing_tree(&self.generation, self.store, self.last_job, self.options)?;
+        drop(self.tree.replace(tree));
+        self.barrier = barrier;
+        let before = std::mem::replace(&mut self.generation, next);
+        self.is_damaged = false;
+        before.clear()
     }
 
     /// Waits for a task; not for long if there is something else to do, and not at all while the tree is being packed.
@@ -183,6 +220,7 @@ impl StateWriter {
                 job.number
             ))),
             Some(job) if job.number == complete + 1 => {
+                self.redo.sync()?;
                 tree.carry_out(self.store, &job)?;
                 self.last_job = job.number;
                 self.barrier.sync(&tree)
@@ -198,18 +236,18 @@ impl StateWriter {
 
 /// Takes what waits behind the first task, as long as it makes one job of bounded size; returns the job, and the task that
 /// has no place in it.
-fn gather((mut last, mut writes): Task, inbox: &Receiver<Task>) -> (CommitId, Vec<StateWrite>, Option<Task>) {
-    let mut bytes: usize = writes.iter().map(bytes_of).sum();
-    for (commit, more) in inbox.try_iter() {
-        let more_bytes: usize = more.iter().map(bytes_of).sum();
-        if bytes + more_bytes > STATE_JOB_BYTES_MAX {
-            return (last, writes, Some((commit, more)));
+fn gather(mut task: Task, inbox: &Receiver<Task>) -> (Task, Option<Task>) {
+    let mut bytes: usize = task.writes.iter().map(bytes_of).sum();
+    for more in inbox.try_iter() {
+        let more_bytes: usize = more.writes.iter().map(bytes_of).sum();
+        if bytes + more_bytes > STATE_JOB_BYTES_MAX || more.replaces_tree {
+            return (task, Some(more));
         }
         bytes += more_bytes;
-        last = commit;
-        writes.extend(more);
+        task.commit = more.commit;
+        task.writes.extend(more.writes);
     }
-    (last, writes, None)
+    (task, None)
 }
 
 fn bytes_of((key, value): &StateWrite) -> usize {

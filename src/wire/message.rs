@@ -237,6 +237,12 @@ pub struct GroupStatus {
     pub rejected: u64,
     /// Byzantine mode: the view that this replica is in, or goes to.
     pub view: u64,
+    /// Byzantine mode: what was found wrong with the state, while it is being repaired from the other replicas.
+    pub damage: Option<String>,
+    /// Byzantine mode: how often the state was repaired since the node started.
+    pub repairs: u64,
+    /// Byzantine mode: how often all of the state was scrubbed since the node started.
+    pub scrubs: u64,
     /// Where this node was told to lie: how often it told each lie.
     pub told: Vec<(String, u64)>,
 }

@@ -40,7 +40,7 @@ impl Cluster {
         Self::init_in("crash", nodes, groups)
     }
 
-    fn init_in(mode: &str, nodes: usize, groups: usize) -> Self {
+    pub(crate) fn init_in(mode: &str, nodes: usize, groups: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let sockets: Vec<std::net::UdpSocket> =
             (0..nodes).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();

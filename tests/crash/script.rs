@@ -11,6 +11,7 @@ use tetrachord::storage::disk::{DiskOptions, DiskStorage, PackingRule, Report};
 use tetrachord::storage::{Commit, CommitId, Recovery, StateWrite, Storage};
 
 pub(crate) const OPTIONS: DiskOptions = DiskOptions {
+    is_repairable: false,
     cache_bytes: 4 << 20,
     segment_bytes: 32 << 10,
     packing: PackingRule { above_bytes: 8 << 10, idle: std::time::Duration::ZERO },
@@ -34,7 +35,14 @@ pub(crate) fn commit(id: u64) -> Commit {
     let record = format!("{kind} {id} {}", "e".repeat(if id.is_multiple_of(33) { 9_000 } else { filler }));
     let log = vec![(GroupId(u32::try_from(id % 3).unwrap()), Bytes::from(record))];
     let state = if has_state(id) { vec![state_of(id)] } else { Vec::new() };
-    Commit { id: CommitId(id), log, state, promises: id.is_multiple_of(7), replaces_log }
+    Commit {
+        id: CommitId(id),
+        log,
+        state,
+        promises: id.is_multiple_of(7),
+        replaces_log,
+        replaces_tree: false,
+    }
 }
 
 fn has_state(id: u64) -> bool {
@@ -110,7 +118,7 @@ pub(crate) fn run(dir: &Path, marks: &Path) {
             let line = match report {
                 Report::Durable(id) => format!("durable {}\n", id.0),
                 Report::Written(id) => format!("written {}\n", id.0),
-                Report::Failed(error) => panic!("{error}"),
+                Report::Damaged(error) | Report::Failed(error) => panic!("{error}"),
             };
             (&*file).write_all(line.as_bytes()).unwrap();
         };
@@ -175,8 +183,17 @@ fn wrong(reason: String) -> Result<(), Problem> {
 
 /// Opens what a cut left and holds it against what was promised.
 pub(crate) fn verify(dir: &Path, promised: Promised) -> Result<(), Problem> {
-    let (storage, recovery, _reports) =
-        open(dir).map_err(|error| Problem::Refused(format!("does not open: {error}")))?;
+    verify_with(dir, promised, AT_REST)
+}
+
+/// The same for a store whose tree others can prove.
+pub(crate) fn verify_repairable(dir: &Path, promised: Promised) -> Result<(), Problem> {
+    verify_with(dir, promised, DiskOptions { is_repairable: true, ..AT_REST })
+}
+
+fn verify_with(dir: &Path, promised: Promised, options: DiskOptions) -> Result<(), Problem> {
+    let (storage, recovery, _reports) = open_reporting(dir, options, |_| {})
+        .map_err(|error| Problem::Refused(format!("does not open: {error}")))?;
     let ids = ids_of(&recovery)?;
     let last = ids.last().copied().unwrap_or(0);
     if last < promised.durable {

@@ -356,8 +356,11 @@ impl Engine for Replica {
             Event::Compact { slot, retain_bytes } => self.on_compact(slot, retain_bytes),
             Event::Trim { slot, retain_bytes } => self.on_trim(slot, retain_bytes),
             Event::TransferLeadership { to } => self.on_transfer(to),
-            Event::Submit { .. } | Event::Verified(_) | Event::StateRoot { .. } | Event::TurnEnded { .. } => {
-            }
+            Event::Submit { .. }
+            | Event::Verified(_)
+            | Event::StateRoot { .. }
+            | Event::StateDamaged { .. }
+            | Event::TurnEnded { .. } => {}
         }
         invariants::check(self);
     }
@@ -400,6 +403,7 @@ impl Engine for Replica {
             suspects: Vec::new(),
             rejected: 0,
             view: View(0),
+            is_repairing: false,
             undecided: self.undecided(),
             log_bytes: log.bytes(),
         }

@@ -270,12 +270,23 @@ impl Replica {
             return self.fail(reason);
         }
         state.decided = Some(digest);
+        if self.is_repairing {
+            self.note_decided(slot, digest);
+        }
         self.execute();
+    }
+
+    /// While nothing is executed, requests are done with when they are decided, and missing batches are wanted all the same.
+    fn note_decided(&mut self, slot: Slot, digest: Digest) {
+        match self.slots.get(&slot).and_then(|state| state.batch(digest)) {
+            Some(batch) => batch.bundles().iter().for_each(|bundle| self.custody.executed(bundle)),
+            None => self.want_batch(slot, digest),
+        }
     }
 
     /// Executes what is decided, in order, as far as the batches are here.
     pub(super) fn execute(&mut self) {
-        loop {
+        while !self.is_repairing {
             let slot = self.executed.slot.next();
             let Some(state) = self.slots.get_mut(&slot) else { return };
             let Some(digest) = state.decided else { return };

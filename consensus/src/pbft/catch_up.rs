@@ -106,7 +106,12 @@ impl Replica {
             Message::Certified { certificate, .. } => {
                 let is_ahead = certificate.slot > self.executed.slot
                     && certificate.slot.0 <= self.executed.slot.0 + 2 * self.config.window.length;
-                is_ahead && self.slots.get(&certificate.slot).is_none_or(|state| state.committed.is_none())
+                let known = self.slots.get(&certificate.slot);
+                let is_news = match self.is_repairing {
+                    true => known.is_none_or(|state| state.decided.is_none()),
+                    false => known.is_none_or(|state| state.committed.is_none()),
+                };
+                is_ahead && is_news
             }
             Message::Stable(certificate) => certificate.slot > self.stable_slot(),
             Message::Body { slot, .. } => self.missing.contains_key(slot),
@@ -140,7 +145,11 @@ impl Replica {
     fn misses_something(&self) -> bool {
         let is_behind = |peer: &Peer| peer.status.is_some_and(|status| status.executed > self.executed.slot);
         let has_open = self.slots.range(self.executed.slot.next()..).next().is_some();
-        !self.is_active || has_open || self.custody.len() > 0 || self.peers.values().any(is_behind)
+        !self.is_active
+            || self.is_repairing
+            || has_open
+            || self.custody.len() > 0
+            || self.peers.values().any(is_behind)
     }
 
     fn own_status(&self) -> Status {
@@ -148,7 +157,8 @@ impl Replica {
             view: self.view,
             is_active: self.is_active,
             stable: self.stable_slot(),
-            executed: self.executed.slot,
+            // While it repairs its state, what it could execute without help is not asked for.
+            executed: if self.is_repairing { self.decided_prefix() } else { self.executed.slot },
             base: self.base.slot,
         }
     }
@@ -328,13 +338,18 @@ impl Replica {
     fn ask_for_state(&mut self) {
         let pause = FETCH_STATUSES * self.options.status_ticks;
         let is_stuck = self.now.since(self.progress_at) >= pause && self.now.since(self.fetch_at) >= pause;
-        if self.executed.slot >= self.stable_slot() || !is_stuck {
+        let is_wanted = match self.is_repairing {
+            true => self.base.slot > Slot::ZERO,
+            false => self.executed.slot < self.stable_slot(),
+        };
+        if !is_wanted || !is_stuck {
             return;
         }
+        let at_least = if self.is_repairing { self.base.slot } else { self.executed.slot.next() };
         self.fetch_at = self.now;
         // Whoever had a stable checkpoint above this replica's state when it was last heard of. What it has by now may be
         // newer; asking only those known to have the newest would find none while the group moves on.
-        let has_it = |peer: &Peer| peer.status.is_some_and(|status| status.stable > self.executed.slot);
+        let has_it = |peer: &Peer| peer.status.is_some_and(|status| status.stable >= at_least);
         let sources: Vec<ReplicaId> =
             self.peers.iter().filter(|(_, peer)| has_it(peer)).map(|(id, _)| *id).collect();
         if sources.is_empty() {
@@ -342,7 +357,7 @@ impl Replica {
         }
         let turn = usize::try_from(self.fetch_turn % sources.len() as u64).expect("few peers");
         self.fetch_turn += 1;
-        self.effect(Effect::FetchState { from: sources[turn], at_least: self.executed.slot.next() });
+        self.effect(Effect::FetchState { from: sources[turn], at_least });
     }
 }
 

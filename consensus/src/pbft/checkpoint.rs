@@ -2,7 +2,8 @@
 //!
 //! Castro and Liskov, OSDI 1999, section 4.3. After every so many slots each replica signs the root of its state. Roots
 //! of a quorum that agree make the checkpoint *stable*; it moves the window, and its certificate proves a transferred
-//! state to anyone. Equal roots of `f + 1` others that differ from this replica's own prove that this one is wrong.
+//! state to anyone. Equal roots of `f + 1` others that differ from this replica's own prove that this one is wrong: it
+//! repairs its state ([`super::repair`]).
 //!
 //! A root that was signed is never signed again otherwise: it is in the vote log, also after a crash.
 
@@ -17,19 +18,22 @@ impl Replica {
     /// The state after `slot` has this root, and can be recovered.
     pub(super) fn on_state_root(&mut self, slot: Slot, root: Digest) {
         assert!(self.config.is_checkpoint(slot), "roots are taken where checkpoints are");
-        assert!(slot <= self.executed.slot, "only what was executed has a root");
-        match self.own_checkpoints.get(&slot) {
-            Some(known) if known.root != root => {
-                return self.fail(diverged(slot, "it is not what this replica signed before"));
-            }
-            Some(_) => return,
-            None => {}
+        if self.is_repairing {
+            return;
         }
-        let contradicts = |stable: &StableCertificate| stable.slot == slot && stable.root != root;
-        if self.stable.as_ref().is_some_and(contradicts) {
-            return self.fail(diverged(slot, "a quorum signed another"));
+        assert!(slot <= self.executed.slot, "only what was executed has a root");
+        if self.stable_at(slot).is_some_and(|stable| stable.root != root) {
+            return self.refute(slot, "a quorum signed another");
         }
         if slot <= self.stable_slot() {
+            return;
+        }
+        self.own_roots.insert(slot, root);
+        if let Some(known) = self.own_checkpoints.get(&slot).map(|vote| vote.root) {
+            // After a repair it is the signed root that was wrong.
+            if known != root && self.refuted.is_none_or(|refuted| refuted < slot) {
+                self.refute(slot, "it is not what this replica signed before");
+            }
             return;
         }
         let signature = self.signer.sign(Statement::Checkpoint(slot, root));
@@ -62,13 +66,13 @@ impl Replica {
 
     fn try_stable(&mut self, slot: Slot) {
         let Some(votes) = self.checkpoint_votes.get(&slot) else { return };
-        let own = self.own_checkpoints.get(&slot).map(|vote| vote.root);
+        let own = self.own_roots.get(&slot).copied();
         let (needed, one_honest) = (self.quorum(), self.config.quorum.one_honest());
         for root in votes.values().map(|vote| vote.root).collect::<std::collections::BTreeSet<Digest>>() {
             let matching = votes.values().filter(|vote| vote.root == root);
             let found: Signatures = matching.map(|vote| (vote.signer, vote.signature)).collect();
             if own.is_some_and(|own| own != root) && found.len() >= one_honest {
-                return self.fail(diverged(slot, "an honest replica signed another"));
+                return self.refute(slot, "an honest replica signed another");
             }
             if found.len() >= needed {
                 let votes = found.into_iter().take(needed).collect();
@@ -83,10 +87,7 @@ impl Replica {
         if slot <= self.stable_slot() {
             return;
         }
-        let own = self.own_checkpoints.get(&slot);
-        if own.is_some_and(|own| own.root != certificate.root) {
-            return self.fail(diverged(slot, "a quorum signed another"));
-        }
+        let is_refuted = self.own_roots.get(&slot).is_some_and(|own| *own != certificate.root);
         self.record(&Record::Stable(certificate.clone()));
         self.recent_stables.extend(self.stable.replace(certificate));
         while self.recent_stables.len() > RECENT_MAX {
@@ -94,17 +95,15 @@ impl Replica {
         }
         self.checkpoint_votes = self.checkpoint_votes.split_off(&slot.next());
         self.own_checkpoints = self.own_checkpoints.split_off(&slot);
+        self.own_roots = self.own_roots.split_off(&slot.next());
         self.next = self.next.max(slot.next());
         assert!(self.stable_slot() == slot, "the window moves up");
+        if is_refuted {
+            self.refute(slot, "a quorum signed another");
+        }
+        self.shed();
     }
 }
 
 /// Stable checkpoints that are remembered besides the last.
 const RECENT_MAX: usize = 32;
-
-fn diverged(slot: Slot, why: &str) -> String {
-    format!(
-        "the state after slot {slot} is wrong: {why}. This replica does not vote any more; its data must be repaired from \
-         the others"
-    )
-}

@@ -15,6 +15,7 @@ pub(super) fn check(replica: &Replica) {
     votes_are_of_this_view(replica);
     a_primary_assigns_above_what_the_view_began_with(replica);
     what_is_kept_is_bounded(replica);
+    a_state_that_is_repaired_is_not_built_on(replica);
 }
 
 /// base <= executed; what is dropped is stable.
@@ -40,6 +41,14 @@ fn a_primary_assigns_above_what_the_view_began_with(replica: &Replica) {
     if replica.is_primary() {
         assert!(replica.next >= replica.first_fresh, "what a view began with is not assigned again");
         assert!(replica.next > replica.stable_slot(), "a stable slot is not assigned again");
+    }
+}
+
+/// Nothing is executed, and no root is believed, until a state with proof is in place.
+fn a_state_that_is_repaired_is_not_built_on(replica: &Replica) {
+    if replica.is_repairing {
+        assert!(replica.executed.slot == replica.base.slot, "something was executed on a damaged state");
+        assert!(replica.own_roots.is_empty(), "a root of a damaged state is believed");
     }
 }
 

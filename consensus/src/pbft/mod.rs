@@ -38,7 +38,7 @@
 //! | [`request`], [`batch`] | what clients sign, what a slot orders |
 //! | [`message`], [`verify`] | messages, and the only door into the core |
 //! | [`replica`] | state, dispatch |
-//! | [`agreement`], [`checkpoint`], [`view_change`], [`new_view`], [`suspicion`], [`catch_up`] | the rules |
+//! | [`agreement`], [`checkpoint`], [`view_change`], [`new_view`], [`suspicion`], [`catch_up`], [`repair`] | the rules |
 //! | [`custody`] | requests that wait |
 //! | [`record`], [`restore`], [`evidence`] | what is durable, and back again; proofs of lies |
 //! | [`liar`] | how to lie, for tests and for people who want to see it fail |
@@ -72,6 +72,7 @@ pub mod liar;
 pub mod message;
 pub mod new_view;
 pub mod record;
+mod repair;
 mod replica;
 pub mod request;
 mod restore;

@@ -83,16 +83,6 @@ pub enum RecoverError {
         /// What does not fit.
         what: &'static str,
     },
-    /// The applied state ends before the log begins.
-    #[error(
-        "the state machine holds slot {applied}, but the vote log begins after slot {base}: state was lost"
-    )]
-    StateBehindLog {
-        /// Last applied slot.
-        applied: Slot,
-        /// Where the log begins.
-        base: Slot,
-    },
 }
 
 /// A replica as its records tell.

@@ -19,7 +19,7 @@ use crate::pbft::sign::Signer;
 use crate::pbft::slot::SlotState;
 use crate::pbft::suspicion::Waiting;
 use crate::pbft::verify::{Checked, Origin, SubmitId, Unverified};
-use crate::types::{LogBase, PersistToken, ReplicaId, Slot, Ticks, Timestamp, View};
+use crate::types::{Digest, LogBase, PersistToken, ReplicaId, Slot, Ticks, Timestamp, View};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -50,7 +50,14 @@ pub struct Replica {
     pub(super) stable: Option<StableCertificate>,
     /// Stable checkpoints before the last one: a state that was written to the tree meanwhile needs its proof.
     pub(super) recent_stables: VecDeque<StableCertificate>,
+    /// Roots that were signed, in any life: never signed otherwise.
     pub(super) own_checkpoints: BTreeMap<Slot, CheckpointVote>,
+    /// Roots of the state as it is in this life, above the stable checkpoint.
+    pub(super) own_roots: BTreeMap<Slot, Digest>,
+    /// Whether the state is not to be believed, and another is being put in its place ([`super::repair`]).
+    pub(super) is_repairing: bool,
+    /// The last slot whose root others refuted.
+    pub(super) refuted: Option<Slot>,
     pub(super) checkpoint_votes: BTreeMap<Slot, BTreeMap<ReplicaId, CheckpointVote>>,
     /// For each replica its view change of the highest view.
     pub(super) view_changes: BTreeMap<ReplicaId, (ViewChange, ViewChangeBody)>,
@@ -82,22 +89,32 @@ pub struct Replica {
 
 impl Replica {
     /// Builds a replica from what its disk holds: its vote log in order, and where the durable state of its state machine
-    /// ends. For a first start both are empty.
+    /// ends. For a first start both are empty. A state that ends before the log begins, or is none at all, was lost: it is
+    /// repaired from the other replicas.
     pub fn recover<R: AsRef<[u8]>>(
         config: Config,
         options: Options,
         signer: Signer,
         records: impl IntoIterator<Item = R>,
-        applied: LogBase,
+        applied: Option<LogBase>,
     ) -> Result<Self, RecoverError> {
         let me = signer.me();
         assert!(config.contains(me), "a replica belongs to its group");
         let found = Recovered::replay(records)?;
-        if applied.slot < found.base.slot {
-            return Err(RecoverError::StateBehindLog { applied: applied.slot, base: found.base.slot });
-        }
-        let mut replica = Self::new(config, options, signer, applied);
+        let base = found.base;
+        let whole = applied.filter(|applied| applied.slot >= base.slot);
+        let mut replica = Self::new(config, options, signer, whole.unwrap_or(base));
+        replica.is_repairing = whole.is_none();
         replica.restore(found);
+        if replica.is_repairing {
+            let reason = match applied {
+                Some(applied) => {
+                    format!("the state ends with slot {}, the log begins behind {}", applied.slot, base.slot)
+                }
+                None => "the state cannot be read".to_string(),
+            };
+            replica.effect(Effect::StateLost { reason, base: base.slot });
+        }
         invariants::check(&replica);
         Ok(replica)
     }
@@ -124,6 +141,9 @@ impl Replica {
             stable: None,
             recent_stables: VecDeque::new(),
             own_checkpoints: BTreeMap::new(),
+            own_roots: BTreeMap::new(),
+            is_repairing: false,
+            refuted: None,
             checkpoint_votes: BTreeMap::new(),
             view_changes: BTreeMap::new(),
             new_view_deadline: None,
@@ -152,6 +172,11 @@ impl Replica {
     #[must_use]
     pub fn stable_slot(&self) -> Slot {
         self.stable.as_ref().map_or(Slot::ZERO, |stable| stable.slot)
+    }
+
+    /// The certificate of this checkpoint, if it is one of the last few stable ones.
+    pub(super) fn stable_at(&self, slot: Slot) -> Option<&StableCertificate> {
+        self.stable.iter().chain(&self.recent_stables).find(|stable| stable.slot == slot)
     }
 
     /// The certificate of the last stable checkpoint.
@@ -347,6 +372,7 @@ impl Engine for Replica {
             },
             Event::TurnEnded { may_propose } => self.on_turn_ended(may_propose),
             Event::StateRoot { slot, root } => self.on_state_root(slot, root),
+            Event::StateDamaged { reason } => self.lose_state(reason),
             Event::Persisted { token } => self.on_persisted(token),
             Event::SnapshotInstalled { base } => self.on_installed(base),
             Event::Compact { slot, retain_bytes } => self.on_compact(slot, retain_bytes),
@@ -394,6 +420,7 @@ impl Engine for Replica {
             suspects: self.suspects(),
             rejected: self.rejected.values().sum(),
             view: self.view,
+            is_repairing: self.is_repairing,
         }
     }
 
@@ -402,9 +429,7 @@ impl Engine for Replica {
     }
 
     fn stable_proof(&self, slot: Slot) -> Option<Bytes> {
-        let earlier = self.recent_stables.iter().find(|stable| stable.slot == slot);
-        let stable = self.stable.as_ref().filter(|stable| stable.slot == slot).or(earlier)?;
-        Some(codec::encode(&Message::Stable(stable.clone())))
+        self.stable_at(slot).map(|stable| codec::encode(&Message::Stable(stable.clone())))
     }
 
     fn undecided(&self) -> usize {

@@ -181,9 +181,15 @@ impl Replica {
     }
 
     pub(super) fn on_installed(&mut self, base: LogBase) {
-        if base.slot <= self.executed.slot {
-            return;
+        if self.is_repairing {
+            self.on_repaired(base);
+        } else if base.slot > self.executed.slot {
+            self.take_over(base);
         }
+    }
+
+    /// Goes on from a state that is in place.
+    pub(super) fn take_over(&mut self, base: LogBase) {
         assert!(base.slot <= self.stable_slot(), "a state is installed only with proof");
         self.executed = base;
         self.base = base;

@@ -31,9 +31,9 @@ impl Replica {
         self.now = now;
         self.wall = wall;
         self.release_held();
-        if self.is_active {
+        if self.is_active && !self.is_repairing {
             self.watch_primary();
-        } else if self.new_view_deadline.is_some_and(|deadline| now >= deadline) {
+        } else if !self.is_active && self.new_view_deadline.is_some_and(|deadline| now >= deadline) {
             self.give_up();
         }
         self.tick_catch_up();

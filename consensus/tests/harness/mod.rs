@@ -379,7 +379,8 @@ impl Cluster {
             Effect::Verify(_)
             | Effect::Submitted { .. }
             | Effect::Checkpoint { .. }
-            | Effect::FetchState { .. } => unreachable!("only Byzantine mode asks for it"),
+            | Effect::FetchState { .. }
+            | Effect::StateLost { .. } => unreachable!("only Byzantine mode asks for it"),
             Effect::EpochEnded { slot, .. } => self.note(|| format!("r{index} epoch ended at {slot}")),
             Effect::Fatal { reason } => {
                 self.note(|| format!("r{index} fatal: {reason}"));

@@ -11,7 +11,7 @@ use bytes::Bytes;
 pub(crate) use random::Random;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use tetrachord_consensus::pbft::message::{NewView, ViewChange};
+use tetrachord_consensus::pbft::message::{NewView, NewViewBody, ViewChange, ViewChangeBody, Vote};
 use tetrachord_consensus::pbft::{
     Batch, Bundle, ClientSigner, Config, Domain, Keyring, Liar, Lie, Message, Options, Record, Replica,
     RequestName, SignedRequest, Signer, SubmitId, Unverified, Verifier, Window,
@@ -51,8 +51,14 @@ pub(crate) struct Node {
     pub(crate) durable_applied: usize,
     /// Lies, if this process does.
     pub(crate) liar: Option<(Lie, Liar)>,
-    /// A state that was tampered with.
+    /// One of two processes with one identity: honest by itself, not together with the other.
+    pub(crate) is_twin: bool,
+    /// A state that was tampered with, on disk: its roots are wrong until it is repaired.
     pub(crate) is_rotten: bool,
+    /// It executes otherwise than the others: no repair helps.
+    pub(crate) is_other_build: bool,
+    /// Nothing of the state is believed, until a state with proof is in place.
+    pub(crate) is_lost: bool,
     pub(crate) fatal: Option<String>,
     pub(crate) refused: usize,
 }
@@ -82,7 +88,7 @@ impl Node {
     }
 
     pub(crate) fn is_honest(&self) -> bool {
-        self.liar.is_none()
+        self.liar.is_none() && !self.is_twin
     }
 }
 
@@ -100,7 +106,8 @@ pub(crate) struct Group {
     pub(crate) options: Options,
     pub(crate) domain: Domain,
     pub(crate) now: u64,
-    pub(crate) decided: BTreeMap<Slot, LogBase>,
+    /// What is decided for each slot, and its time.
+    pub(crate) decided: BTreeMap<Slot, (LogBase, Timestamp)>,
     pub(crate) said: BTreeMap<Place, Digest>,
     pub(crate) issued: BTreeSet<RequestName>,
     pub(crate) cut: BTreeSet<(usize, usize)>,
@@ -120,6 +127,8 @@ pub(crate) struct Reached {
     pub(crate) new_views_with_certificates: usize,
     pub(crate) transfers: usize,
     pub(crate) transfers_refused: usize,
+    pub(crate) states_lost: usize,
+    pub(crate) repairs: usize,
     pub(crate) persists: usize,
     pub(crate) lies: usize,
     pub(crate) rejected: usize,
@@ -154,7 +163,10 @@ impl Group {
             applied: Vec::new(),
             durable_applied: 0,
             liar: None,
+            is_twin: false,
             is_rotten: false,
+            is_other_build: false,
+            is_lost: false,
             fatal: None,
             refused: 0,
         };
@@ -211,6 +223,7 @@ impl Group {
         assert!(node.replica.is_none());
         node.applied.truncate(node.durable_applied);
         let applied = node.applied.last().map_or(LogBase::default(), |decided| decided.base);
+        let applied = (!node.is_lost).then_some(applied);
         let signer = Signer::toy(node.id, self.domain);
         match Replica::recover(self.config, self.options.clone(), signer, &node.disk, applied) {
             Ok(replica) => node.replica = Some(replica),
@@ -278,7 +291,7 @@ impl Group {
         let result = node.verifier.verify(unverified);
         if let Err(rejected) = &result {
             self.reached.rejected += 1;
-            self.note(|| format!("r{index} rejects {rejected:?}"));
+            self.note(|| format!("r{index} rejects: {}", rejected.reason));
         }
         self.step(index, Event::Verified(Box::new(result)));
         self.flush(index);
@@ -309,7 +322,7 @@ impl Group {
         if self.cut.contains(&(from, to)) {
             return;
         }
-        self.note(|| format!("{from} -> {to} {}", describe(&message)));
+        self.note(|| format!("r{from} -> r{to} {}", describe(&message)));
         let from = self.nodes[from].id;
         self.step(to, Event::Receive { from, message });
         self.flush(to);
@@ -386,6 +399,8 @@ impl Group {
     fn carry_out(&mut self, index: usize, effect: Effect) {
         match effect {
             Effect::Persist { records, token, .. } => {
+                let told = || records.iter().map(describe_record).collect::<Vec<_>>().join(", ");
+                self.note(|| format!("r{index} writes {}", told()));
                 self.nodes[index].emitted = token;
                 self.nodes[index].pending.push_back((records, token));
             }
@@ -412,19 +427,27 @@ impl Group {
                 let replica = self.nodes[index].replica.as_mut().expect("it has just asked");
                 replica.step(Event::StateRoot { slot, root });
             }
+            Effect::StateLost { base, .. } => self.lose_state(index, base),
             Effect::FetchState { from, at_least } => self.transfer(from, index, at_least),
             Effect::Fatal { reason } => self.on_fatal(index, reason),
             Effect::ReadReady { .. }
             | Effect::ReadRefused { .. }
             | Effect::SendSnapshot { .. }
-            | Effect::LeaderChanged { .. }
             | Effect::EpochEnded { .. } => {}
+            Effect::LeaderChanged { leader: Some(leader) } => {
+                let view = self.replica(index).view().0;
+                self.note(|| format!("r{index} is in {view}, {leader} is primary"));
+            }
+            Effect::LeaderChanged { leader: None } => {
+                let view = self.replica(index).view().0;
+                self.note(|| format!("r{index} has left for {view}"));
+            }
         }
     }
 
     fn on_fatal(&mut self, index: usize, reason: String) {
         let node = &mut self.nodes[index];
-        if node.is_honest() && !node.is_rotten {
+        if node.is_honest() && !node.is_other_build {
             self.violations.push(Violation(format!("r{index} stopped: {reason}")));
         }
         node.fatal = Some(reason);
@@ -433,7 +456,27 @@ impl Group {
     fn root(&self, index: usize, slot: Slot) -> Digest {
         let node = &self.nodes[index];
         let chain = node.applied[slot.0 as usize - 1].base.chain;
-        if node.is_rotten { Digest([0xbb; 32]) } else { root_of(chain) }
+        if node.is_rotten || node.is_other_build { Digest([0xb0 + index as u8; 32]) } else { root_of(chain) }
+    }
+
+    /// A state is not believed any more; the empty one is always right, if the log begins there.
+    fn lose_state(&mut self, index: usize, base: Slot) {
+        self.note(|| format!("r{index} has lost its state, its log begins behind {base}"));
+        self.reached.states_lost += 1;
+        let node = &mut self.nodes[index];
+        node.applied.clear();
+        (node.durable_applied, node.is_lost) = (0, true);
+        if base == Slot::ZERO {
+            self.install(index, LogBase::default());
+        }
+    }
+
+    fn install(&mut self, index: usize, base: LogBase) {
+        let node = &mut self.nodes[index];
+        self.reached.repairs += usize::from(node.is_lost);
+        (node.is_rotten, node.is_lost) = (false, false);
+        node.durable_applied = node.applied.len();
+        node.replica.as_mut().expect("it has just asked").step(Event::SnapshotInstalled { base });
     }
 
     /// One replica gives its state to another, which takes it only if a stable certificate proves it.
@@ -448,7 +491,7 @@ impl Group {
         }
         let message = codec::encode(&Message::Stable(certificate.clone()));
         let mut state = self.nodes[source].applied[..certificate.slot.0 as usize].to_vec();
-        if !self.nodes[source].is_honest()
+        if (!self.nodes[source].is_honest() || self.nodes[source].is_rotten)
             && let Some(last) = state.last_mut()
         {
             last.base.chain = Digest([0xcc; 32]);
@@ -469,17 +512,16 @@ impl Group {
         let proven = self.replica(to).stable().filter(|stable| stable.slot == certificate.slot);
         if proven.is_none_or(|proven| proven.root != root_of(base.chain)) {
             self.reached.transfers_refused += 1;
+            self.note(|| format!("r{to} refuses the state of r{source}"));
             return;
         }
         if state.len() <= self.nodes[to].applied.len() {
             return;
         }
         self.reached.transfers += 1;
-        self.note(|| format!("{source} -> {to} state {}", base.slot));
-        let node = &mut self.nodes[to];
-        node.applied = state;
-        node.durable_applied = node.applied.len();
-        node.replica.as_mut().unwrap().step(Event::SnapshotInstalled { base });
+        self.note(|| format!("r{source} -> r{to} state {}", base.slot));
+        self.nodes[to].applied = state;
+        self.install(to, base);
     }
 
     fn apply(&mut self, index: usize, decided: Decided) {
@@ -488,7 +530,14 @@ impl Group {
         if slot.0 <= node.applied.len() as u64 {
             return;
         }
+        if node.is_lost {
+            self.violations.push(Violation(format!("r{index} executes {slot} on a state that it lost")));
+            return;
+        }
         let is_next = slot.0 == node.applied.len() as u64 + 1;
+        // As a state machine does: time never goes back.
+        let before = node.applied.last().map_or(Timestamp(0), |decided| decided.time);
+        let decided = Decided { time: decided.time.max(before), ..decided };
         node.applied.push(decided.clone());
         if !node.is_honest() {
             return;
@@ -496,8 +545,11 @@ impl Group {
         if !is_next {
             self.violations.push(Violation(format!("r{index} applies {slot} out of order")));
         }
-        if *self.decided.entry(slot).or_insert(decided.base) != decided.base {
+        let (base, time) = *self.decided.entry(slot).or_insert((decided.base, decided.time));
+        if base != decided.base {
             self.violations.push(Violation(format!("r{index} executes another batch in slot {slot}")));
+        } else if time != decided.time {
+            self.violations.push(Violation(format!("r{index} executes slot {slot} at another time")));
         }
         if let Some(Proposal::Batch(batch)) = decided.proposal {
             let batch = Batch::parse(batch).expect("what is executed can be read");
@@ -560,7 +612,7 @@ impl Group {
             self.violations.push(Violation(format!("r{from} says two things: {place:?}")));
         }
         if let Message::NewView(NewView { body, .. }) = message {
-            let body: tetrachord_consensus::pbft::message::NewViewBody = codec::decode(body).unwrap();
+            let body: NewViewBody = codec::decode(body).unwrap();
             self.reached.new_views_with_certificates +=
                 usize::from(body.proposals.iter().any(|(_, digest, _)| *digest != Digest::ZERO));
         }
@@ -618,17 +670,71 @@ pub(crate) fn kind_of(message: &Message) -> &'static str {
     }
 }
 
+/// A digest as stories tell it.
+fn short(digest: Digest) -> String {
+    if digest == Digest::ZERO { "null".to_string() } else { digest.to_string() }
+}
+
 fn describe(message: &Bytes) -> String {
+    let vote = |name: &str, vote: &Vote| format!("{name} {} {} {}", vote.view, vote.slot, short(vote.digest));
     match codec::decode::<Message>(message) {
-        Ok(Message::PrePrepare { vote, .. }) => {
-            format!("pre-prepare {} {} {}", vote.view, vote.slot, vote.digest)
+        Ok(Message::PrePrepare { vote: found, .. }) => vote("PrePrepare", &found),
+        Ok(Message::Prepare(found)) => vote("Prepare", &found),
+        Ok(Message::Commit(found)) => vote("Commit", &found),
+        Ok(Message::Checkpoint(vote)) => format!("Checkpoint {} {}", vote.slot, short(vote.root)),
+        Ok(Message::ViewChange(message)) => format!("ViewChange {} {}", message.view, brought(&message.body)),
+        Ok(Message::NewView(message)) => format!("NewView {} {}", message.view, began(&message.body)),
+        Ok(Message::Status(status)) => {
+            let state = if status.is_active { "" } else { " not begun" };
+            format!("Status {}{state}, executed {}, stable {}", status.view, status.executed, status.stable)
         }
-        Ok(Message::Prepare(vote)) => format!("prepare {} {} {}", vote.view, vote.slot, vote.digest),
-        Ok(Message::Commit(vote)) => format!("commit {} {} {}", vote.view, vote.slot, vote.digest),
-        Ok(Message::Status(status)) => format!("{status:?}"),
-        Ok(Message::ViewChange(message)) => format!("view-change {} of {}", message.view, message.signer),
-        Ok(Message::NewView(message)) => format!("new-view {}", message.view),
-        Ok(message) => kind_of(&message).to_string(),
+        Ok(Message::Certified { certificate, .. }) => {
+            format!("Certified {} {}", certificate.slot, short(certificate.digest))
+        }
+        Ok(Message::Stable(certificate)) => {
+            format!("Stable {} {}", certificate.slot, short(certificate.root))
+        }
+        Ok(Message::Fetch { slot, digest }) => format!("Fetch {slot} {}", short(digest)),
+        Ok(Message::Body { slot, .. }) => format!("Body {slot}"),
+        Ok(Message::Requests(_)) => "Requests".to_string(),
         Err(_) => "nonsense".to_string(),
+    }
+}
+
+/// What a view change brings.
+fn brought(body: &Bytes) -> String {
+    let Ok(body) = codec::decode::<ViewChangeBody>(body) else { return "nonsense".to_string() };
+    let stable = body.stable.map_or(Slot::ZERO, |stable| stable.slot);
+    let prepared: Vec<String> = body
+        .prepared
+        .iter()
+        .map(|found| format!("{}={} of {}", found.slot, short(found.digest), found.view))
+        .collect();
+    format!("stable {stable} prepared [{}]", prepared.join(", "))
+}
+
+/// What a view begins with.
+fn began(body: &Bytes) -> String {
+    let Ok(body) = codec::decode::<NewViewBody>(body) else { return "nonsense".to_string() };
+    let signers: Vec<String> = body.view_changes.iter().map(|change| change.signer.to_string()).collect();
+    let proposals: Vec<String> =
+        body.proposals.iter().map(|(slot, digest, _)| format!("{slot}={}", short(*digest))).collect();
+    format!("from {} proposes [{}]", signers.join(" "), proposals.join(", "))
+}
+
+fn describe_record(bytes: &Bytes) -> String {
+    match codec::decode::<Record>(bytes).expect("records can be read") {
+        Record::Begin { base } => format!("Begin behind {}", base.slot),
+        Record::Accepted { vote, .. } => {
+            format!("Accepted {} {} {}", vote.view, vote.slot, short(vote.digest))
+        }
+        Record::Prepared(found) => format!("Prepared {} {} {}", found.view, found.slot, short(found.digest)),
+        Record::Decided { slot, digest, .. } => format!("Decided {slot} {}", short(digest)),
+        Record::Earlier { slot, .. } => format!("Earlier {slot}"),
+        Record::Left(message) => format!("Left for {}", message.view),
+        Record::Entered(message) => format!("Entered {}", message.view),
+        Record::Checkpoint(vote) => format!("Checkpoint {} {}", vote.slot, short(vote.root)),
+        Record::Stable(certificate) => format!("Stable {}", certificate.slot),
+        Record::Evidence(evidence) => format!("Evidence: {evidence}"),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{CLIENTS, Group, Random, Reached, Violation};
 use tetrachord_consensus::pbft::{Bundle, Liar, Lie, Options, RequestName, Signer, Window};
-use tetrachord_consensus::{Mutation, ReplicaId};
+use tetrachord_consensus::{Event, Mutation, ReplicaId};
 
 /// What a run is made of.
 #[derive(Clone, Debug)]
@@ -19,6 +19,7 @@ pub(crate) struct Weather {
     cut_percent: u64,
     checkpoint_percent: u64,
     request_percent: u64,
+    rot_per_mille: u64,
 }
 
 impl Weather {
@@ -43,6 +44,7 @@ impl Weather {
             cut_percent,
             checkpoint_percent,
             request_percent: 4 + random.next() % 20,
+            rot_per_mille: if random.chance(40) { 1 + random.next() % 4 } else { 0 },
         }
     }
 }
@@ -158,10 +160,28 @@ impl Run {
                 self.group.heal();
             }
         }
+        if self.random.next() % 1000 < self.weather.rot_per_mille {
+            self.rot(node);
+        }
         if self.random.chance(self.weather.checkpoint_percent) {
             let retain_bytes = [0, 500, 5_000][self.random.below(3)];
             let on_disk = self.random.chance(50);
             self.group.checkpoint(node, retain_bytes, on_disk);
+        }
+    }
+
+    /// Somebody changes the state of a replica behind its back, and a scrub may find it before a root does. No more replicas
+    /// are wrong about the state at a time than may lie.
+    fn rot(&mut self, index: usize) {
+        let is_wrong = |node: &super::Node| node.is_rotten || node.is_lost;
+        let wrong = self.group.nodes.iter().filter(|node| is_wrong(node)).count();
+        if wrong + self.weather.lies.len() >= (self.weather.n - 1) / 3 || !self.group.nodes[index].is_honest()
+        {
+            return;
+        }
+        self.group.nodes[index].is_rotten = true;
+        if self.random.chance(50) {
+            self.group.step(index, Event::StateDamaged { reason: "a scrub found it".to_string() });
         }
     }
 

@@ -13,21 +13,27 @@ use crate::wire::{self, Answer, AnswerFrame, Request, RequestFrame};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tetrachord_checker::{Action, History, Limits as JudgeLimits, Operation as Seen, Verdict, check};
+use tetrachord_consensus::pbft::message::body_digest;
 use tetrachord_consensus::pbft::{
-    Bundle, ClientKey, ClientSigner, Domain, Lie, RequestName, SignedRequest, Unverified, Verifier, Window,
+    Bundle, ClientKey, ClientSigner, Domain, Lie, Message, RequestName, SignedRequest, Unverified, Verifier,
+    Window,
 };
-use tetrachord_consensus::{Digest, Epoch, Options, Ticks, Timestamp};
+use tetrachord_consensus::{Digest, Epoch, Options, Ticks, Timestamp, codec};
 
-const GROUP: GroupId = GroupId(1);
+pub(super) const GROUP: GroupId = GroupId(1);
 const CLUSTER: [u8; 32] = [5; 32];
 
-struct Node {
-    disk: MemoryDisk,
-    core: Option<NodeCore>,
+pub(super) struct Node {
+    pub(super) disk: MemoryDisk,
+    pub(super) core: Option<NodeCore>,
     verifier: Option<Verifier>,
     checks: VecDeque<Box<Unverified>>,
     lies: bool,
     was_installing: bool,
+    /// What is left of this many flushes and writes of its disk, before the node ends.
+    pub(super) steps_left: Option<u64>,
+    /// Parts of its state that it asked others for.
+    pub(super) parts_taken: usize,
 }
 
 enum Parcel {
@@ -54,17 +60,22 @@ struct Open {
     told: Vec<(u64, Reply, BTreeSet<NodeId>)>,
 }
 
-struct World {
+pub(super) struct World {
     random: Random,
-    nodes: Vec<Node>,
+    pub(super) nodes: Vec<Node>,
     parcels: Vec<Parcel>,
     clients: Vec<Client>,
     now: u64,
-    history: Vec<Seen>,
-    crash_per_mille: u64,
-    drop_percent: u64,
-    installed: usize,
-    lie: Lie,
+    pub(super) history: Vec<Seen>,
+    pub(super) crash_per_mille: u64,
+    pub(super) drop_percent: u64,
+    pub(super) installed: usize,
+    pub(super) lie: Lie,
+    pub(super) scrub_millis: u64,
+    /// Whether clients have nothing more to ask.
+    is_quiet: bool,
+    /// Every statement of an honest node, by its place: it is made once, over all lives.
+    said: BTreeMap<(NodeId, u8, u64, u64), Digest>,
 }
 
 fn secret(index: usize) -> [u8; 32] {
@@ -76,7 +87,7 @@ fn public(secret: &[u8; 32]) -> [u8; 32] {
 }
 
 impl World {
-    fn new(nodes: usize, liars: usize, clients: usize, seed: u64) -> Self {
+    pub(super) fn new(nodes: usize, liars: usize, clients: usize, seed: u64) -> Self {
         let node = |index| Node {
             disk: MemoryDisk::default(),
             core: None,
@@ -85,6 +96,8 @@ impl World {
             // The first primary is among those that lie.
             lies: (1..=liars).contains(&index),
             was_installing: false,
+            steps_left: None,
+            parts_taken: 0,
         };
         let client = |index: usize| Client {
             signer: ClientSigner::new(&secret(100 + index)),
@@ -104,6 +117,9 @@ impl World {
             drop_percent: 0,
             installed: 0,
             lie: Lie::Anything,
+            scrub_millis: 0,
+            is_quiet: false,
+            said: BTreeMap::new(),
         };
         (0..nodes).for_each(|index| world.start(index));
         world
@@ -113,7 +129,7 @@ impl World {
         (self.nodes.len() - 1) / 3
     }
 
-    fn start(&mut self, index: usize) {
+    pub(super) fn start(&mut self, index: usize) {
         let (storage, recovery) = self.nodes[index].disk.open();
         let names = (0..self.nodes.len()).map(|at| (NodeId(at as u32 + 1), public(&secret(at))));
         let lies = self.nodes[index].lies;
@@ -124,6 +140,7 @@ impl World {
             clients: (0..self.clients.len().max(4)).map(|at| public(&secret(100 + at))).collect(),
             request_millis: 400,
             window: Window { interval: 8, length: 32 },
+            scrub_millis: self.scrub_millis,
             chaos: lies.then_some(index as u64),
         };
         let settings = NodeSettings {
@@ -152,7 +169,7 @@ impl World {
         }
     }
 
-    fn crash(&mut self, index: usize, kept: usize) {
+    pub(super) fn crash(&mut self, index: usize, kept: usize) {
         if self.nodes[index].core.take().is_some() {
             self.nodes[index].disk.crash(kept);
             self.nodes[index].checks.clear();
@@ -164,7 +181,7 @@ impl World {
         self.parcels.push(Parcel::Request { to: NodeId(node as u32 + 1), client, frame });
     }
 
-    fn run(&mut self, millis: u64) {
+    pub(super) fn run(&mut self, millis: u64) {
         let end = self.now + millis;
         while self.now < end {
             self.now += 5;
@@ -198,11 +215,13 @@ impl World {
                 && let Some(commit) = self.nodes[index].disk.flush_one()
             {
                 self.step(index, NodeEvent::Durable(commit));
+                self.end_if_due(index);
             }
             if self.random.below(3) == 0
                 && let Some(commit) = self.nodes[index].disk.write_one()
             {
                 self.step(index, NodeEvent::Written(commit));
+                self.end_if_due(index);
             }
             for _ in 0..4 {
                 let node = &mut self.nodes[index];
@@ -215,6 +234,37 @@ impl World {
         }
     }
 
+    fn end_if_due(&mut self, index: usize) {
+        let left = self.nodes[index].steps_left.map(|left| left.saturating_sub(1));
+        self.nodes[index].steps_left = left;
+        if left == Some(0) {
+            self.nodes[index].steps_left = None;
+            self.crash(index, 0);
+            self.start(index);
+        }
+    }
+
+    /// An honest node signs one thing in one place, whatever it lived through.
+    fn watch(&mut self, from: NodeId, frame: &Bytes) {
+        let Ok(wire::PeerMessage::Group { body, .. }) = wire::decode(&frame[4..]) else { return };
+        let index = from.0 as usize - 1;
+        self.nodes[index].parts_taken += crate::group::parts_taken(&body);
+        let Some(message) = crate::group::engine_message(&body).filter(|_| !self.nodes[index].lies) else {
+            return;
+        };
+        let (kind, first, second, digest) = match codec::decode(&message).expect("honest nodes send messages")
+        {
+            Message::PrePrepare { vote, .. } => (0, vote.view.0, vote.slot.0, vote.digest),
+            Message::Prepare(vote) => (1, vote.view.0, vote.slot.0, vote.digest),
+            Message::Commit(vote) => (2, vote.view.0, vote.slot.0, vote.digest),
+            Message::Checkpoint(vote) => (3, 0, vote.slot.0, vote.root),
+            Message::ViewChange(message) => (4, message.view.0, 0, body_digest(&message.body)),
+            _ => return,
+        };
+        let before = *self.said.entry((from, kind, first, second)).or_insert(digest);
+        assert_eq!(before, digest, "{from} says two things: kind {kind} in view {first}, slot {second}");
+    }
+
     fn step(&mut self, index: usize, event: NodeEvent) {
         let Some(core) = self.nodes[index].core.as_mut() else { return };
         core.step(event);
@@ -225,7 +275,10 @@ impl World {
         let from = NodeId(index as u32 + 1);
         for effect in effects {
             match effect {
-                NodeEffect::Send { to, frame, .. } => self.parcels.push(Parcel::Peer { from, to, frame }),
+                NodeEffect::Send { to, frame, .. } => {
+                    self.watch(from, &frame);
+                    self.parcels.push(Parcel::Peer { from, to, frame });
+                }
                 NodeEffect::Answer { connection, frame } => {
                     self.parcels.push(Parcel::Answer { from, client: connection.0 as usize, frame });
                 }
@@ -266,6 +319,7 @@ impl World {
 
     fn drive(&mut self, index: usize) {
         match &self.clients[index].open {
+            None if self.is_quiet => {}
             None => self.begin(index),
             Some(open) if self.now - open.sent_at > 300 => {
                 // A connection may have been lost with its watch.
@@ -385,8 +439,20 @@ impl World {
         self.history.push(Seen { process, key, action, call: open.call, end: Some(now), line: 0 });
     }
 
+    /// Nobody asks for anything any more, once what is open is answered.
+    pub(super) fn retire_clients(&mut self) {
+        self.is_quiet = true;
+        for _ in 0..400 {
+            if self.clients.iter().all(|client| client.open.is_none()) {
+                return;
+            }
+            self.run(5);
+        }
+        panic!("requests stay open: {}", self.describe());
+    }
+
     /// Faults stop; lies go on. Everybody comes back, and what clients saw is linearizable.
-    fn calm_and_judge(&mut self) {
+    pub(super) fn calm_and_judge(&mut self) {
         (self.crash_per_mille, self.drop_percent) = (0, 0);
         for index in 0..self.nodes.len() {
             if self.nodes[index].core.is_none() {
@@ -396,7 +462,11 @@ impl World {
         self.run(6_000);
         let before = self.history.len();
         self.run(3_000);
-        assert!(self.history.len() > before + 10, "the group does not come back: {}", self.describe());
+        assert!(
+            self.is_quiet || self.history.len() > before + 10,
+            "the group does not come back: {}",
+            self.describe()
+        );
         let mut operations = self.history.clone();
         for client in &mut self.clients {
             if let Some(Open { action: Some((key, action)), call, .. }) = client.open.take() {
@@ -426,14 +496,14 @@ impl World {
     }
 
     /// Whether all honest nodes have applied the same.
-    fn is_even(&self) -> bool {
+    pub(super) fn is_even(&self) -> bool {
         let honest = self.nodes.iter().filter(|node| !node.lies);
         let applied: BTreeSet<u64> =
             honest.map(|node| node.core.as_ref().map_or(0, |core| core.status().groups[0].applied)).collect();
         applied.len() == 1
     }
 
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         let describe = |node: &Node| {
             let status = node.core.as_ref().map(|core| core.status().groups.remove(0));
             format!("lies={} checks={} {status:#?}\n", node.lies, node.checks.len())

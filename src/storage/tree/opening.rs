@@ -31,10 +31,17 @@ pub(super) fn unless_it_panics<T>(read: impl FnOnce() -> T) -> Result<T, Storage
 /// An error of sled as one of ours.
 pub(super) fn failed(what: &'static str, error: &sled::Error) -> StorageError {
     match error {
-        sled::Error::Io(io) => StorageError::io(what, std::io::Error::new(io.kind(), io.to_string())),
-        sled::Error::Corruption { .. } => StorageError::corrupt("the tree", format!("sled could not {what}")),
-        error => StorageError::other(what, error),
+        sled::Error::Io(io) if !is_about_content(io.kind()) => {
+            StorageError::io(what, std::io::Error::new(io.kind(), io.to_string()))
+        }
+        error => StorageError::corrupt("the tree", format!("sled could not {what}: {error}")),
     }
+}
+
+/// Whether an error tells of what is in a file, not of the disk under it.
+fn is_about_content(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+    matches!(kind, InvalidData | InvalidInput | UnexpectedEof)
 }
 
 /// sled never syncs the files that it keeps large records in. There must be none.
@@ -75,10 +82,10 @@ fn try_open(dir: &Path, cache_bytes: u64) -> Result<sled::Db, OpenFailure> {
         Ok(Err(sled::Error::Io(error))) if error.to_string().contains("acquire lock") => {
             Err(OpenFailure::InUse)
         }
-        Ok(Err(sled::Error::Corruption { .. })) => {
-            Err(OpenFailure::Corrupt("sled finds it corrupt".to_string()))
+        Ok(Err(sled::Error::Io(error))) if !is_about_content(error.kind()) => {
+            Err(OpenFailure::Other(error.into()))
         }
-        Ok(Err(error)) => Err(OpenFailure::Other(error)),
+        Ok(Err(error)) => Err(OpenFailure::Corrupt(format!("sled does not open it: {error}"))),
         Err(_) => Err(OpenFailure::Corrupt("sled panicked while it read it".to_string())),
     }
 }

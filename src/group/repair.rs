@@ -1,0 +1,169 @@
+//! A state that is not to be believed, and another in its place. Byzantine mode only: there others can prove theirs.
+//!
+//! Damage is found by a scrub, by a record that cannot be read, by the roots that other replicas signed, or at the start.
+//! The engine is told, or tells; from then on the group executes and answers nothing and gives its state to nobody
+//! (consensus, `pbft::repair`). What the tree holds is walked, so that only the parts that differ from the proven state are
+//! fetched ([`super::install`]). If the log reaches back to slot 0, the empty state takes its place and nothing is fetched.
+//!
+//! A mark in the tree keeps the damage known over a crash. If the tree itself cannot be walked, the node is asked for a new
+//! one; every group of the node then repairs its state.
+
+use super::install::Install;
+use super::scrub::Walk;
+use super::{Group, Output, Purpose};
+use crate::error::StorageError;
+use crate::kv::{Machine, StateRoot};
+use crate::storage::{CommitId, StateWrite, Storage, keys};
+use bytes::Bytes;
+use tetrachord_consensus::{Event, Slot};
+
+/// A repair under way.
+#[derive(Debug)]
+pub(super) struct Repair {
+    /// What was found, in words.
+    pub(super) reason: String,
+    /// The state must be of this slot or a later one.
+    base: Slot,
+    walk: Option<Walk>,
+    is_walked: bool,
+}
+
+impl Repair {
+    /// What the tree holds, once it was walked: the hashes of its parts, and whether a value of several records is there.
+    pub(super) fn found(&self) -> Option<(&StateRoot, bool)> {
+        self.walk.as_ref().filter(|_| self.is_walked).map(|walk| (&walk.found, walk.has_pieces))
+    }
+}
+
+impl Group {
+    /// Whether the state was found damaged and no other is in its place yet, and what was found.
+    #[must_use]
+    pub fn damage(&self) -> Option<&str> {
+        self.signed.as_ref().and_then(|signed| signed.repair.as_ref()).map(|repair| repair.reason.as_str())
+    }
+
+    /// How often the state was repaired in this life.
+    #[must_use]
+    pub fn repairs(&self) -> u64 {
+        self.signed.as_ref().map_or(0, |signed| signed.repairs)
+    }
+
+    /// How often all of the state was scrubbed in this life.
+    #[must_use]
+    pub fn scrubs(&self) -> u64 {
+        self.signed.as_ref().map_or(0, |signed| signed.scrub.passes)
+    }
+
+    pub(super) fn is_repairing(&self) -> bool {
+        self.signed.as_ref().is_some_and(|signed| signed.repair.is_some())
+    }
+
+    /// A record of the state cannot be read. In crash mode nobody can prove another: the node must stop.
+    pub(super) fn on_damage(
+        &mut self,
+        storage: &dyn Storage,
+        error: StorageError,
+    ) -> Result<(), StorageError> {
+        match error {
+            StorageError::Corrupt { what, reason } if self.signed.is_some() => {
+                self.state_damaged(storage, format!("{what} is damaged: {reason}"))
+            }
+            error => Err(error),
+        }
+    }
+
+    /// The state must not be believed: the engine is told, and says what follows.
+    pub fn state_damaged(&mut self, storage: &dyn Storage, reason: String) -> Result<(), StorageError> {
+        if self.is_installing() {
+            // What is being put in place cannot be read back: nothing in the tree can be trusted to be.
+            self.outputs.push(Output::RebuildTree { reason });
+            return Ok(());
+        }
+        self.engine.step(Event::StateDamaged { reason });
+        self.carry_out(storage)
+    }
+
+    /// The engine executes nothing any more, until another state is in place.
+    pub(super) fn on_state_lost(&mut self, reason: String, base: Slot) {
+        tracing::warn!(group = %self.place.id, %reason, "the state is repaired from the other replicas");
+        self.transfer = None;
+        self.snapshots_wanted.clear();
+        self.writes.retain(|(_, purpose)| !matches!(purpose, Some(Purpose::Checkpoint { .. })));
+        let (group, range) = (self.place.id, self.place.range);
+        let signed = self.signed.as_mut().expect("only a Byzantine engine loses its state");
+        signed.held.clear();
+        signed.waiting = None;
+        signed.scrub.give_up();
+        signed.source = None;
+        signed.repair = Some(Repair { reason, base, walk: None, is_walked: false });
+        if self.is_installing() {
+            // What is being put in place is another state already.
+            return;
+        }
+        self.install = None;
+        self.machine = Machine::empty(group, range, self.limits);
+        (self.durable_slot, self.compacted_slot, self.wanted_slot) = (0, 0, 0);
+        self.writes.push_back((vec![damage_mark(self.place.id)], None));
+    }
+
+    /// Walks what the tree holds, or puts the empty state in place, as soon as nothing is being written to the tree.
+    pub(super) fn tick_repair(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let is_quiet = self.is_quiet();
+        let (group, range) = (self.place.id, self.place.range);
+        let Some(repair) = self.signed.as_mut().and_then(|signed| signed.repair.as_mut()) else {
+            return Ok(());
+        };
+        if repair.is_walked || !is_quiet || self.install.is_some() {
+            return Ok(());
+        }
+        if repair.base == Slot::ZERO {
+            self.install = Some(Install::empty(group, range));
+            return self.continue_install(storage);
+        }
+        let walk = repair.walk.get_or_insert_with(|| Walk::over(crate::kv::PartSet::ALL, group, range));
+        match walk.step(storage) {
+            Ok(is_done) => repair.is_walked = is_done,
+            Err(StorageError::Corrupt { what, reason }) => {
+                repair.walk = None;
+                self.outputs.push(Output::RebuildTree { reason: format!("{what} is damaged: {reason}") });
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The node is getting a new tree by this commit, which holds the marks that this returns and nothing else.
+    pub fn tree_lost(
+        &mut self,
+        storage: &dyn Storage,
+        commit: CommitId,
+        reason: &str,
+    ) -> Result<Vec<StateWrite>, StorageError> {
+        if let Some(install) = self.install.take()
+            && install.has_switched()
+        {
+            tracing::warn!(group = %self.place.id, parts = install.parts(), "a state that was being put in place is lost");
+        }
+        self.engine.step(Event::StateDamaged { reason: reason.to_string() });
+        self.carry_out(storage)?;
+        self.writes.clear();
+        self.written.push_back((commit, Purpose::Rebuilt));
+        let repair = self.signed.as_mut().and_then(|signed| signed.repair.as_mut());
+        let repair = repair.expect("the state was just lost");
+        (repair.walk, repair.is_walked) = (None, false);
+        Ok(vec![damage_mark(self.place.id)])
+    }
+
+    /// Another state is in place of the damaged one.
+    pub(super) fn end_repair(&mut self) {
+        let Some(signed) = self.signed.as_mut() else { return };
+        if let Some(repair) = signed.repair.take() {
+            signed.repairs += 1;
+            tracing::info!(group = %self.place.id, reason = %repair.reason, "the state was repaired");
+        }
+    }
+}
+
+fn damage_mark(group: crate::ring::GroupId) -> StateWrite {
+    (keys::damaged(group), Some(Bytes::from_static(b"damaged")))
+}

@@ -1,0 +1,124 @@
+//! Looking for damage before somebody needs what is damaged: rows are read, part by part, and held against the hash that
+//! the root of the state is made of.
+//!
+//! The tree must stand still meanwhile, as for a snapshot: a part is walked while no checkpoint is being written to it, and
+//! those that come wait. If too many do, the walk is given up and begun again later: it is in no hurry.
+
+use crate::error::StorageError;
+use crate::group::Group;
+use crate::kv::{self, PartSet, StateRoot};
+use crate::ring::{GroupId, RingInterval};
+use crate::storage::Storage;
+use bytes::Bytes;
+use std::collections::VecDeque;
+use tetrachord_consensus::{Event, Ticks};
+
+/// Bytes of rows that are read at a time, about: a millisecond of the node's thread.
+const STEP_BYTES: usize = 256 << 10;
+
+/// A walk over the rows of some parts, as they lie in the tree.
+#[derive(Debug)]
+pub(super) struct Walk {
+    rest: VecDeque<(Bytes, Bytes)>,
+    /// What the parts that were walked come to.
+    pub(super) found: StateRoot,
+    /// Whether a value of several records was among them.
+    pub(super) has_pieces: bool,
+}
+
+impl Walk {
+    pub(super) fn over(parts: PartSet, group: GroupId, range: RingInterval) -> Self {
+        let rest = super::install::bounds_of(parts, group, range).into();
+        Self { rest, found: StateRoot::default(), has_pieces: false }
+    }
+
+    /// Reads a little more; whether that was all.
+    pub(super) fn step(&mut self, storage: &dyn Storage) -> Result<bool, StorageError> {
+        let mut bytes = 0;
+        while bytes < STEP_BYTES
+            && let Some((from, to)) = self.rest.front_mut()
+        {
+            let rows = storage.scan(from, to, STEP_BYTES - bytes)?;
+            let Some((last, _)) = rows.last() else {
+                self.rest.pop_front();
+                continue;
+            };
+            *from = Bytes::from([last.as_ref(), &[0]].concat());
+            for (raw, record) in &rows {
+                bytes += raw.len() + record.len();
+                self.has_pieces |= raw.first() == Some(&b'c');
+                self.found.change(raw, None, Some(record));
+            }
+        }
+        Ok(self.rest.is_empty())
+    }
+}
+
+/// What a replica scrubs, and when.
+#[derive(Debug)]
+pub(super) struct Scrub {
+    /// Between the beginnings of two parts, in milliseconds; 0 is never.
+    pause: u64,
+    due_at: Ticks,
+    part: u8,
+    under_way: Option<(Walk, StateRoot)>,
+    /// How often all parts were walked.
+    pub(super) passes: u64,
+}
+
+impl Scrub {
+    /// All parts within about so many milliseconds; 0 is never.
+    pub(super) fn new(pass_millis: u64) -> Self {
+        let parts = PartSet::ALL.iter().count() as u64;
+        let pause = if pass_millis == 0 { 0 } else { (pass_millis / parts).max(1) };
+        Self { pause, due_at: Ticks(0), part: 0, under_way: None, passes: 0 }
+    }
+
+    /// Whether the tree must stand still for it.
+    pub(super) fn is_walking(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// What was walked counts for nothing; the same part comes again.
+    pub(super) fn give_up(&mut self) {
+        self.under_way = None;
+    }
+}
+
+impl Group {
+    /// Walks a little, if it is time for it.
+    pub(super) fn tick_scrub(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let is_quiet = self.is_quiet() && self.transfer.is_none() && self.install.is_none();
+        let (now, group, range) = (self.now, self.place.id, self.place.range);
+        let Some(signed) = self.signed.as_mut() else { return Ok(()) };
+        let scrub = &mut signed.scrub;
+        if scrub.due_at == Ticks(0) {
+            scrub.due_at = now.plus(scrub.pause);
+        }
+        if scrub.under_way.is_none() {
+            let is_due = scrub.pause > 0 && now >= scrub.due_at;
+            let Some(root) = self.machine.root_of_tree().filter(|_| is_due && is_quiet) else {
+                return Ok(());
+            };
+            let walk = Walk::over(PartSet::of(|part| *part == scrub.part), group, range);
+            scrub.under_way = Some((walk, root.clone()));
+            scrub.due_at = now.plus(scrub.pause);
+        }
+        let Some((walk, root)) = &mut scrub.under_way else { return Ok(()) };
+        match walk.step(storage) {
+            Ok(false) => return Ok(()),
+            Ok(true) if walk.found.agrees(root, scrub.part) => {}
+            Ok(true) => {
+                let reason = format!("a scrub found that part {} of it is not what was written", scrub.part);
+                self.engine.step(Event::StateDamaged { reason });
+                return self.carry_out(storage);
+            }
+            Err(error) => return self.on_damage(storage, error),
+        }
+        scrub.part = kv::part_after(scrub.part);
+        scrub.passes += u64::from(scrub.part == 0);
+        scrub.under_way = None;
+        self.release_checkpoints();
+        Ok(())
+    }
+}
