@@ -8,24 +8,35 @@ use pbft::Group;
 use tetrachord_consensus::pbft::{Options, Window};
 use tetrachord_consensus::{ReplicaId, View};
 
-const N: usize = 4;
+/// A group in which one identity is there twice: the first process has the number of the replica, the second comes behind all.
+#[derive(Clone, Copy)]
+struct Twins {
+    n: usize,
+    twin: usize,
+}
 
-/// The second process of the identity that is there twice; the first has the number of the replica.
-const SECOND: usize = N;
+impl Twins {
+    fn second(self) -> usize {
+        self.n
+    }
 
-/// All ways to put the others on the side of the first or of the second twin, as bits; and everybody together.
-const SPLITS: usize = (1 << (N - 1)) + 1;
+    /// All ways to put the others on the side of the first or of the second twin, as bits; and everybody together.
+    fn splits(self) -> usize {
+        (1 << (self.n - 1)) + 1
+    }
+}
 
-fn split(group: &mut Group, twin: usize, split: usize) {
+fn split(group: &mut Group, twins: Twins, split: usize) {
     group.heal();
-    if split + 1 == SPLITS {
+    if split + 1 == twins.splits() {
         return;
     }
-    let others: Vec<usize> = (0..N).filter(|index| *index != twin).collect();
+    let Twins { n, twin } = twins;
+    let others: Vec<usize> = (0..n).filter(|index| *index != twin).collect();
     let is_first =
         |at: &usize| others.iter().position(|other| other == at).is_some_and(|bit| split >> bit & 1 == 0);
     let (first, second): (Vec<usize>, Vec<usize>) = others.iter().partition(|at| is_first(at));
-    group.partition(&[first, vec![twin]].concat(), &[second, vec![SECOND]].concat());
+    group.partition(&[first, vec![twin]].concat(), &[second, vec![twins.second()]].concat());
 }
 
 /// What a run has come to.
@@ -37,24 +48,25 @@ struct Seen {
     convicted: usize,
 }
 
-fn scenario(twin: usize, splits: &[usize], seen: &mut Seen) {
-    let ids: Vec<ReplicaId> = (0..N as u8).chain([twin as u8]).map(ReplicaId).collect();
+fn scenario(twins: Twins, splits: &[usize], seen: &mut Seen) {
+    let Twins { n, twin } = twins;
+    let ids: Vec<ReplicaId> = (0..n as u8).chain([twin as u8]).map(ReplicaId).collect();
     let options =
         Options { request_ticks: 200, request_ticks_max: 800, status_ticks: 40, ..Options::default() };
-    let mut group = Group::with_ids(N, &ids, Window { interval: 4, length: 8 }, options);
-    for at in [twin, SECOND] {
+    let mut group = Group::with_ids(n, &ids, Window { interval: 4, length: 8 }, options);
+    for at in [twin, twins.second()] {
         group.nodes[at].is_twin = true;
     }
     let mut number = 0;
     for pattern in splits {
-        split(&mut group, twin, *pattern);
+        split(&mut group, twins, *pattern);
         // Each twin is asked for something else first, so that as a primary the two propose different batches.
         let requests = [0, 1].map(|client| {
             number += 1;
             group.request(client, number, "op")
         });
-        for at in 0..=N {
-            let first = usize::from(at == SECOND);
+        for at in 0..=n {
+            let first = usize::from(at == twins.second());
             group.submit(at, &requests[first]);
             group.submit(at, &requests[1 - first]);
         }
@@ -66,7 +78,7 @@ fn scenario(twin: usize, splits: &[usize], seen: &mut Seen) {
     group.heal();
     let last = group.request(0, number + 1, "last");
     for _ in 0..40 {
-        (0..=N).for_each(|at| group.submit(at, &last));
+        (0..=n).for_each(|at| group.submit(at, &last));
         group.run(200);
         if group.all_executed(last.names().next().expect("it has one")) {
             break;
@@ -83,27 +95,33 @@ fn scenario(twin: usize, splits: &[usize], seen: &mut Seen) {
     seen.convicted += usize::from(group.honest().into_iter().any(convicts));
 }
 
-fn every_split(twin: usize) {
-    let rounds: u32 = std::env::var("TWIN_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
+fn every_split(twins: Twins, rounds: u32) {
+    let more: u32 = std::env::var("MORE_TWIN_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let (rounds, splits) = (rounds + more, twins.splits());
     let mut seen = Seen::default();
-    for scenario_number in 0..SPLITS.pow(rounds) {
-        let splits: Vec<usize> =
-            (0..rounds).map(|round| scenario_number / SPLITS.pow(round) % SPLITS).collect();
-        scenario(twin, &splits, &mut seen);
+    for number in 0..splits.pow(rounds) {
+        let splits: Vec<usize> = (0..rounds).map(|round| number / splits.pow(round) % splits).collect();
+        scenario(twins, &splits, &mut seen);
     }
     println!(
-        "r{twin} twice: {} runs, {} slots decided, {} views entered, {} runs in which it was convicted",
-        seen.runs, seen.decided, seen.views, seen.convicted
+        "r{} of {} twice: {} runs of {rounds} rounds, {} slots decided, {} views entered, {} runs in which it was convicted",
+        twins.twin, twins.n, seen.runs, seen.decided, seen.views, seen.convicted
     );
     assert!(seen.views > 0 && seen.convicted > 0, "something never happened");
 }
 
 #[test]
-fn the_first_primary_is_there_twice() {
-    every_split(0);
+fn the_first_primary_of_four_is_there_twice() {
+    every_split(Twins { n: 4, twin: 0 }, 4);
 }
 
 #[test]
-fn the_second_primary_is_there_twice() {
-    every_split(1);
+fn the_second_primary_of_four_is_there_twice() {
+    every_split(Twins { n: 4, twin: 1 }, 4);
+}
+
+/// In epoch 4 the first primary of seven is replica 4.
+#[test]
+fn the_first_primary_of_seven_is_there_twice() {
+    every_split(Twins { n: 7, twin: 4 }, 2);
 }

@@ -322,7 +322,9 @@ impl Group {
         if self.cut.contains(&(from, to)) {
             return;
         }
-        self.note(|| format!("r{from} -> r{to} {}", describe(&message)));
+        if self.is_up(to) {
+            self.note(|| format!("r{from} -> r{to} {}", describe(&message)));
+        }
         let from = self.nodes[from].id;
         self.step(to, Event::Receive { from, message });
         self.flush(to);
