@@ -279,6 +279,54 @@ fn the_timer_is_bound_to_one_request_not_to_any_progress() {
     group.assert_safe();
 }
 
+/// Asks for something new every few milliseconds, and returns the view at the end.
+fn keep_asking(group: &mut Group, millis: u64) -> View {
+    let end = group.now + millis;
+    let mut number = 0;
+    while group.now < end {
+        number += 1;
+        let bundle = group.request((number % 3) as u8, number, "op");
+        (0..4).for_each(|index| group.submit(index, &bundle));
+        group.run(60);
+    }
+    group.replica(2).view().0
+}
+
+#[test]
+fn a_primary_that_orders_slowly_on_purpose_is_replaced() {
+    // No request waits for as long as the timer; without looking at the pace nobody would ever complain.
+    for (pace_ticks, is_noticed) in [(500, true), (u64::MAX >> 20, false)] {
+        let options = Options { request_ticks: 2_000, pace_ticks, ..options() };
+        let mut group = Group::new(4, Window { interval: 4, length: 8 }, options);
+        lie(&mut group, PRIMARY, Lie::OrderSlowly);
+        let view = keep_asking(&mut group, 4_000);
+        assert_eq!(view > View(0), is_noticed, "{view}");
+        group.assert_safe();
+    }
+}
+
+#[test]
+fn an_honest_primary_keeps_its_view_when_everything_is_slow() {
+    let options = Options { request_ticks: 5_000, pace_ticks: 500, ..options() };
+    let mut group = Group::new(4, Window { interval: 4, length: 8 }, options);
+    for number in 1..=80 {
+        let bundle = group.request(0, number, "op");
+        (0..4).for_each(|index| group.submit(index, &bundle));
+        // Disks and pools do one thing at a time, and not at once: agreement takes hundreds of milliseconds.
+        for _ in 0..3 {
+            group.advance(30);
+            while !group.network.is_empty() {
+                group.deliver(0);
+            }
+            for index in 0..4 {
+                (group.check(index), group.check(index), group.persist(index));
+            }
+        }
+    }
+    assert_eq!(group.replica(2).view(), (View(0), true));
+    group.assert_safe();
+}
+
 #[test]
 fn one_honest_replica_that_left_takes_others_along_no_further_than_it_went() {
     let mut group = group(4);

@@ -21,7 +21,7 @@ fn every_rule_that_is_switched_off_is_noticed() {
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
     for mutation in Mutation::PBFT {
-        match caught_after(mutation, 500) {
+        match caught_after(mutation, 2_000) {
             Some((seed, what)) => println!("{mutation:?}: caught by seed {seed}: {what}"),
             None => missed.push(mutation),
         }

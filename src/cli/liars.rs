@@ -21,13 +21,20 @@ pub(crate) fn liars(nodes: usize) -> Vec<usize> {
     (0..quorum::liars(nodes)).map(|turn| 1 + turn).collect()
 }
 
+/// What the first primary begins with: lies that only a primary can tell. To order slowly takes some time to be noticed.
+const FIRST: [Lie; 4] = [Lie::Equivocate, Lie::OrderSlowly, Lie::OrderSlowly, Lie::OrderSlowly];
+
 /// All lies in turn, so that each is told for a while in a run of so many seconds.
 pub(crate) fn chaos(seconds: u64, turn: usize) -> ChaosConfig {
-    let mut lies: Vec<String> = Lie::ALL.iter().map(|lie| lie.name().to_string()).collect();
-    // The first primary is silent only after it was caught at something better.
-    lies.rotate_left(1 + turn);
+    let others = Lie::ALL.into_iter().filter(|lie| !FIRST.contains(lie));
+    let mut lies: Vec<Lie> = FIRST.into_iter().chain(others).collect();
+    lies.rotate_left(turn);
     let every_millis = (seconds * 1000 / lies.len() as u64).clamp(500, 5_000);
-    ChaosConfig { allow: true, lies, every_millis }
+    ChaosConfig {
+        allow: true,
+        lies: lies.into_iter().map(|lie| lie.name().to_string()).collect(),
+        every_millis,
+    }
 }
 
 /// What came of one lie.

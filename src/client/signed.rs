@@ -1,8 +1,8 @@
 //! Byzantine mode: requests are signed, and an answer is what `f + 1` replicas agree on.
 //!
 //! * Requests that wait at the same time are signed together: one signature for a bundle.
-//! * A bundle goes to the replica that is believed to be primary. A request that is not answered soon is shown to all
-//!   replicas: they make sure that it is ordered, or replace their primary.
+//! * A bundle goes to the replica that is believed to be primary. A request that is not answered in ten times the usual time
+//!   is shown to all replicas: they make sure that it is ordered, or replace their primary.
 //! * Every replica tells what it executed. An answer counts when `f + 1` of them told the same outcome of the same slot, so
 //!   that one of them is honest. What a node says about who is primary is a hint, and nothing else is believed at all: the
 //!   map of the ring and all keys come from the cluster file.
@@ -17,6 +17,7 @@ use crate::ring::{GroupId, NodeId, Position, RingMap};
 use crate::wire::{Consistency, Request, Served};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tetrachord_consensus::pbft::request::BUNDLE_REQUESTS_MAX;
@@ -26,8 +27,12 @@ use tetrachord_consensus::{Digest, Epoch, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-/// A request without an answer is shown to all replicas after this time, and again after each further one.
-const SHOW_AFTER: Duration = Duration::from_millis(400);
+/// A request without an answer is shown to all replicas after so many times what is usual, and again after each further such
+/// time; within these bounds. Sooner, and a short stall would make everybody pay for nothing; later, and a primary could be
+/// slow unseen.
+const SHOW_AFTER_USUAL: u32 = 10;
+const SHOW_AFTER_MIN: Duration = Duration::from_millis(100);
+const SHOW_AFTER_MAX: Duration = Duration::from_millis(400);
 
 /// A request is good for as long as its caller waits, and no longer than this, in microseconds: a minute less than replicas
 /// take, because clocks differ.
@@ -103,9 +108,40 @@ impl Collectors {
 
 type Queued = (GroupId, SignedRequest);
 
+/// How long answers usually take, in microseconds. It follows better times at once and worse ones slowly: a primary that turns
+/// slow must not become what is usual.
+#[derive(Debug)]
+struct Usual(AtomicU64);
+
+impl Default for Usual {
+    fn default() -> Self {
+        Self(AtomicU64::new(u64::try_from(SHOW_AFTER_MAX.as_micros()).expect("less than a second")))
+    }
+}
+
+impl Usual {
+    fn note(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let before = self.0.load(Ordering::Relaxed);
+        // Two callers at once may lose one sample: it is an estimate.
+        let after = if took < before {
+            before - (before - took) / 4
+        } else {
+            before + (took - before).min(before) / 256
+        };
+        self.0.store(after.max(1), Ordering::Relaxed);
+    }
+
+    fn show_after(&self) -> Duration {
+        let usual = Duration::from_micros(self.0.load(Ordering::Relaxed));
+        (SHOW_AFTER_USUAL * usual).clamp(SHOW_AFTER_MIN, SHOW_AFTER_MAX)
+    }
+}
+
 /// Signs and sends. One for each client.
 #[derive(Debug)]
 pub(super) struct Signed {
+    usual: Usual,
     signer: ClientSigner,
     cluster: Digest,
     ring: RingMap,
@@ -136,7 +172,7 @@ impl Signed {
         let bundler =
             Bundler { signer: signer.clone(), cluster, ring: ring.clone(), links: Arc::downgrade(links) };
         tokio::spawn(bundler.run(queued));
-        Some(Self { signer, cluster, ring, collectors, queue })
+        Some(Self { usual: Usual::default(), signer, cluster, ring, collectors, queue })
     }
 
     /// The client's name.
@@ -179,13 +215,17 @@ impl Signed {
         };
         // The bundler lives as long as the client.
         let _ = self.queue.send((group, signed.clone()));
+        let sent_at = Instant::now();
         loop {
             let left = ask.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return None;
             }
-            match tokio::time::timeout(left.min(SHOW_AFTER), &mut answer).await {
-                Ok(agreed) => return agreed.ok(),
+            match tokio::time::timeout(left.min(self.usual.show_after()), &mut answer).await {
+                Ok(agreed) => {
+                    self.usual.note(sent_at.elapsed());
+                    return agreed.ok();
+                }
                 Err(_) => self.show_to_all(links, group, &signed),
             }
         }
@@ -466,6 +506,21 @@ mod tests {
             collector.take(NodeId(*node), *slot, &Reply::Put { version: *version }, None);
         }
         answer.try_recv().ok()
+    }
+
+    #[test]
+    fn what_is_usual_follows_better_times_at_once_and_worse_ones_slowly() {
+        let usual = Usual::default();
+        assert_eq!(usual.show_after(), SHOW_AFTER_MAX);
+        (0..40).for_each(|_| usual.note(Duration::from_millis(15)));
+        let quick = usual.show_after();
+        assert!((Duration::from_millis(150)..Duration::from_millis(160)).contains(&quick), "{quick:?}");
+        (0..50).for_each(|_| usual.note(Duration::from_millis(300)));
+        assert!(usual.show_after() < Duration::from_millis(200), "a slow primary is noticed");
+        (0..2_000).for_each(|_| usual.note(Duration::from_millis(300)));
+        assert_eq!(usual.show_after(), SHOW_AFTER_MAX, "in the end it is what is usual");
+        (0..40).for_each(|_| usual.note(Duration::from_millis(1)));
+        assert_eq!(usual.show_after(), SHOW_AFTER_MIN);
     }
 
     #[test]

@@ -134,8 +134,10 @@ impl Replica {
         let is_again = vote.slot < self.first_fresh;
         state.accept(vote);
         state.awaited = None;
+        state.accepted_at = self.now;
         let token = self.record_accepted(vote);
-        self.custody.proposed(batch.names());
+        let waits = self.custody.proposed(batch.names());
+        waits.into_iter().for_each(|millis| self.pace.waited(millis));
         if vote.signer == self.me {
             // What a NEW-VIEW proposes again is in that message.
             if !is_again {
@@ -293,6 +295,9 @@ impl Replica {
             let Some(batch) = state.batch(digest) else { return self.want_batch(slot, digest) };
             let chain = chain_of(self.executed.chain, slot, digest);
             let is_fresh = state.is_fresh;
+            if is_fresh {
+                self.pace.agreed(self.now.since(state.accepted_at));
+            }
             state.chain = Some(chain);
             self.executed = LogBase { slot, chain, sealed: false };
             self.record_decided(slot, digest);

@@ -86,6 +86,8 @@ pub struct Options {
     pub request_ticks_max: u64,
     /// A replica that misses something says how far it is this often, in milliseconds.
     pub status_ticks: u64,
+    /// A primary's pace is judged this often, in milliseconds.
+    pub pace_ticks: u64,
     /// Batches that a primary has under way at a time; what arrives meanwhile gathers into the next.
     pub pipeline: usize,
     /// Requests in one batch.
@@ -110,6 +112,7 @@ impl Default for Options {
             request_ticks: 2_000,
             request_ticks_max: 60_000,
             status_ticks: 100,
+            pace_ticks: 1_000,
             pipeline: 8,
             batch_requests: 1024,
             batch_bytes: 512 << 10,

@@ -9,7 +9,7 @@
 use crate::pbft::config::Options;
 use crate::pbft::request::{Bundle, RequestName};
 use crate::pbft::sign::{ClientKey, Signature};
-use crate::types::Timestamp;
+use crate::types::{Ticks, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -23,6 +23,8 @@ struct Kept {
     open: BTreeSet<RequestName>,
     void_after: Timestamp,
     is_proposed: bool,
+    /// Since when it waits for the primary of this view.
+    since: Ticks,
 }
 
 /// What became of a bundle that was brought.
@@ -45,6 +47,7 @@ pub(super) struct Custody {
     by_client: BTreeMap<ClientKey, usize>,
     bytes: usize,
     last: u64,
+    pub(super) now: Ticks,
     /// Bundles that were executed lately, by signature: what is passed on late is not taken for new.
     recent: BTreeSet<Signature>,
     recent_order: VecDeque<Signature>,
@@ -73,7 +76,7 @@ impl Custody {
         *self.by_client.entry(bundle.client()).or_default() += size;
         self.bytes += size;
         let void_after = bundle.requests().map(|request| request.not_after).max().unwrap_or_default();
-        self.kept.insert(arrival, Kept { bundle, open, void_after, is_proposed: false });
+        self.kept.insert(arrival, Kept { bundle, open, void_after, is_proposed: false, since: self.now });
         self.queue.push_back(arrival);
         Taken::New
     }
@@ -102,13 +105,17 @@ impl Custody {
         }
     }
 
-    /// Requests that were proposed in this view already.
-    pub(super) fn proposed(&mut self, names: impl Iterator<Item = RequestName>) {
+    /// Requests that were proposed in this view; returns how long each bundle had waited for it, in milliseconds.
+    pub(super) fn proposed(&mut self, names: impl Iterator<Item = RequestName>) -> Vec<u64> {
+        let mut waits = Vec::new();
         for name in names {
-            if let Some(kept) = self.by_name.get(&name).and_then(|arrival| self.kept.get_mut(arrival)) {
+            let kept = self.by_name.get(&name).and_then(|arrival| self.kept.get_mut(arrival));
+            if let Some(kept) = kept.filter(|kept| !kept.is_proposed) {
                 kept.is_proposed = true;
+                waits.push(self.now.since(kept.since));
             }
         }
+        waits
     }
 
     /// The next bundles to propose, up to the limits; at least one if one waits.
@@ -148,7 +155,8 @@ impl Custody {
 
     /// A view begins: whatever waits may be proposed anew.
     pub(super) fn requeue(&mut self) {
-        self.kept.values_mut().for_each(|kept| kept.is_proposed = false);
+        let now = self.now;
+        self.kept.values_mut().for_each(|kept| (kept.is_proposed, kept.since) = (false, now));
         self.queue = self.kept.keys().copied().collect();
     }
 

@@ -33,6 +33,8 @@ pub enum Lie {
     Starve,
     /// Asks for far views all the time.
     FutureViews,
+    /// As primary proposes as late as it can without being replaced for silence.
+    OrderSlowly,
     /// Orders requests that no client signed.
     Forge,
     /// Answers clients with what is not so.
@@ -45,7 +47,7 @@ pub enum Lie {
 
 impl Lie {
     /// Every way to lie, the mixture last.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Silent,
         Self::Equivocate,
         Self::WrongDigests,
@@ -54,6 +56,7 @@ impl Lie {
         Self::BadCertificates,
         Self::Starve,
         Self::FutureViews,
+        Self::OrderSlowly,
         Self::Forge,
         Self::WrongReplies,
         Self::FalseState,
@@ -72,6 +75,7 @@ impl Lie {
             Self::BadCertificates => "bad-certificates",
             Self::Starve => "starve",
             Self::FutureViews => "future-views",
+            Self::OrderSlowly => "order-slowly",
             Self::Forge => "forge",
             Self::WrongReplies => "wrong-replies",
             Self::FalseState => "false-state",
@@ -94,6 +98,8 @@ pub struct Liar {
     said: Vec<Message>,
     /// Other batches by slot, to have something to vote for.
     others: BTreeMap<Slot, Digest>,
+    /// How often each proposal was not sent to each replica.
+    held: BTreeMap<(View, Slot, ReplicaId), u8>,
 }
 
 /// Messages that are remembered, to be said again.
@@ -106,7 +112,7 @@ impl Liar {
     /// A liar with this replica's key; the same seed tells the same lies.
     #[must_use]
     pub fn new(signer: Signer, seed: u64) -> Self {
-        Self { signer, random: seed, said: Vec::new(), others: BTreeMap::new() }
+        Self { signer, random: seed, said: Vec::new(), others: BTreeMap::new(), held: BTreeMap::new() }
     }
 
     /// A number below `n` (SplitMix64).
@@ -159,8 +165,20 @@ impl Liar {
                 let view = View(2 + self.below(50));
                 vec![message, self.view_change(view, &ViewChangeBody { stable: None, prepared: Vec::new() })]
             }
+            Lie::OrderSlowly => self.hold_back(to, message),
             Lie::Forge => vec![self.forge(message)],
         }
+    }
+
+    /// A proposal that is not sent at first is asked for again and again; it goes out the fourth time.
+    fn hold_back(&mut self, to: ReplicaId, message: Message) -> Vec<Message> {
+        let Message::PrePrepare { vote, .. } = &message else { return vec![message] };
+        while self.held.len() > OTHERS_MAX {
+            self.held.pop_first();
+        }
+        let times = self.held.entry((vote.view, vote.slot, to)).or_default();
+        *times = times.saturating_add(1);
+        if *times > 3 { vec![message] } else { Vec::new() }
     }
 
     fn vote(&self, statement: Statement, vote: Vote, digest: Digest) -> Vote {

@@ -39,6 +39,7 @@
 //! | [`message`], [`verify`] | messages, and the only door into the core |
 //! | [`replica`] | state, dispatch |
 //! | [`agreement`], [`checkpoint`], [`view_change`], [`new_view`], [`suspicion`], [`catch_up`], [`repair`] | the rules |
+//! | [`pace`] | whether a primary is slow on purpose |
 //! | [`custody`] | requests that wait |
 //! | [`record`], [`restore`], [`evidence`] | what is durable, and back again; proofs of lies |
 //! | [`liar`] | how to lie, for tests and for people who want to see it fail |
@@ -71,6 +72,7 @@ mod invariants;
 pub mod liar;
 pub mod message;
 pub mod new_view;
+mod pace;
 pub mod record;
 mod repair;
 mod replica;

@@ -14,6 +14,7 @@ use crate::pbft::invariants;
 use crate::pbft::message::{
     CheckpointVote, Message, NewView, StableCertificate, ViewChange, ViewChangeBody, Vote,
 };
+use crate::pbft::pace::Pace;
 use crate::pbft::record::{Record, RecoverError, Recovered, VoteLog};
 use crate::pbft::sign::Signer;
 use crate::pbft::slot::SlotState;
@@ -67,6 +68,7 @@ pub struct Replica {
     /// Slots executed since patience was last halved.
     pub(super) calm_slots: u64,
     pub(super) waiting: Option<Waiting>,
+    pub(super) pace: Pace,
     pub(super) custody: Custody,
     pub(super) peers: BTreeMap<ReplicaId, Peer>,
     /// Bytes of clients' bundles that are being checked.
@@ -150,6 +152,7 @@ impl Replica {
             failures: 0,
             calm_slots: 0,
             waiting: None,
+            pace: Pace::default(),
             custody: Custody::default(),
             peers: peers.collect(),
             client_bytes_in_check: 0,

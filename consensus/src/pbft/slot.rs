@@ -2,7 +2,7 @@
 
 use crate::pbft::batch::Batch;
 use crate::pbft::message::{CommitCertificate, PreparedCertificate, Signatures, Vote};
-use crate::types::{Digest, ReplicaId, View};
+use crate::types::{Digest, ReplicaId, Ticks, View};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -21,6 +21,8 @@ pub(super) struct SlotState {
     pub(super) awaited: Option<Vote>,
     /// One whose time is too far ahead of the clock.
     pub(super) held: Option<(Vote, Arc<Batch>)>,
+    /// When it was accepted.
+    pub(super) accepted_at: Ticks,
     /// Whether it was proposed to this replica in this view and life, so that its time says something of its primary.
     pub(super) is_fresh: bool,
     /// Batches by digest.

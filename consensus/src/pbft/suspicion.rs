@@ -3,7 +3,8 @@
 //! One timer runs, for the request that has waited longest. It starts anew only when that one is done with, not with any
 //! progress: else a primary could leave out one client for ever. Half way the request is shown to all replicas.
 //!
-//! Further reasons: a request that a whole window of slots overtook; fresh batches stamped far in the past. Patience
+//! Further reasons: a request that a whole window of slots overtook; fresh batches stamped far in the past; requests that wait
+//! much longer for the primary than agreement takes ([`super::pace`]). Patience
 //! doubles with each view that fails and halves as slots are executed. The timer for a NEW-VIEW starts only when a quorum
 //! has asked for the view: nobody is blamed for what nobody could do.
 
@@ -29,6 +30,7 @@ impl Replica {
             (self.status_at, self.progress_at, self.fetch_at) = (Ticks(0), now, now);
         }
         self.now = now;
+        self.custody.now = now;
         self.wall = wall;
         self.release_held();
         if self.is_active && !self.is_repairing {
@@ -60,7 +62,10 @@ impl Replica {
         let waited = self.now.since(waiting.since);
         let interval = self.config.window.interval;
         let is_overtaken = waiting.shown_at.is_some_and(|at| self.executed.slot.0 > at.0 + interval);
-        if waited >= self.patience() || is_overtaken {
+        // Each view that failed makes slower primaries bearable.
+        let interval = self.options.pace_ticks << self.failures.min(16);
+        let is_slow = self.primary() != self.me && self.pace.is_slow(self.now, interval);
+        if waited >= self.patience() || is_overtaken || is_slow {
             return self.give_up();
         }
         if waited >= self.patience() / 2 && waiting.shown_at.is_none() {

@@ -150,6 +150,7 @@ impl Replica {
         let last = self.first_fresh.previous();
         self.next = last.max(self.stable_slot()).next();
         self.custody.requeue();
+        self.pace.restart(self.now);
         self.start_waiting();
         if self.stable_slot() > started_at {
             // Others count these slots as done only when they see the proof.
