@@ -55,6 +55,9 @@ pub enum Mutation {
     /// PBFT: certificates in a view change are not checked, so that a bad one hides good ones.
     #[cfg(feature = "mutants")]
     CertificatesUnchecked,
+    /// PBFT: slots behind a stop-sign are executed.
+    #[cfg(feature = "mutants")]
+    ExecuteBehindStopSign,
     /// PBFT: after a restart a view change is made again instead of sent again.
     #[cfg(feature = "mutants")]
     RemakeViewChange,
@@ -78,13 +81,14 @@ impl Mutation {
 
     /// Every defect of PBFT.
     #[cfg(feature = "mutants")]
-    pub const PBFT: [Self; 6] = [
+    pub const PBFT: [Self; 7] = [
         Self::QuorumTooSmall,
         Self::ForgetPrepared,
         Self::BodyUnchecked,
         Self::CommitBeforeBarrier,
         Self::CertificatesUnchecked,
         Self::RemakeViewChange,
+        Self::ExecuteBehindStopSign,
     ];
 }
 

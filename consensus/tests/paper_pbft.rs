@@ -6,7 +6,7 @@ mod pbft;
 use pbft::{Envelope, Group, root_of};
 use std::collections::BTreeSet;
 use tetrachord_consensus::pbft::message::{NewViewBody, Vote};
-use tetrachord_consensus::pbft::sign::Statement;
+use tetrachord_consensus::pbft::sign::{Statement, TOY_ADMINISTRATOR};
 use tetrachord_consensus::pbft::{
     Batch, Bundle, Keyring, Liar, Lie, Message, Options, Signer, SubmitId, Unverified, Window,
 };
@@ -279,6 +279,71 @@ fn the_timer_is_bound_to_one_request_not_to_any_progress() {
     group.assert_safe();
 }
 
+#[test]
+fn a_stop_sign_is_the_last_slot_and_a_checkpoint_whatever_its_number() {
+    let mut group = group(4);
+    order(&mut group, 1);
+    // Both are proposed at once; the second slot is agreed on, and void.
+    let stop_sign = group.stop_sign(TOY_ADMINISTRATOR);
+    let behind = group.request(0, 2, "behind");
+    group.submit(PRIMARY, &stop_sign);
+    group.submit(PRIMARY, &behind);
+    group.settle();
+    group.run(2_000);
+    for index in 0..4 {
+        let replica = group.replica(index);
+        assert_eq!((replica.executed(), replica.stable_slot()), (Slot(2), Slot(2)), "r{index}");
+        assert_eq!(replica.view(), (View(0), true), "nobody is suspected in an epoch that has ended");
+        assert!(group.nodes[index].applied[1].base.sealed);
+        assert!(!group.has_executed(index, name(&behind)));
+    }
+    assert_eq!(group.reached.epochs_ended, 4);
+    let refused = group.nodes[1].refused;
+    let late = group.request(0, 3, "late");
+    group.submit(1, &late);
+    group.settle();
+    assert_eq!(group.nodes[1].refused, refused + 1);
+    group.assert_safe();
+}
+
+#[test]
+fn an_epoch_is_ended_by_the_administrator_alone() {
+    let mut group = group(4);
+    let forged = group.stop_sign(0);
+    (0..4).for_each(|index| group.submit(index, &forged));
+    group.run(600);
+    assert!(group.nodes.iter().all(|node| node.refused == 1 && node.applied.is_empty()));
+    // A primary that orders it all the same is not followed.
+    let batch = Batch::new(Timestamp(1_000_000_000), vec![forged]);
+    let vote = vote(&group, 0, Statement::PrePrepare, 1, batch.digest());
+    inject(&mut group, PRIMARY, 1, &Message::PrePrepare { vote, batch: batch.bytes().clone() });
+    assert_eq!(group.reached.rejected, 5, "four submissions and the proposal");
+    group.assert_safe();
+}
+
+#[test]
+fn whoever_comes_late_to_the_end_of_an_epoch_is_brought_there_over_crashes_and_views() {
+    let mut group = group(4);
+    group.crash(3, 0);
+    (1..=5).for_each(|number| drop(order(&mut group, number)));
+    let stop_sign = group.stop_sign(TOY_ADMINISTRATOR);
+    (0..3).for_each(|index| group.submit(index, &stop_sign));
+    group.settle();
+    (0..3).for_each(|index| group.checkpoint(index, 0, true));
+    group.settle();
+    for index in 0..3 {
+        group.crash(index, 0);
+        group.start(index);
+    }
+    group.start(3);
+    group.run(6_000);
+    for index in 0..4 {
+        assert_eq!(group.nodes[index].applied.len(), 6, "r{index}");
+        assert!(group.nodes[index].applied[5].base.sealed);
+    }
+    group.assert_safe();
+}
+
 /// Asks for something new every few milliseconds, and returns the view at the end.
 fn keep_asking(group: &mut Group, millis: u64) -> View {
     let end = group.now + millis;
@@ -445,6 +510,34 @@ fn equal_roots_of_a_quorum_make_a_checkpoint_stable_and_the_window_moves() {
     assert!((0..4).all(|index| group.replica(index).stable_slot() == Slot(8)));
     group.checkpoint(1, 0, true);
     assert_eq!(group.replica(1).status().base, Slot(8), "what is stable and durable is dropped");
+    group.assert_safe();
+}
+
+/// Seed 7779025954 of the random schedules: a replica that catches up by certified batches, and hears of no checkpoint
+/// meanwhile, is far ahead of its own stable one.
+#[test]
+fn a_replica_may_catch_up_far_ahead_of_its_stable_checkpoint() {
+    let mut group = group(4);
+    group.crash(3, 0);
+    (1..=100).for_each(|number| drop(order(&mut group, number)));
+    group.start(3);
+    let is_about_checkpoints = |envelope: &Envelope| {
+        let message = codec::decode::<Message>(&envelope.message).unwrap();
+        envelope.to == 3 && matches!(message, Message::Stable(_) | Message::Checkpoint(_))
+    };
+    for _ in 0..100 {
+        group.advance(20);
+        for _ in 0..400 {
+            group.network.retain(|envelope| !is_about_checkpoints(envelope));
+            if !group.network.is_empty() {
+                group.deliver(0);
+            }
+            (0..4).for_each(|index| drop((group.check(index), group.persist(index))));
+        }
+    }
+    assert_eq!((group.replica(3).executed(), group.replica(3).stable_slot()), (Slot(100), Slot::ZERO));
+    group.run(200);
+    assert_eq!(group.replica(3).stable_slot(), Slot(100));
     group.assert_safe();
 }
 

@@ -211,6 +211,7 @@ impl Signed {
                 wall_micros() + VALID_MICROS_MAX.min(u64::try_from(left.as_micros()).unwrap_or(u64::MAX)),
             ),
             wants_proof: ask.wants_proof,
+            ends_epoch: false,
             operation: ask.operation.encode(),
         };
         // The bundler lives as long as the client.

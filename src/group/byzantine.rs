@@ -303,7 +303,9 @@ impl Group {
             Some(Proposal::Batch(bytes)) => Batch::bundles_of(bytes).expect("the engine has read it"),
             Some(Proposal::StopSign(_)) | None => Vec::new(),
         };
-        let asked: Vec<pbft::SignedRequest> = bundles.iter().flat_map(pbft::Bundle::requests).collect();
+        let asked = bundles.iter().flat_map(pbft::Bundle::requests);
+        // What ends the epoch is no operation on the state; that it has ended is part of the position.
+        let asked: Vec<pbft::SignedRequest> = asked.filter(|request| !request.ends_epoch).collect();
         let requests: Vec<SignedRequest> = asked.iter().map(request_of).collect();
         let (chain, sealed) = (decided.base.chain.0, decided.base.sealed);
         let applied = kv::Slot { slot, chain, sealed, time: decided.time.0, batch: None };

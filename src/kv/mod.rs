@@ -26,6 +26,8 @@ pub use command::{
 pub use record::Versioned;
 pub(crate) use record::{seal, unseal};
 pub use signed::{Client, Operation, SignedRequest};
+#[cfg(test)]
+pub(crate) use state_root::LEAVES_OUT_SESSIONS;
 pub use state_root::{PartSet, StateRoot, part_after, part_bounds, part_of};
 
 use crate::error::StorageError;

@@ -87,6 +87,12 @@ pub fn part_bounds(part: u8, group: GroupId, range: RingInterval) -> Vec<(Bytes,
     bounds
 }
 
+#[cfg(test)]
+thread_local! {
+    /// The broken variant whose root does not cover what was answered: a test must notice.
+    pub(crate) static LEAVES_OUT_SESSIONS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
 /// The hashes of all parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateRoot {
@@ -143,6 +149,10 @@ impl StateRoot {
 
     /// A row changes.
     pub fn change(&mut self, raw: &[u8], old: Option<&Bytes>, new: Option<&Bytes>) {
+        #[cfg(test)]
+        if LEAVES_OUT_SESSIONS.get() && part_of(raw) == Some(DATA_PARTS) {
+            return;
+        }
         let Some(part) = part_of(raw).filter(|_| old != new) else { return };
         let hash = &mut self.parts[usize::from(part)];
         if let Some(record) = old {

@@ -26,6 +26,9 @@ impl Replica {
     pub(super) fn on_requests(&mut self, origin: Origin, bundle: Arc<Bundle>) {
         let is_passed_on = matches!(origin, Origin::Replica(_));
         let limit = Timestamp(self.wall.0.saturating_add(NOT_AFTER_MICROS_MAX));
+        if self.executed.sealed {
+            return self.refuse_behind_stop_sign(origin);
+        }
         let is_too_far = bundle.requests().any(|request| request.not_after > limit);
         let is_too_large = bundle.bytes().len() + 64 > PROPOSAL_BYTES_MAX;
         let taken = if is_too_far || is_too_large {
@@ -62,7 +65,7 @@ impl Replica {
     fn may_propose(&self) -> bool {
         let is_in_window = self.config.is_in_window(self.stable_slot(), self.next);
         let under_way = self.next.0.saturating_sub(1).saturating_sub(self.executed.slot.0);
-        self.is_primary() && is_in_window && under_way < self.options.pipeline as u64
+        self.is_primary() && !self.executed.sealed && is_in_window && under_way < self.options.pipeline as u64
     }
 
     fn propose_batch(&mut self, batch: Batch) {
@@ -288,7 +291,7 @@ impl Replica {
 
     /// Executes what is decided, in order, as far as the batches are here.
     pub(super) fn execute(&mut self) {
-        while !self.is_repairing {
+        while !self.is_repairing && (!self.executed.sealed || mutated!(self.options, ExecuteBehindStopSign)) {
             let slot = self.executed.slot.next();
             let Some(state) = self.slots.get_mut(&slot) else { return };
             let Some(digest) = state.decided else { return };
@@ -299,14 +302,18 @@ impl Replica {
                 self.pace.agreed(self.now.since(state.accepted_at));
             }
             state.chain = Some(chain);
-            self.executed = LogBase { slot, chain, sealed: false };
+            let next_epoch = batch.ends_epoch();
+            self.executed = LogBase { slot, chain, sealed: next_epoch.is_some() };
             self.record_decided(slot, digest);
             self.hand_out(self.executed, &batch);
             batch.bundles().iter().for_each(|bundle| self.custody.executed(bundle));
             self.missing.remove(&slot);
             self.note_progress(is_fresh);
-            if self.config.is_checkpoint(slot) {
+            if self.is_checkpoint(slot) {
                 self.effect(Effect::Checkpoint { slot });
+            }
+            if let Some(next) = next_epoch {
+                self.end_epoch(slot, next);
             }
         }
     }

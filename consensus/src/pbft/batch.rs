@@ -92,6 +92,14 @@ impl Batch {
         &self.bundles
     }
 
+    /// What the next epoch is, if the epoch ends with this batch.
+    #[must_use]
+    pub fn ends_epoch(&self) -> Option<Bytes> {
+        let mut stop_signs =
+            self.bundles.iter().filter(|bundle| bundle.ends_epoch()).flat_map(Bundle::requests);
+        stop_signs.find(|request| request.ends_epoch).map(|request| request.operation)
+    }
+
     /// The names of all requests.
     pub fn names(&self) -> impl Iterator<Item = RequestName> + '_ {
         self.bundles.iter().flat_map(Bundle::names)
@@ -138,8 +146,14 @@ mod tests {
         let signer = ClientSigner::toy(1);
         let name = RequestName { client: signer.name(), session: 1, number };
         let operation = Bytes::from_static(b"op");
-        let request =
-            SignedRequest { name, ack_below: 1, not_after: Timestamp(9), wants_proof: false, operation };
+        let request = SignedRequest {
+            name,
+            ack_below: 1,
+            not_after: Timestamp(9),
+            wants_proof: false,
+            ends_epoch: false,
+            operation,
+        };
         Bundle::sign(domain, &signer, &[request])
     }
 

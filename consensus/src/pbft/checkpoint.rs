@@ -12,12 +12,13 @@ use crate::pbft::message::{CheckpointVote, Message, Signatures, StableCertificat
 use crate::pbft::record::Record;
 use crate::pbft::replica::Replica;
 use crate::pbft::sign::Statement;
-use crate::types::{Digest, Slot};
+use crate::types::{Digest, ReplicaId, Slot};
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Replica {
     /// The state after `slot` has this root, and can be recovered.
     pub(super) fn on_state_root(&mut self, slot: Slot, root: Digest) {
-        assert!(self.config.is_checkpoint(slot), "roots are taken where checkpoints are");
+        assert!(self.is_checkpoint(slot), "roots are taken where checkpoints are");
         if self.is_repairing {
             return;
         }
@@ -41,7 +42,6 @@ impl Replica {
         self.own_checkpoints.insert(slot, vote);
         let token = self.record(&Record::Checkpoint(vote));
         self.broadcast(&Message::Checkpoint(vote), Some(token));
-        self.checkpoint_votes.entry(slot).or_default().insert(self.me, vote);
         self.try_stable(slot);
     }
 
@@ -58,17 +58,28 @@ impl Replica {
         self.try_stable(vote.slot);
     }
 
+    /// Whether a checkpoint is made after this slot: where all make one, and where the epoch ended.
+    pub(super) fn is_checkpoint(&self, slot: Slot) -> bool {
+        let is_end = self.executed.sealed && slot == self.executed.slot;
+        self.config.is_checkpoint(slot) || is_end
+    }
+
     /// Votes are kept for few slots: what is further ahead is proved by its certificate alone.
     pub(super) fn is_checkpoint_in_reach(&self, slot: Slot) -> bool {
         let reach = self.stable_slot().0 + 2 * self.config.window.length;
-        self.config.is_checkpoint(slot) && slot > self.stable_slot() && slot.0 <= reach
+        self.is_checkpoint(slot) && slot > self.stable_slot() && slot.0 <= reach
     }
 
     fn try_stable(&mut self, slot: Slot) {
-        let Some(votes) = self.checkpoint_votes.get(&slot) else { return };
+        // This replica may be far ahead of its stable checkpoint while it catches up: its own votes are not kept with the
+        // few of others.
+        let own_vote = self.own_checkpoints.get(&slot).map(|vote| (self.me, *vote));
+        let others = self.checkpoint_votes.get(&slot).into_iter().flatten();
+        let votes: BTreeMap<ReplicaId, CheckpointVote> =
+            others.map(|(signer, vote)| (*signer, *vote)).chain(own_vote).collect();
         let own = self.own_roots.get(&slot).copied();
         let (needed, one_honest) = (self.quorum(), self.config.quorum.one_honest());
-        for root in votes.values().map(|vote| vote.root).collect::<std::collections::BTreeSet<Digest>>() {
+        for root in votes.values().map(|vote| vote.root).collect::<BTreeSet<Digest>>() {
             let matching = votes.values().filter(|vote| vote.root == root);
             let found: Signatures = matching.map(|vote| (vote.signer, vote.signature)).collect();
             if own.is_some_and(|own| own != root) && found.len() >= one_honest {

@@ -217,6 +217,7 @@ mod tests {
             ack_below: 1,
             not_after: Timestamp(100),
             wants_proof: false,
+            ends_epoch: false,
             operation: Bytes::from_static(operation),
         };
         let requests: Vec<SignedRequest> = numbers.iter().map(request).collect();

@@ -16,6 +16,7 @@ pub(super) fn check(replica: &Replica) {
     a_primary_assigns_above_what_the_view_began_with(replica);
     what_is_kept_is_bounded(replica);
     a_state_that_is_repaired_is_not_built_on(replica);
+    nothing_waits_behind_a_stop_sign(replica);
 }
 
 /// base <= executed; what is dropped is stable.
@@ -50,6 +51,14 @@ fn a_state_that_is_repaired_is_not_built_on(replica: &Replica) {
         assert!(replica.executed.slot == replica.base.slot, "something was executed on a damaged state");
         assert!(replica.own_roots.is_empty(), "a root of a damaged state is believed");
     }
+}
+
+/// The epoch has ended: whatever is asked belongs to the next one.
+fn nothing_waits_behind_a_stop_sign(replica: &Replica) {
+    assert!(
+        !replica.executed.sealed || replica.custody.len() == 0,
+        "a request waits in an epoch that has ended"
+    );
 }
 
 /// Slots above the stable checkpoint are bounded by the window, whatever others send.

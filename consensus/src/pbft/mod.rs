@@ -39,6 +39,7 @@
 //! | [`message`], [`verify`] | messages, and the only door into the core |
 //! | [`replica`] | state, dispatch |
 //! | [`agreement`], [`checkpoint`], [`view_change`], [`new_view`], [`suspicion`], [`catch_up`], [`repair`] | the rules |
+//! | [`epoch_end`] | the last slot of an epoch |
 //! | [`pace`] | whether a primary is slow on purpose |
 //! | [`custody`] | requests that wait |
 //! | [`record`], [`restore`], [`evidence`] | what is durable, and back again; proofs of lies |
@@ -53,7 +54,7 @@
 //!
 //! # What is not here
 //!
-//! What an operation means, sessions, replies; what a state root covers; transfer of state; changes of membership.
+//! What an operation means, sessions, replies; what a state root covers; transfer of state; the epoch after this one.
 //!
 //! # Sources
 //!
@@ -67,6 +68,7 @@ mod catch_up;
 mod checkpoint;
 mod config;
 mod custody;
+mod epoch_end;
 pub mod evidence;
 mod invariants;
 pub mod liar;

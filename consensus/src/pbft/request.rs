@@ -7,7 +7,8 @@
 //! A request is named by client, session and number ([`RequestName`]); what its operation means is not known here.
 //!
 //! Bytes of a bundle: client 32 | signature 64 | count u16 | count times (length u32 | request).
-//! Bytes of a request: session 16 | number 8 | ack_below 8 | not_after 8 | flags 1 | operation.
+//! Bytes of a request: session 16 | number 8 | ack_below 8 | not_after 8 | flags 1 | operation. Flags: 1, the outcome is to be
+//! shown to others; 2, the epoch ends.
 //! All numbers are big-endian, every field but the last has a fixed width: there is one encoding of each value.
 
 use crate::pbft::sign::{ClientKey, ClientSigner, Domain, Keyring, Signature};
@@ -40,7 +41,9 @@ pub struct SignedRequest {
     pub not_after: Timestamp,
     /// Whether the client wants to show the outcome to others.
     pub wants_proof: bool,
-    /// What is asked; opaque here.
+    /// Whether the epoch ends with the slot that orders this: a stop-sign. Only the cluster's administrator may ask for it.
+    pub ends_epoch: bool,
+    /// What is asked; opaque here. Of a stop-sign, what the next epoch is.
     pub operation: Bytes,
 }
 
@@ -53,10 +56,15 @@ pub enum BundleError {
     /// The client is not admitted, or did not sign this.
     #[error("not signed by a client that is admitted to this cluster")]
     Signature,
+    /// Only the cluster's administrator ends an epoch.
+    #[error("only the administrator of the cluster ends an epoch")]
+    NotAdministrator,
 }
 
 const BUNDLE_HEADER: usize = 32 + 64 + 2;
 const REQUEST_HEADER: usize = 16 + 8 + 8 + 8 + 1;
+const WANTS_PROOF: u8 = 1;
+const ENDS_EPOCH: u8 = 2;
 
 /// Requests of one client under one signature.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +115,7 @@ impl Bundle {
                 return Err(BundleError::Malformed);
             }
             let request = rest.split_to(length);
-            if request[REQUEST_HEADER - 1] > 1 {
+            if request[REQUEST_HEADER - 1] > (WANTS_PROOF | ENDS_EPOCH) {
                 return Err(BundleError::Malformed);
             }
             requests.push(request);
@@ -119,13 +127,21 @@ impl Bundle {
         }
     }
 
-    /// Whether an admitted client signed this.
+    /// Whether an admitted client signed this, and may ask for it.
     pub fn verify(&self, keyring: &Keyring) -> Result<(), BundleError> {
-        if keyring.verify_client(&self.client, self.root(), &self.signature) {
+        if self.ends_epoch() && keyring.administrator() != Some(self.client) {
+            Err(BundleError::NotAdministrator)
+        } else if keyring.verify_client(&self.client, self.root(), &self.signature) {
             Ok(())
         } else {
             Err(BundleError::Signature)
         }
+    }
+
+    /// Whether the epoch ends with the slot that orders this.
+    #[must_use]
+    pub fn ends_epoch(&self) -> bool {
+        self.requests.iter().any(|request| request[REQUEST_HEADER - 1] & ENDS_EPOCH != 0)
     }
 
     /// What the signature covers.
@@ -181,7 +197,8 @@ fn encode_request(request: &SignedRequest) -> Bytes {
     bytes.put_u64(request.name.number);
     bytes.put_u64(request.ack_below);
     bytes.put_u64(request.not_after.0);
-    bytes.put_u8(u8::from(request.wants_proof));
+    let ends_epoch = if request.ends_epoch { ENDS_EPOCH } else { 0 };
+    bytes.put_u8(u8::from(request.wants_proof) | ends_epoch);
     bytes.put_slice(&request.operation);
     bytes.freeze()
 }
@@ -191,7 +208,8 @@ fn decode_request(client: ClientKey, bytes: &Bytes) -> SignedRequest {
     assert!(rest.len() >= REQUEST_HEADER, "checked when the bundle was read");
     let name = RequestName { client, session: rest.get_u128(), number: rest.get_u64() };
     let (ack_below, not_after, flags) = (rest.get_u64(), Timestamp(rest.get_u64()), rest.get_u8());
-    SignedRequest { name, ack_below, not_after, wants_proof: flags == 1, operation: rest }
+    let (wants_proof, ends_epoch) = (flags & WANTS_PROOF != 0, flags & ENDS_EPOCH != 0);
+    SignedRequest { name, ack_below, not_after, wants_proof, ends_epoch, operation: rest }
 }
 
 fn name_of(client: ClientKey, mut bytes: &[u8]) -> RequestName {
@@ -290,6 +308,7 @@ mod tests {
             ack_below: 1,
             not_after: Timestamp(77),
             wants_proof: number == 2,
+            ends_epoch: number == 3,
             operation: Bytes::from(format!("op {number}")),
         }
     }
@@ -303,7 +322,9 @@ mod tests {
         assert_eq!(read.requests().collect::<Vec<_>>(), requests);
         assert_eq!(read.names().map(|name| name.number).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
         let keyring = Keyring::new(domain(), &[], [signer.name()]).unwrap();
-        assert_eq!(read.verify(&keyring), Ok(()));
+        assert_eq!(read.verify(&keyring), Err(BundleError::NotAdministrator), "there is a stop-sign in it");
+        assert_eq!(read.verify(&keyring.with_administrator(signer.name()).unwrap()), Ok(()));
+        let read = Bundle::sign(&domain(), &signer, &[request(1), request(2)]);
         let strangers = Keyring::new(domain(), &[], []).unwrap();
         assert_eq!(read.verify(&strangers), Err(BundleError::Signature));
         let elsewhere = Keyring::new(Domain { group: 4, ..domain() }, &[], [signer.name()]).unwrap();

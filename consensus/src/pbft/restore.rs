@@ -36,9 +36,6 @@ impl Replica {
         self.execute();
         let stable = self.stable_slot();
         self.own_checkpoints = self.own_checkpoints.split_off(&stable);
-        for vote in self.own_checkpoints.range(stable.next()..).map(|(_, vote)| *vote) {
-            self.checkpoint_votes.entry(vote.slot).or_default().insert(self.me, vote);
-        }
     }
 
     /// A view that had begun goes on: what it began with and was not voted for yet, and where its primary was.
@@ -177,7 +174,8 @@ impl Replica {
         }
         let Some(chain) = self.slots.get(&point).and_then(|state| state.chain) else { return };
         self.slots = self.slots.split_off(&point.next());
-        self.base = LogBase { slot: point, chain, sealed: false };
+        let sealed = self.executed.sealed && point == self.executed.slot;
+        self.base = LogBase { slot: point, chain, sealed };
     }
 
     pub(super) fn on_installed(&mut self, base: LogBase) {
@@ -197,6 +195,9 @@ impl Replica {
         self.missing = self.missing.split_off(&base.slot.next());
         self.next = self.next.max(base.slot.next());
         self.progress_at = self.now;
+        if base.sealed {
+            self.close_custody();
+        }
         self.rewrite_log();
         self.execute();
     }

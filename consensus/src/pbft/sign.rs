@@ -277,12 +277,17 @@ impl ClientSigner {
     }
 }
 
+/// The client of [`Keyring::toy`] that may end the epoch.
+#[cfg(feature = "mutants")]
+pub const TOY_ADMINISTRATOR: u8 = 200;
+
 /// The public keys of a group and of the clients that may ask it.
 #[derive(Clone, Debug)]
 pub struct Keyring {
     domain: Domain,
     replicas: Vec<Key>,
     clients: BTreeMap<ClientKey, Key>,
+    administrator: Option<ClientKey>,
 }
 
 impl Keyring {
@@ -294,17 +299,33 @@ impl Keyring {
     ) -> Result<Self, KeyError> {
         let replicas = replicas.iter().map(Key::ed25519).collect::<Result<_, _>>()?;
         let clients = clients.into_iter().map(|client| Ok((client, Key::ed25519(&client.0)?)));
-        Ok(Self { domain, replicas, clients: clients.collect::<Result<_, KeyError>>()? })
+        let clients = clients.collect::<Result<_, KeyError>>()?;
+        Ok(Self { domain, replicas, clients, administrator: None })
     }
 
-    /// The keyring for [`Signer::toy`] and [`ClientSigner::toy`].
+    /// The same, with a client that may end the epoch besides asking for what all may.
+    pub fn with_administrator(mut self, administrator: ClientKey) -> Result<Self, KeyError> {
+        self.clients.insert(administrator, Key::ed25519(&administrator.0)?);
+        self.administrator = Some(administrator);
+        Ok(self)
+    }
+
+    /// Who may end the epoch.
+    #[must_use]
+    pub fn administrator(&self) -> Option<ClientKey> {
+        self.administrator
+    }
+
+    /// The keyring for [`Signer::toy`] and [`ClientSigner::toy`]; toy client [`TOY_ADMINISTRATOR`] may end the epoch.
     #[cfg(feature = "mutants")]
     #[must_use]
     pub fn toy(domain: Domain, n: u8, clients: u8) -> Self {
+        let clients = (0..clients).chain([TOY_ADMINISTRATOR]);
         Self {
             domain,
             replicas: (0..n).map(|index| Key::Toy([index; 32])).collect(),
-            clients: (0..clients).map(|index| (ClientKey([index; 32]), Key::Toy([index; 32]))).collect(),
+            clients: clients.map(|index| (ClientKey([index; 32]), Key::Toy([index; 32]))).collect(),
+            administrator: Some(ClientKey([TOY_ADMINISTRATOR; 32])),
         }
     }
 

@@ -158,6 +158,7 @@ mod tests {
             ack_below: 1,
             not_after: Timestamp(9),
             wants_proof: false,
+            ends_epoch: false,
             operation: bytes::Bytes::new(),
         };
         let bundle = Bundle::sign(&domain, &signer, &[request]);

@@ -33,7 +33,7 @@ impl Replica {
         self.custody.now = now;
         self.wall = wall;
         self.release_held();
-        if self.is_active && !self.is_repairing {
+        if self.is_active && !self.is_repairing && !self.executed.sealed {
             self.watch_primary();
         } else if !self.is_active && self.new_view_deadline.is_some_and(|deadline| now >= deadline) {
             self.give_up();

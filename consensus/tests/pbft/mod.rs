@@ -127,6 +127,7 @@ pub(crate) struct Reached {
     pub(crate) new_views_with_certificates: usize,
     pub(crate) transfers: usize,
     pub(crate) transfers_refused: usize,
+    pub(crate) epochs_ended: usize,
     pub(crate) states_lost: usize,
     pub(crate) repairs: usize,
     pub(crate) persists: usize,
@@ -274,7 +275,20 @@ impl Group {
         self.issued.insert(name);
         let not_after = Timestamp(1_000_000_000 + self.now * 1000 + 100_000_000);
         let operation = Bytes::copy_from_slice(operation.as_bytes());
-        let request = SignedRequest { name, ack_below: 1, not_after, wants_proof: false, operation };
+        let request =
+            SignedRequest { name, ack_below: 1, not_after, wants_proof: false, ends_epoch: false, operation };
+        Bundle::sign(&self.domain, &signer, &[request])
+    }
+
+    /// What ends the epoch.
+    pub(crate) fn stop_sign(&mut self, client: u8) -> Bundle {
+        let signer = ClientSigner::toy(client);
+        let name = RequestName { client: signer.name(), session: 1, number: 1 };
+        self.issued.insert(name);
+        let not_after = Timestamp(1_000_000_000 + self.now * 1000 + 100_000_000);
+        let operation = Bytes::from_static(b"the next epoch");
+        let request =
+            SignedRequest { name, ack_below: 1, not_after, wants_proof: false, ends_epoch: true, operation };
         Bundle::sign(&self.domain, &signer, &[request])
     }
 
@@ -432,10 +446,11 @@ impl Group {
             Effect::StateLost { base, .. } => self.lose_state(index, base),
             Effect::FetchState { from, at_least } => self.transfer(from, index, at_least),
             Effect::Fatal { reason } => self.on_fatal(index, reason),
-            Effect::ReadReady { .. }
-            | Effect::ReadRefused { .. }
-            | Effect::SendSnapshot { .. }
-            | Effect::EpochEnded { .. } => {}
+            Effect::ReadReady { .. } | Effect::ReadRefused { .. } | Effect::SendSnapshot { .. } => {}
+            Effect::EpochEnded { slot, .. } => {
+                self.reached.epochs_ended += 1;
+                self.note(|| format!("r{index} has come to the end of the epoch in slot {slot}"));
+            }
             Effect::LeaderChanged { leader: Some(leader) } => {
                 let view = self.replica(index).view().0;
                 self.note(|| format!("r{index} is in {view}, {leader} is primary"));
@@ -534,6 +549,10 @@ impl Group {
         }
         if node.is_lost {
             self.violations.push(Violation(format!("r{index} executes {slot} on a state that it lost")));
+            return;
+        }
+        if node.applied.last().is_some_and(|last| last.base.sealed) {
+            self.violations.push(Violation(format!("r{index} executes {slot} behind the end of the epoch")));
             return;
         }
         let is_next = slot.0 == node.applied.len() as u64 + 1;

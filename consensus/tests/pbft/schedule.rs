@@ -1,6 +1,7 @@
 //! Random schedules: a seed draws its own faults and lies, runs a group through them, then lets it come to rest.
 
 use super::{CLIENTS, Group, Random, Reached, Violation};
+use tetrachord_consensus::pbft::sign::TOY_ADMINISTRATOR;
 use tetrachord_consensus::pbft::{Bundle, Liar, Lie, Options, RequestName, Signer, Window};
 use tetrachord_consensus::{Event, Mutation, ReplicaId};
 
@@ -20,6 +21,7 @@ pub(crate) struct Weather {
     checkpoint_percent: u64,
     request_percent: u64,
     rot_per_mille: u64,
+    stop_per_mille: u64,
 }
 
 impl Weather {
@@ -45,6 +47,7 @@ impl Weather {
             checkpoint_percent,
             request_percent: 4 + random.next() % 20,
             rot_per_mille: if random.chance(40) { 1 + random.next() % 4 } else { 0 },
+            stop_per_mille: if random.chance(10) { 1 } else { 0 },
         }
     }
 }
@@ -160,6 +163,10 @@ impl Run {
                 self.group.heal();
             }
         }
+        if self.random.next() % 1000 < self.weather.stop_per_mille {
+            let stop_sign = self.group.stop_sign(TOY_ADMINISTRATOR);
+            (0..count).for_each(|index| self.group.submit(index, &stop_sign));
+        }
         if self.random.next() % 1000 < self.weather.rot_per_mille {
             self.rot(node);
         }
@@ -260,8 +267,12 @@ impl Run {
             self.group.honest().iter().map(|index| self.group.nodes[*index].applied.len()).collect();
         ends.iter().all(|end| *end == ends[0])
             && self.group.honest().into_iter().all(|index| {
+                let replica = self.group.replica(index);
+                let is_at_the_end =
+                    self.group.nodes[index].applied.last().is_some_and(|last| last.base.sealed)
+                        && replica.stable_slot() == replica.executed();
                 // A replica that got a whole state instead of its log has executed it all the same.
-                self.group.has_executed(index, name)
+                is_at_the_end || self.group.has_executed(index, name)
             })
     }
 }
