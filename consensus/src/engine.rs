@@ -294,6 +294,10 @@ pub struct EngineStatus {
     pub view: View,
     /// Byzantine mode: the state was found damaged, and is being repaired from the other replicas.
     pub is_repairing: bool,
+    /// Byzantine mode: signatures that this replica made since it started, as a replica.
+    pub signatures_made: u64,
+    /// Byzantine mode: signatures that were checked for it.
+    pub signatures_checked: u64,
 }
 
 /// An ordering protocol behind events and effects.

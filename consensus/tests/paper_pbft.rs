@@ -194,6 +194,47 @@ fn only_the_primary_of_the_view_proposes_and_only_inside_the_window() {
 }
 
 #[test]
+fn no_more_votes_are_checked_than_are_needed_unless_somebody_was_caught_at_a_bad_one() {
+    let mut group = group(4);
+    order(&mut group, 1);
+    let checked =
+        |group: &Group| -> u64 { (0..4).map(|index| group.replica(index).status().signatures_checked).sum() };
+    // The request at all, the proposal at three; PREPAREs: two at the primary, one at each backup; two COMMITs at each.
+    assert_eq!(checked(&group), 4 + 3 + 5 + 8);
+    // A liar that is the first to vote, for another batch, makes nobody wait for what was left out.
+    let liar = 1;
+    lie(&mut group, liar, Lie::WrongDigests);
+    let before = group.now;
+    (2..=6).for_each(|number| drop(order(&mut group, number)));
+    assert_eq!(group.now, before, "nothing had to be sent again");
+    assert!([0, 2, 3].iter().all(|index| group.nodes[*index].applied.len() == 6));
+    group.nodes[liar].liar = None;
+    group.run(400);
+    // Bad signatures instead of wrong statements: the first costs a wait, the others none.
+    for slot in [7, 8] {
+        let bundle = group.request(0, slot, "op");
+        group.submit(PRIMARY, &bundle);
+        while group.check(PRIMARY) {}
+        group.persist(PRIMARY);
+        let proposal =
+            group.network.iter().find(|envelope| envelope.to == 1).expect("it proposes").message.clone();
+        let Ok(Message::PrePrepare { vote: proposal, .. }) = codec::decode(&proposal) else {
+            panic!("a proposal")
+        };
+        group.settle_one(1);
+        let mut forged = vote(&group, 3, Statement::Prepare, slot, proposal.digest);
+        forged.signature.0[0] ^= 1;
+        inject(&mut group, 3, 1, &Message::Prepare(forged));
+        group.settle();
+        let is_executed = group.has_executed(1, name(&bundle));
+        assert!(is_executed || slot == 7, "slot {slot}");
+        group.run(100);
+        assert!(group.has_executed(1, name(&bundle)));
+    }
+    group.assert_safe();
+}
+
+#[test]
 fn nothing_is_said_before_it_is_durable() {
     let mut group = group(4);
     let bundle = group.request(0, 1, "op");
@@ -384,7 +425,9 @@ fn an_honest_primary_keeps_its_view_when_everything_is_slow() {
                 group.deliver(0);
             }
             for index in 0..4 {
-                (group.check(index), group.check(index), group.persist(index));
+                group.check(index);
+                group.check(index);
+                group.persist(index);
             }
         }
     }
@@ -532,7 +575,10 @@ fn a_replica_may_catch_up_far_ahead_of_its_stable_checkpoint() {
             if !group.network.is_empty() {
                 group.deliver(0);
             }
-            (0..4).for_each(|index| drop((group.check(index), group.persist(index))));
+            for index in 0..4 {
+                group.check(index);
+                group.persist(index);
+            }
         }
     }
     assert_eq!((group.replica(3).executed(), group.replica(3).stable_slot()), (Slot(100), Slot::ZERO));

@@ -128,6 +128,8 @@ fn node_json(node: NodeId, answer: &Result<NodeStatus, String>) -> Value {
                 "damage": group.damage,
                 "repairs": group.repairs,
                 "scrubs": group.scrubs,
+                "signatures_made": group.signatures_made,
+                "signatures_checked": group.signatures_checked,
                 "told": group.told.iter().map(|(lie, count)| (lie.clone(), json!(count)))
                     .collect::<serde_json::Map<_, _>>(),
             })).collect::<Vec<_>>(),

@@ -798,6 +798,8 @@ fn group_status(name: GroupId, group: &Group) -> GroupStatus {
         damage: group.damage().map(str::to_string),
         repairs: group.repairs(),
         scrubs: group.scrubs(),
+        signatures_made: engine.signatures_made,
+        signatures_checked: engine.signatures_checked,
         rejected: engine.rejected,
         view: engine.view.0,
         told: group.told().into_iter().map(|(lie, count)| (lie.to_string(), count)).collect(),

@@ -241,6 +241,10 @@ pub struct GroupStatus {
     pub damage: Option<String>,
     /// Byzantine mode: how often the state was repaired since the node started.
     pub repairs: u64,
+    /// Byzantine mode: signatures that this replica made since the node started.
+    pub signatures_made: u64,
+    /// Byzantine mode: signatures that were checked for it.
+    pub signatures_checked: u64,
     /// Byzantine mode: how often all of the state was scrubbed since the node started.
     pub scrubs: u64,
     /// Where this node was told to lie: how often it told each lie.

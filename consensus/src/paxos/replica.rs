@@ -404,6 +404,8 @@ impl Engine for Replica {
             rejected: 0,
             view: View(0),
             is_repairing: false,
+            signatures_made: 0,
+            signatures_checked: 0,
             undecided: self.undecided(),
             log_bytes: log.bytes(),
         }

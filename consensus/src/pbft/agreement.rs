@@ -71,7 +71,7 @@ impl Replica {
     fn propose_batch(&mut self, batch: Batch) {
         assert!(self.is_primary(), "only the primary proposes");
         let (view, slot, digest) = (self.view, self.next, batch.digest());
-        let signature = self.signer.sign(Statement::PrePrepare(view, slot, digest));
+        let signature = self.sign(Statement::PrePrepare(view, slot, digest));
         let vote = Vote { signer: self.me, view, slot, digest, signature };
         let state = self.slots.entry(slot).or_default();
         assert!(state.accepted_in(view).is_none(), "a slot is assigned once in a view");
@@ -176,12 +176,12 @@ impl Replica {
     }
 
     pub(super) fn sign_prepare(&self, vote: &Vote) -> Vote {
-        let signature = self.signer.sign(vote.as_prepare());
+        let signature = self.sign(vote.as_prepare());
         Vote { signer: self.me, signature, ..*vote }
     }
 
     pub(super) fn sign_commit(&self, view: View, slot: Slot, digest: Digest) -> Vote {
-        let signature = self.signer.sign(Statement::Commit(view, slot, digest));
+        let signature = self.sign(Statement::Commit(view, slot, digest));
         Vote { signer: self.me, view, slot, digest, signature }
     }
 

@@ -9,7 +9,8 @@
 
 use crate::engine::Effect;
 use crate::pbft::batch::Batch;
-use crate::pbft::message::{CommitCertificate, Message, Status};
+use crate::pbft::evidence::VoteKind;
+use crate::pbft::message::{CommitCertificate, Message, Status, Vote};
 use crate::pbft::replica::Replica;
 use crate::pbft::slot::SlotState;
 use crate::pbft::suspicion::EXPIRY_SLACK_MICROS;
@@ -76,7 +77,9 @@ impl Replica {
                 let state = self.slots.get(&vote.slot);
                 let known = state.and_then(|state| state.prepares.get(&from));
                 let is_done = state.is_some_and(|state| state.is_prepared_in(self.view));
-                let is_news = known.map_or(!is_done, |known| known.digest != vote.digest);
+                let is_enough =
+                    state.is_some_and(|state| self.expects_enough(state, VoteKind::Prepare, vote));
+                let is_news = known.map_or(!is_done && !is_enough, |known| known.digest != vote.digest);
                 self.is_vote_in_reach(vote) && vote.signer == from && is_news
             }
             Message::Commit(vote) => {
@@ -84,7 +87,8 @@ impl Replica {
                 let known = state.and_then(|state| state.commits.get(&from));
                 let is_done =
                     vote.slot <= self.executed.slot || state.is_some_and(|state| state.committed.is_some());
-                let is_news = known.map_or(!is_done, |known| known.digest != vote.digest);
+                let is_enough = state.is_some_and(|state| self.expects_enough(state, VoteKind::Commit, vote));
+                let is_news = known.map_or(!is_done && !is_enough, |known| known.digest != vote.digest);
                 self.is_vote_in_reach(vote) && vote.signer == from && is_news
             }
             Message::Checkpoint(vote) => {
@@ -118,6 +122,40 @@ impl Replica {
             Message::Requests(_) => true,
             Message::Status(_) | Message::Fetch { .. } => false,
         }
+    }
+
+    /// Whether the votes that are here and those that are being checked will be a quorum, if they hold. More need not be
+    /// checked: signatures are most of what agreement costs. Whoever once sent what did not hold, or contradicted
+    /// itself, is not counted on; what was left out comes again when it is missed.
+    fn expects_enough(&self, state: &SlotState, kind: VoteKind, vote: &Vote) -> bool {
+        let digest = state.accepted_in(self.view).map_or(vote.digest, |accepted| accepted.digest);
+        let (votes, in_check, needed) = match kind {
+            VoteKind::Commit => (&state.commits, &state.commits_in_check, self.quorum()),
+            _ => (&state.prepares, &state.prepares_in_check, self.quorum() - 1),
+        };
+        let is_doubtful = |from: &ReplicaId| {
+            self.rejected.contains_key(from) || self.evidence.iter().any(|lie| lie.liar() == *from)
+        };
+        // This replica's own vote comes later: a PREPARE with its acceptance, a COMMIT when its certificate is durable.
+        let votes_too = kind == VoteKind::Commit || self.primary() != self.me;
+        let own = usize::from(votes_too && !votes.contains_key(&self.me));
+        SlotState::expected(votes, in_check, digest, is_doubtful) + own >= needed
+    }
+
+    /// Notes whose vote is being checked.
+    pub(super) fn note_in_check(&mut self, message: &Message) {
+        let (vote, kind) = match message {
+            Message::Prepare(vote) => (vote, VoteKind::Prepare),
+            Message::Commit(vote) => (vote, VoteKind::Commit),
+            _ => return,
+        };
+        let state = self.slots.entry(vote.slot).or_default();
+        let in_check = match kind {
+            VoteKind::Commit => &mut state.commits_in_check,
+            _ => &mut state.prepares_in_check,
+        };
+        // Of two that contradict one another the first counts.
+        in_check.entry(vote.signer).or_insert(vote.digest);
     }
 
     /// Says how far this replica is, asks for what is missing.

@@ -37,7 +37,7 @@ impl Replica {
             }
             return;
         }
-        let signature = self.signer.sign(Statement::Checkpoint(slot, root));
+        let signature = self.sign(Statement::Checkpoint(slot, root));
         let vote = CheckpointVote { signer: self.me, slot, root, signature };
         self.own_checkpoints.insert(slot, vote);
         let token = self.record(&Record::Checkpoint(vote));

@@ -16,12 +16,13 @@ use crate::pbft::message::{
 };
 use crate::pbft::pace::Pace;
 use crate::pbft::record::{Record, RecoverError, Recovered, VoteLog};
-use crate::pbft::sign::Signer;
+use crate::pbft::sign::{Signature, Signer, Statement};
 use crate::pbft::slot::SlotState;
 use crate::pbft::suspicion::Waiting;
 use crate::pbft::verify::{Checked, Origin, SubmitId, Unverified};
 use crate::types::{Digest, LogBase, PersistToken, ReplicaId, Slot, Ticks, Timestamp, View};
 use bytes::Bytes;
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 
 /// A PBFT replica of one group. Drive it through [`Engine`].
@@ -83,6 +84,9 @@ pub struct Replica {
     pub(super) own_commits: VecDeque<(PersistToken, Vote)>,
     pub(super) evidence: Vec<Evidence>,
     pub(super) rejected: BTreeMap<ReplicaId, u64>,
+    /// Signatures that were made and checked in this life.
+    signed: Cell<u64>,
+    checked: u64,
     is_halted: bool,
     /// Whom the caller was told to be primary.
     announced: Option<ReplicaId>,
@@ -165,6 +169,8 @@ impl Replica {
             own_commits: VecDeque::new(),
             evidence: Vec::new(),
             rejected: BTreeMap::new(),
+            signed: Cell::new(0),
+            checked: 0,
             is_halted: false,
             announced: None,
             effects: Vec::new(),
@@ -224,6 +230,11 @@ impl Replica {
 
     pub(super) fn quorum(&self) -> usize {
         self.config.quorum_size(self.options.mutation)
+    }
+
+    pub(super) fn sign(&self, statement: Statement) -> Signature {
+        self.signed.set(self.signed.get() + 1);
+        self.signer.sign(statement)
     }
 
     pub(super) fn record(&mut self, record: &Record) -> PersistToken {
@@ -288,6 +299,7 @@ impl Replica {
             message if self.is_wanted(from, &message) => {
                 let peer = self.peers.get_mut(&from).expect("every other replica is a peer");
                 peer.bytes_in_check += bytes.len();
+                self.note_in_check(&message);
                 let unverified = Unverified::message(from, message, bytes.len());
                 self.effects.push(Effect::Verify(Box::new(unverified)));
             }
@@ -319,7 +331,8 @@ impl Replica {
     }
 
     /// A check is done: its message is off the pool.
-    fn on_verdict(&mut self, origin: Origin, bytes: usize) {
+    fn on_verdict(&mut self, origin: Origin, bytes: usize, checks: u32) {
+        self.checked += u64::from(checks);
         let in_check = match origin {
             Origin::Replica(from) => {
                 &mut self.peers.get_mut(&from).expect("every other replica is a peer").bytes_in_check
@@ -365,11 +378,11 @@ impl Engine for Replica {
             Event::Verified(result) => match *result {
                 Ok(verified) => {
                     let origin = verified.origin();
-                    self.on_verdict(origin, verified.bytes());
+                    self.on_verdict(origin, verified.bytes(), verified.checks());
                     self.on_verified(origin, verified.into_content());
                 }
                 Err(rejected) => {
-                    self.on_verdict(rejected.origin, rejected.bytes);
+                    self.on_verdict(rejected.origin, rejected.bytes, rejected.checks);
                     self.on_rejected(rejected.origin, rejected.reason);
                 }
             },
@@ -424,6 +437,8 @@ impl Engine for Replica {
             rejected: self.rejected.values().sum(),
             view: self.view,
             is_repairing: self.is_repairing,
+            signatures_made: self.signed.get(),
+            signatures_checked: self.checked,
         }
     }
 

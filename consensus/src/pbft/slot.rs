@@ -33,6 +33,9 @@ pub(super) struct SlotState {
     pub(super) prepares: BTreeMap<ReplicaId, Vote>,
     /// COMMITs of this view.
     pub(super) commits: BTreeMap<ReplicaId, Vote>,
+    /// Whose PREPAREs and COMMITs of this view were given to the pool to be checked, and for which batch.
+    pub(super) prepares_in_check: BTreeMap<ReplicaId, Digest>,
+    pub(super) commits_in_check: BTreeMap<ReplicaId, Digest>,
     /// This replica's COMMIT of this view, durable or not.
     pub(super) own_commit: Option<Vote>,
     /// The certificate of the highest view that was ever here.
@@ -81,6 +84,20 @@ impl SlotState {
         self.prepared.as_ref().is_some_and(|certificate| certificate.view == view)
     }
 
+    /// Votes for this batch that are here, or will be if those hold that are being checked; those of doubtful senders need not.
+    pub(super) fn expected(
+        votes: &BTreeMap<ReplicaId, Vote>,
+        in_check: &BTreeMap<ReplicaId, Digest>,
+        digest: Digest,
+        is_doubtful: impl Fn(&ReplicaId) -> bool,
+    ) -> usize {
+        let here = votes.values().filter(|vote| vote.digest == digest).count();
+        let is_expected = |(from, other): &(&ReplicaId, &Digest)| {
+            **other == digest && !votes.contains_key(from) && !is_doubtful(from)
+        };
+        here + in_check.iter().filter(is_expected).count()
+    }
+
     /// Signatures for this batch, the first so many in ascending order; none if there are fewer.
     pub(super) fn signatures(
         votes: &BTreeMap<ReplicaId, Vote>,
@@ -96,6 +113,8 @@ impl SlotState {
     pub(super) fn leave_view(&mut self) {
         self.prepares.clear();
         self.commits.clear();
+        self.prepares_in_check.clear();
+        self.commits_in_check.clear();
         self.own_commit = None;
         self.held = None;
         self.is_fresh = false;

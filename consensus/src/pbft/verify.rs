@@ -68,6 +68,7 @@ pub struct Verified {
     origin: Origin,
     bytes: usize,
     content: Checked,
+    checks: u32,
 }
 
 impl Verified {
@@ -78,6 +79,11 @@ impl Verified {
     /// Bytes of what was checked; they are off the pool now.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Signatures that were checked for it; those that were checked before are not checked again.
+    pub(super) fn checks(&self) -> u32 {
+        self.checks
     }
 
     /// Where it came from.
@@ -110,6 +116,7 @@ pub struct Rejected {
     /// What was wrong.
     pub reason: &'static str,
     pub(super) bytes: usize,
+    pub(super) checks: u32,
 }
 
 type Checking<T> = Result<T, &'static str>;
@@ -121,21 +128,26 @@ pub struct Verifier {
     config: Config,
     mutation: Mutation,
     known: Known,
+    /// Signatures that were checked for the message at hand.
+    checks: u32,
 }
 
 impl Verifier {
     /// A verifier with a group's keys.
     #[must_use]
     pub fn new(keyring: Arc<Keyring>, config: Config, mutation: Mutation) -> Self {
-        Self { keyring, config, mutation, known: Known::default() }
+        Self { keyring, config, mutation, known: Known::default(), checks: 0 }
     }
 
     /// Checks everything in a message.
     pub fn verify(&mut self, unverified: Unverified) -> Result<Verified, Rejected> {
         let Unverified { origin, message, bytes } = unverified;
-        match self.check(origin, message) {
-            Ok(content) => Ok(Verified { origin, bytes, content }),
-            Err(reason) => Err(Rejected { origin, reason, bytes }),
+        self.checks = 0;
+        let result = self.check(origin, message);
+        let checks = self.checks;
+        match result {
+            Ok(content) => Ok(Verified { origin, bytes, content, checks }),
+            Err(reason) => Err(Rejected { origin, reason, bytes, checks }),
         }
     }
 
@@ -176,6 +188,7 @@ impl Verifier {
             Message::Body { slot, batch } => Ok(Checked::Body { slot, batch: parse(batch)? }),
             Message::Requests(bytes) => {
                 let bundle = Bundle::parse(bytes).map_err(|_| "not a bundle of requests")?;
+                self.checks += 1;
                 let is_signed = bundle.verify(&self.keyring).is_ok();
                 ensure(is_signed, "not signed by a client that is admitted to this cluster")?;
                 Ok(Checked::Requests(Arc::new(bundle)))
@@ -190,6 +203,7 @@ impl Verifier {
         let batch = parse(batch)?;
         let is_unchecked = mutated!(self, BodyUnchecked);
         ensure(is_unchecked || batch.digest() == vote.digest, "the batch is not the one that is signed")?;
+        self.checks += u32::try_from(batch.bundles().len()).expect("at most 1024");
         batch.verify(&self.keyring).map_err(|_| "a request in it is not signed by an admitted client")?;
         Ok(Checked::PrePrepare { vote, batch })
     }
@@ -297,6 +311,7 @@ impl Verifier {
         if self.known.contains(&key) {
             return true;
         }
+        self.checks += 1;
         let is_valid = self.keyring.verify(signer, statement, signature);
         if is_valid {
             self.known.insert(key);

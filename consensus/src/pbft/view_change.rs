@@ -45,7 +45,7 @@ impl Replica {
         let prepared = in_window.filter_map(|(_, state)| state.prepared.clone()).collect();
         let body = ViewChangeBody { stable: self.stable.clone(), prepared };
         let bytes = codec::encode(&body);
-        let signature = self.signer.sign(Statement::ViewChange(view, body_digest(&bytes)));
+        let signature = self.sign(Statement::ViewChange(view, body_digest(&bytes)));
         (ViewChange { signer: self.me, view, body: bytes, signature }, body)
     }
 
@@ -110,12 +110,11 @@ impl Replica {
             Ok(plan) => plan,
             Err(found) => return self.fail(format!("two batches were prepared in one view: {found:?}")),
         };
-        let sign =
-            |(slot, digest)| (slot, digest, self.signer.sign(Statement::PrePrepare(view, slot, digest)));
+        let sign = |(slot, digest)| (slot, digest, self.sign(Statement::PrePrepare(view, slot, digest)));
         let proposals: Vec<_> = plan.proposals.iter().copied().map(sign).collect();
         let signatures: Vec<Signature> = proposals.iter().map(|(_, _, signature)| *signature).collect();
         let body: Bytes = codec::encode(&NewViewBody { view_changes, proposals });
-        let signature = self.signer.sign(Statement::NewView(view, body_digest(&body)));
+        let signature = self.sign(Statement::NewView(view, body_digest(&body)));
         let message = NewView { view, body, signature };
         let token = self.record(&Record::Entered(message.clone()));
         self.broadcast(&Message::NewView(message.clone()), Some(token));

@@ -344,6 +344,13 @@ impl Group {
         self.flush(to);
     }
 
+    /// Delivers the oldest message to a process, and checks it.
+    pub(crate) fn settle_one(&mut self, to: usize) {
+        let position = self.network.iter().position(|envelope| envelope.to == to).expect("one is under way");
+        self.deliver(position);
+        while self.check(to) {}
+    }
+
     /// Delivers, checks and persists until nothing moves.
     pub(crate) fn settle(&mut self) {
         for _ in 0..200_000 {

@@ -61,6 +61,17 @@ impl Target {
         }
     }
 
+    /// Signatures that the servers have made and checked so far.
+    async fn signatures(&self) -> u64 {
+        let Self::Ours(clients) = self else { return 0 };
+        let mut sum = 0;
+        for node in clients[0].nodes() {
+            let groups = clients[0].status(node).await.map(|status| status.groups).unwrap_or_default();
+            sum += groups.iter().map(|group| group.signatures_made + group.signatures_checked).sum::<u64>();
+        }
+        sum
+    }
+
     /// Writes every key once.
     pub(crate) async fn fill(&self, value_bytes: usize) -> anyhow::Result<()> {
         let next = Arc::new(AtomicU64::new(0));
@@ -98,6 +109,8 @@ pub(crate) struct Measured {
     pub(crate) errors: u64,
     pub(crate) operations: u64,
     pub(crate) usage: Usage,
+    /// Signatures that the servers made and checked; none if they sign nothing.
+    pub(crate) signatures: u64,
 }
 
 /// Loads a store for one second unmeasured, then for `seconds`.
@@ -112,13 +125,14 @@ pub(crate) async fn measure(
         .map(|client| tokio::spawn(work(target.clone(), client, cell, Arc::clone(&shared))))
         .collect();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let before = processes.usage();
+    let (before, signed_before) = (processes.usage(), target.signatures().await);
     shared.measuring.store(true, Ordering::Relaxed);
     let started = Instant::now();
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     shared.measuring.store(false, Ordering::Relaxed);
     let elapsed = started.elapsed();
     let usage = processes.usage().since(&before);
+    let signatures = target.signatures().await.saturating_sub(signed_before);
     shared.stop.store(true, Ordering::Relaxed);
     let mut total = Histogram::<u64>::new_with_max(LATENCY_MICROS_MAX, 3)?;
     for task in tasks {
@@ -131,6 +145,7 @@ pub(crate) async fn measure(
         errors: shared.errors.load(Ordering::Relaxed),
         operations: total.len(),
         usage,
+        signatures,
     })
 }
 

@@ -190,7 +190,7 @@ fn row(who: &str, cell: &Cell, rounds: &[Measured]) -> Option<String> {
     let per_op = |count: u64| count as f64 / measured.operations.max(1) as f64;
     let usage = &measured.usage;
     Some(format!(
-        "| {} | {} | {} | {who} | {:.0} | {:.2} | {:.2} | {:.1} | {:.3} | {:.2} | {:.2} | {} |",
+        "| {} | {} | {} | {who} | {:.0} | {:.2} | {:.2} | {:.1} | {:.3} | {:.2} | {:.0} | {:.2} | {} | {} |",
         cell.workload(),
         cell.value_bytes,
         cell.clients,
@@ -200,16 +200,18 @@ fn row(who: &str, cell: &Cell, rounds: &[Measured]) -> Option<String> {
         per_op(usage.cpu_micros),
         per_op(usage.flushes),
         per_op(usage.packets),
+        per_op(usage.bytes),
         per_op(usage.switches),
+        if measured.signatures > 0 { format!("{:.3}", per_op(measured.signatures)) } else { "-".to_string() },
         usage.resident_bytes >> 20,
     ))
 }
 
 fn report(args: &Args, cells: &[Cell], results: &[Results]) -> anyhow::Result<()> {
     println!(
-        "| workload | bytes | clients | store | ops/s | p50 ms | p99 ms | CPU us/op | flushes/op | packets/op | switches/op | MiB |"
+        "| workload | bytes | clients | store | ops/s | p50 ms | p99 ms | CPU us/op | flushes/op | packets/op | bytes/op | switches/op | signatures/op | MiB |"
     );
-    println!("|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     for (cell, results) in cells.iter().zip(results) {
         let rows = [
             row("etcd", cell, &results.etcd),
@@ -254,6 +256,8 @@ fn report(args: &Args, cells: &[Cell], results: &[Results]) -> anyhow::Result<()
                 "cpu_us": measured.usage.cpu_micros,
                 "flushes": measured.usage.flushes,
                 "packets": measured.usage.packets,
+                "bytes": measured.usage.bytes,
+                "signatures": measured.signatures,
                 "switches": measured.usage.switches,
                 "resident_bytes": measured.usage.resident_bytes,
             })

@@ -27,7 +27,8 @@ impl Processes {
 
     /// What all of them have used so far.
     pub(crate) fn usage(&self) -> Usage {
-        let mut usage = Usage { packets: loopback_packets(), flushes: disk_flushes(), ..Usage::default() };
+        let (bytes, packets) = loopback();
+        let mut usage = Usage { packets, bytes, flushes: disk_flushes(), ..Usage::default() };
         for child in self.0.iter().flatten() {
             usage.add_process(child.id());
         }
@@ -55,6 +56,8 @@ pub(crate) struct Usage {
     pub(crate) resident_bytes: u64,
     /// Packets over loopback, the client's too. A burst that the kernel carries as one counts once.
     pub(crate) packets: u64,
+    /// Bytes over loopback, the client's too.
+    pub(crate) bytes: u64,
     /// Flushes that the disks completed. Those that come together are one.
     pub(crate) flushes: u64,
 }
@@ -66,6 +69,7 @@ impl Usage {
             switches: self.switches.saturating_sub(before.switches),
             resident_bytes: self.resident_bytes,
             packets: self.packets.saturating_sub(before.packets),
+            bytes: self.bytes.saturating_sub(before.bytes),
             flushes: self.flushes.saturating_sub(before.flushes),
         }
     }
@@ -90,10 +94,12 @@ fn last_number(line: &str) -> Option<u64> {
     line.split_whitespace().next_back()?.parse().ok()
 }
 
-fn loopback_packets() -> u64 {
+/// Bytes and packets that went over the loopback interface.
+fn loopback() -> (u64, u64) {
     let text = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
     let line = text.lines().find_map(|line| line.trim().strip_prefix("lo:")).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).unwrap_or(0)
+    let mut numbers = line.split_whitespace().map(|text| text.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 fn disk_flushes() -> u64 {
