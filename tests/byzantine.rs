@@ -126,6 +126,29 @@ fn many_large_values_are_read_at_once() {
     });
 }
 
+/// What a node says is not believed, but it is shown: else nobody would know why nothing happens.
+#[test]
+fn why_nodes_do_not_take_a_request_is_told() {
+    let mut cluster = Cluster::init_in("byzantine", 4, 1);
+    for index in 0..4 {
+        let file = cluster.node_file(index);
+        let text = std::fs::read_to_string(&file).unwrap();
+        let changed = text.replace("reserve_bytes = 67108864", "reserve_bytes = 9000000000000000000");
+        assert_ne!(text, changed);
+        std::fs::write(&file, changed).unwrap();
+        cluster.start_node(index);
+    }
+    wait_for("all nodes", || {
+        let status = cluster.status();
+        let are_up = status["nodes"].as_array()?.iter().all(|node| node["up"] == true);
+        are_up.then_some(())
+    });
+    let output = cluster.run(&["--deadline-ms", "1500", "put", "k", "v"]);
+    let text = String::from_utf8_lossy(&output.stderr).to_string();
+    assert_eq!(output.status.code(), Some(5), "{text}");
+    assert!(text.contains("n1 says: the disk of n1 is almost full"), "{text}");
+}
+
 fn data_of(cluster: &Cluster, index: usize) -> std::path::PathBuf {
     cluster.node_file(index).with_file_name("data")
 }

@@ -6,7 +6,7 @@ use crate::kv;
 use crate::limits::Limits;
 use crate::ring::{GroupId, NodeId, RingMap};
 use crate::transport::{ClientEndpoint, ClientLink, LinkError};
-use crate::wire::{self, Answer, AnswerFrame, Hello, Request, RequestFrame};
+use crate::wire::{self, Answer, AnswerFrame, Hello, Request, RequestFrame, RetryReason};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -68,13 +68,29 @@ pub(super) struct Links {
     dialling: Mutex<BTreeSet<NodeId>>,
 }
 
-/// Byzantine mode: who each node says is primary of each group. A hint: whoever is asked in vain, others are asked too.
+/// Byzantine mode: who each node says is primary of each group, and why it last did not take what it was brought. Hints:
+/// whoever is asked in vain, others are asked too.
 #[derive(Debug, Default)]
-struct Hints(Mutex<BTreeMap<GroupId, BTreeMap<NodeId, NodeId>>>);
+struct Hints {
+    primaries: Mutex<BTreeMap<GroupId, BTreeMap<NodeId, NodeId>>>,
+    refusals: Mutex<BTreeMap<NodeId, (Instant, String)>>,
+}
 
 impl Hints {
+    /// A node did not take signed requests.
+    fn note_refusal(&self, node: NodeId, reason: String) {
+        self.refusals.lock().expect("never held while panicking").insert(node, (Instant::now(), reason));
+    }
+
+    /// What nodes have given as reasons since then.
+    fn refusals_since(&self, since: Instant) -> Vec<String> {
+        let refusals = self.refusals.lock().expect("never held while panicking");
+        let recent = refusals.iter().filter(|(_, (at, _))| *at >= since);
+        recent.map(|(node, (_, reason))| format!("{node} says: {reason}")).collect()
+    }
+
     fn note(&self, node: NodeId, group: GroupId, leader: Option<NodeId>) {
-        let mut hints = self.0.lock().expect("never held while panicking");
+        let mut hints = self.primaries.lock().expect("never held while panicking");
         let of_group = hints.entry(group).or_default();
         match leader {
             Some(leader) => of_group.insert(node, leader),
@@ -84,7 +100,7 @@ impl Hints {
 
     /// The one that most nodes name.
     fn primary(&self, group: GroupId) -> Option<NodeId> {
-        let hints = self.0.lock().expect("never held while panicking");
+        let hints = self.primaries.lock().expect("never held while panicking");
         let named = hints.get(&group)?;
         let count = |leader: &NodeId| named.values().filter(|other| *other == leader).count();
         named.values().max_by_key(|leader| (count(leader), std::cmp::Reverse(**leader))).copied()
@@ -187,6 +203,11 @@ impl Links {
 
     pub(super) fn ring(&self) -> Option<(Arc<RingMap>, Limits)> {
         self.known.read().expect("never held while panicking").clone()
+    }
+
+    /// Byzantine mode: why nodes did not take what was brought to them since then, as they say.
+    pub(super) fn refusals_since(&self, since: Instant) -> Vec<String> {
+        self.hints.refusals_since(since)
     }
 
     pub(super) fn leader(&self, group: GroupId) -> Option<NodeId> {
@@ -350,9 +371,18 @@ async fn hand_out(
             hints.note(node, group, leader);
         }
         let mut waiting = waiting.lock().expect("never held while panicking");
-        if let Some(sender) = waiting.as_mut().and_then(|waiting| waiting.remove(&id)) {
+        match waiting.as_mut().and_then(|waiting| waiting.remove(&id)) {
             // Nobody waits any more: fine.
-            let _ = sender.send(answer);
+            Some(sender) => drop(sender.send(answer)),
+            None => match answer {
+                Answer::Refused { error: reason } | Answer::Unavailable { reason } => {
+                    hints.note_refusal(node, reason);
+                }
+                Answer::Retry { reason: RetryReason::Busy, .. } => {
+                    hints.note_refusal(node, "too much waits here".to_string());
+                }
+                _ => {}
+            },
         }
     }
     waiting.lock().expect("never held while panicking").take();

@@ -31,7 +31,7 @@ use tokio::time::Instant;
 /// time; within these bounds. Sooner, and a short stall would make everybody pay for nothing; later, and a primary could be
 /// slow unseen.
 const SHOW_AFTER_USUAL: u32 = 10;
-const SHOW_AFTER_MIN: Duration = Duration::from_millis(100);
+const SHOW_AFTER_MIN: Duration = Duration::from_millis(150);
 const SHOW_AFTER_MAX: Duration = Duration::from_millis(400);
 
 /// A request is good for as long as its caller waits, and no longer than this, in microseconds: a minute less than replicas
@@ -245,7 +245,8 @@ impl Signed {
 impl Client {
     /// Carries out a write in Byzantine mode, once.
     pub(super) async fn write_signed(&self, signed: &Signed, write: Write) -> Outcome<Reply> {
-        let deadline = Instant::now() + self.inner.options.deadline;
+        let asked_at = Instant::now();
+        let deadline = asked_at + self.inner.options.deadline;
         let probe = Command::Write {
             request: RequestId { session: SessionId(0), number: 1 },
             ack_below: 1,
@@ -261,7 +262,7 @@ impl Client {
             Err(refusal) => return Outcome::Refused(refusal),
         };
         match called.agreed {
-            None => Outcome::Unknown(format!("too few replicas of {group} agreed on an answer in time")),
+            None => Outcome::Unknown(self.no_agreement(group, asked_at)),
             Some(Agreed { reply: Reply::Failed(failure), .. }) => {
                 let surely =
                     failure.is_outcome() || matches!(failure, Failure::WrongGroup | Failure::Malformed);
@@ -295,7 +296,8 @@ impl Client {
         if let Err(error) = check_key(&key, &Limits::default()) {
             return Outcome::Refused(Refusal::Invalid(error.to_string()));
         }
-        let deadline = Instant::now() + self.inner.options.deadline;
+        let asked_at = Instant::now();
+        let deadline = asked_at + self.inner.options.deadline;
         let group = signed.ring.owner(Position::of_key(&key)).id;
         let operation = Operation::Get { key };
         let called = loop {
@@ -326,7 +328,7 @@ impl Client {
             }
             // A read changes nothing, so one that was not answered surely did nothing.
             None => {
-                let reason = format!("too few replicas of {group} agreed on an answer in time");
+                let reason = self.no_agreement(group, asked_at);
                 Outcome::Refused(Refusal::Unavailable(reason))
             }
         }
@@ -358,6 +360,13 @@ impl Client {
         }
     }
 
+    /// Why there is no answer, as far as nodes have said. What a single node says is shown, not believed.
+    fn no_agreement(&self, group: GroupId, asked_at: Instant) -> String {
+        let said = self.inner.links.refusals_since(asked_at.into_std());
+        let said = if said.is_empty() { String::new() } else { format!("; {}", said.join("; ")) };
+        format!("too few replicas of {group} agreed on an answer in time{said}")
+    }
+
     async fn signed_session(
         &self,
         signed: &Signed,
@@ -370,6 +379,7 @@ impl Client {
         }
         let request = opening().map_err(|error| Refusal::Unavailable(error.to_string()))?;
         let ask = Ask { operation: &Operation::Open, ack_below: 0, wants_proof: false, deadline };
+        let asked_at = Instant::now();
         match signed.call(&self.inner.links, group, request, ask).await.map(|agreed| agreed.reply) {
             Some(Reply::Opened { session }) => {
                 *slot = Some(session);
@@ -378,7 +388,7 @@ impl Client {
             Some(Reply::Failed(failure)) => Err(Refusal::Failure(failure)),
             Some(other) => Err(Refusal::Invalid(format!("unexpected answer: {other:?}"))),
             None => {
-                let reason = format!("too few replicas of {group} agreed on an answer in time");
+                let reason = self.no_agreement(group, asked_at);
                 Err(Refusal::Unavailable(reason))
             }
         }

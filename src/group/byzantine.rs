@@ -19,7 +19,7 @@ use crate::kv::{self, Client, PartSet, Reply, RequestId, SessionId, SignedReques
 use crate::limits::{OUTCOMES_FRAME_BYTES, SIGNED_BATCH_BYTES_MAX};
 use crate::proof::{OutcomeProof, SlotOutcomes, outcome_leaf};
 use crate::ring::{GroupPlace, NodeId};
-use crate::storage::Storage;
+use crate::storage::{StateWrite, Storage};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -96,7 +96,7 @@ pub(super) struct Signed {
     verifier: Verifier,
     pub(super) held: VecDeque<Held>,
     /// What waits for the tree while that must stand still, and up to which slot.
-    pub(super) waiting: Option<(BTreeMap<Bytes, Option<Bytes>>, u64)>,
+    pub(super) waiting: Option<(Vec<StateWrite>, u64)>,
     /// Until then the tree is given the time to come to rest, so that a state can be given; and when it may be again.
     rest_until: Ticks,
     rest_again: Ticks,
@@ -273,9 +273,11 @@ impl Group {
         };
         let root = self.machine.state_root().expect("the state was just frozen");
         self.checkpoint_at = self.now;
-        let waiting = signed.waiting.get_or_insert_default();
-        waiting.0.extend(writes);
-        waiting.1 = slot.0;
+        let writes = match signed.waiting.take() {
+            None => writes,
+            Some((earlier, _)) => latest(earlier, writes),
+        };
+        signed.waiting = Some((writes, slot.0));
         self.release_checkpoints();
         self.engine.step(Event::StateRoot { slot, root: Digest(root) });
         self.carry_out(storage)
@@ -290,7 +292,7 @@ impl Group {
         };
         let waiting = self.signed.as_mut().filter(may_change).and_then(|signed| signed.waiting.take());
         if let Some((writes, slot)) = waiting {
-            self.writes.push_back((writes.into_iter().collect(), Some(Purpose::Checkpoint { slot })));
+            self.writes.push_back((writes, Some(Purpose::Checkpoint { slot })));
         }
     }
 
@@ -551,6 +553,12 @@ impl Group {
         let told = bad_states.map(|node| format!("{node} sent a state that no checkpoint proves"));
         self.engine.status().suspects.into_iter().chain(told).collect()
     }
+}
+
+/// What two checkpoints write, once for each row.
+fn latest(earlier: Vec<StateWrite>, later: Vec<StateWrite>) -> Vec<StateWrite> {
+    let rows: BTreeMap<Bytes, Option<Bytes>> = earlier.into_iter().chain(later).collect();
+    rows.into_iter().collect()
 }
 
 fn request_of(asked: &pbft::SignedRequest) -> SignedRequest {

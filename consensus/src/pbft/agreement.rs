@@ -44,7 +44,10 @@ impl Replica {
                 Taken::Full => Err(SubmitRefusal::Full),
             };
             self.effect(Effect::Submitted { id, result });
-            if taken == Taken::New && !self.is_primary() {
+            if taken == Taken::New && !self.is_active {
+                // Whoever is in a view may order it meanwhile.
+                self.broadcast(&Message::Requests(bundle.bytes().clone()), None);
+            } else if taken == Taken::New && !self.is_primary() {
                 let primary = self.primary();
                 if primary != self.me {
                     self.send(primary, &Message::Requests(bundle.bytes().clone()));

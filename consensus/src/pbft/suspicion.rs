@@ -33,12 +33,24 @@ impl Replica {
         self.custody.now = now;
         self.wall = wall;
         self.release_held();
-        if self.is_active && !self.is_repairing && !self.executed.sealed {
+        if self.is_active && !self.executed.sealed && !self.is_behind() {
             self.watch_primary();
+        } else if self.is_active {
+            // The wait begins anew when this replica has caught up.
+            self.waiting = None;
         } else if !self.is_active && self.new_view_deadline.is_some_and(|deadline| now >= deadline) {
             self.give_up();
         }
         self.tick_catch_up();
+    }
+
+    /// Whether there is proof that the group is ahead of what is executed here, so that it is not for the primary that requests
+    /// wait. Those who are not behind watch it; a replica that left its view alone would be of no use to anybody.
+    fn is_behind(&self) -> bool {
+        // Only the next slot counts: behind one that is not decided, others may be, and that is for the primary.
+        let next = self.slots.get(&self.executed.slot.next());
+        let is_next_decided = next.is_some_and(|state| state.decided.is_some());
+        self.is_repairing || self.executed.slot < self.stable_slot() || is_next_decided
     }
 
     /// How long a request may wait now, in milliseconds.

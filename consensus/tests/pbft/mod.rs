@@ -631,7 +631,12 @@ impl Group {
         };
         let (_, kind, first, second) = place;
         // A primary's PRE-PREPARE rests on the same record as a backup's PREPARE.
-        let is_settled = kind <= 3 && second <= self.nodes[from].durable_base.0;
+        // Of a view that was entered no other view change is ever made.
+        let has_entered = |(of, view, ..): &(u8, u64, u64, Digest)| *of == 5 && *view >= first;
+        let is_settled = match kind {
+            4 => self.nodes[from].durable.iter().any(has_entered),
+            _ => kind <= 3 && second <= self.nodes[from].durable_base.0,
+        };
         if !is_settled && !self.nodes[from].durable.contains(&(kind.max(1), first, second, digest)) {
             self.violations.push(Violation(format!("r{from} says what is not durable: {place:?}")));
         }

@@ -456,6 +456,11 @@ impl World {
         panic!("requests stay open: {}", self.describe());
     }
 
+    /// Clients ask again.
+    pub(super) fn resume_clients(&mut self) {
+        self.is_quiet = false;
+    }
+
     /// Faults stop; lies go on. Everybody comes back, and what clients saw is linearizable.
     pub(super) fn calm_and_judge(&mut self) {
         (self.crash_per_mille, self.drop_percent) = (0, 0);
