@@ -322,6 +322,13 @@ pub trait Engine {
     /// Entries that are proposed but not decided; the same as in [`Self::status`], for those who ask often.
     fn undecided(&self) -> usize;
 
+    /// Whether the state after this slot, which was executed here, is settled: in Byzantine mode, whether a checkpoint there
+    /// or later is stable.
+    fn is_settled(&self, slot: Slot) -> bool {
+        let _ = slot;
+        true
+    }
+
     /// Byzantine mode: proof of the state after this slot, as a message that convinces any replica; only for the last few
     /// stable checkpoints.
     fn stable_proof(&self, slot: Slot) -> Option<Bytes> {

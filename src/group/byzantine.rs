@@ -95,6 +95,9 @@ pub(super) struct Signed {
     signer: Signer,
     verifier: Verifier,
     pub(super) held: VecDeque<Held>,
+    /// Checkpoints that are not stable yet, the oldest first. The tree holds none of them: whoever needs a state gets one
+    /// that is proved, and if the tree were ahead of the last such, nobody could give one.
+    pub(super) unsettled: VecDeque<(Vec<StateWrite>, u64)>,
     /// What waits for the tree while that must stand still, and up to which slot.
     pub(super) waiting: Option<(Vec<StateWrite>, u64)>,
     /// Until then the tree is given the time to come to rest, so that a state can be given; and when it may be again.
@@ -158,6 +161,7 @@ impl Byzantine {
             signer,
             verifier,
             held: VecDeque::new(),
+            unsettled: VecDeque::new(),
             waiting: None,
             rest_until: Ticks(0),
             rest_again: Ticks(0),
@@ -201,7 +205,9 @@ impl Group {
         // Also while a state is being put in place: the engine counts what is being checked, and what it decides meanwhile
         // waits to be applied.
         self.engine.step(Event::Verified(result));
-        self.carry_out(storage)
+        self.carry_out(storage)?;
+        self.release_checkpoints();
+        Ok(())
     }
 
     pub(super) fn end_turn(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
@@ -262,29 +268,37 @@ impl Group {
     /// Freezes the state at a checkpoint, tells the engine its root, and writes it to the tree as soon as no state is
     /// being given to another replica.
     fn take_root(&mut self, storage: &dyn Storage, slot: Slot) -> Result<(), StorageError> {
-        let signed = self.signed.as_mut().expect("the caller has asked");
-        let begun = match &signed.waiting {
-            Some(_) => self.machine.extend_checkpoint(storage),
-            None => self.machine.begin_checkpoint(storage),
-        };
-        let writes = match begun {
+        let writes = match self.machine.begin_checkpoint(storage) {
             Ok(writes) => writes,
             Err(error) => return self.on_damage(storage, error),
         };
         let root = self.machine.state_root().expect("the state was just frozen");
         self.checkpoint_at = self.now;
-        let writes = match signed.waiting.take() {
-            None => writes,
-            Some((earlier, _)) => latest(earlier, writes),
-        };
-        signed.waiting = Some((writes, slot.0));
+        let signed = self.signed.as_mut().expect("the caller has asked");
+        signed.unsettled.push_back((writes, slot.0));
         self.release_checkpoints();
         self.engine.step(Event::StateRoot { slot, root: Digest(root) });
         self.carry_out(storage)
     }
 
-    /// Lets checkpoints go to the tree, unless it must stand still: for a state that is being given, or for a scrub.
+    /// Lets checkpoints go to the tree as soon as they are stable, unless it must stand still: for a state that is being given,
+    /// or for a scrub. Those that become stable meanwhile are made one.
     pub(super) fn release_checkpoints(&mut self) {
+        let Some(signed) = self.signed.as_mut() else { return };
+        while let Some((writes, slot)) = signed.unsettled.pop_front() {
+            if !self.engine.is_settled(Slot(slot)) {
+                signed.unsettled.push_front((writes, slot));
+                break;
+            }
+            signed.waiting = Some(match signed.waiting.take() {
+                None => (writes, slot),
+                Some((earlier, _)) => {
+                    let behind = 2 + signed.unsettled.len();
+                    self.machine.join_checkpoints(self.machine.checkpoints() - behind);
+                    (latest(earlier, writes), slot)
+                }
+            });
+        }
         let is_wanted = !self.snapshots_wanted.is_empty();
         let may_change = |signed: &&mut Signed| {
             let rests = is_wanted && self.now < signed.rest_until;

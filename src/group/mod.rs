@@ -581,7 +581,9 @@ impl Group {
         self.writes.is_empty() && self.written.is_empty()
     }
 
-    fn is_leading(&self) -> bool {
+    /// Whether this replica leads and serves.
+    #[must_use]
+    pub fn is_leading(&self) -> bool {
         !self.is_installing() && self.engine.is_leader()
     }
 

@@ -92,6 +92,7 @@ impl Group {
         let (group, range) = (self.place.id, self.place.range);
         let signed = self.signed.as_mut().expect("only a Byzantine engine loses its state");
         signed.held.clear();
+        signed.unsettled.clear();
         signed.waiting = None;
         signed.scrub.give_up();
         signed.source = None;

@@ -399,18 +399,7 @@ impl Machine {
 
     /// Freezes what was written and returns it as one atomic batch that brings the tree to the applied slot.
     pub fn begin_checkpoint(&mut self, storage: &dyn Storage) -> Result<Vec<StateWrite>, StorageError> {
-        let writes = self.freeze(storage, false)?;
-        assert!(self.frozen.len() <= CHECKPOINTS_MAX, "few checkpoints at a time");
-        Ok(writes)
-    }
-
-    /// The same, while the last checkpoint was not handed to the tree yet: both become one, of this slot.
-    pub fn extend_checkpoint(&mut self, storage: &dyn Storage) -> Result<Vec<StateWrite>, StorageError> {
-        assert!(!self.frozen.is_empty(), "there is a checkpoint to extend");
-        self.freeze(storage, true)
-    }
-
-    fn freeze(&mut self, storage: &dyn Storage, extends: bool) -> Result<Vec<StateWrite>, StorageError> {
+        assert!(self.frozen.len() < CHECKPOINTS_MAX, "few checkpoints at a time");
         let pending = std::mem::take(&mut self.pending);
         let storage = &pending.over(storage);
         let frozen = std::mem::take(&mut self.fresh);
@@ -439,16 +428,26 @@ impl Machine {
         }
         writes.push(applied_write(self.group, &self.applied));
         assert!(frozen.is_empty() || writes.len() > 1, "what was written is in the batch");
-        match self.frozen.back_mut().filter(|_| extends) {
-            Some(last) => last.absorb(frozen),
-            None => self.frozen.push_back(frozen),
-        }
+        self.frozen.push_back(frozen);
         self.pending = pending;
         if self.root.is_some() {
-            self.pending.add(&writes, extends);
+            self.pending.add(&writes);
         }
         self.is_dirty = false;
         Ok(writes)
+    }
+
+    /// Checkpoints that the tree does not hold yet.
+    #[must_use]
+    pub fn checkpoints(&self) -> usize {
+        self.frozen.len()
+    }
+
+    /// The two oldest checkpoints that were not handed to the tree yet become one; those before them are on their way.
+    pub fn join_checkpoints(&mut self, on_their_way: usize) {
+        let later = self.frozen.remove(on_their_way + 1).expect("there are two");
+        self.frozen[on_their_way].absorb(later);
+        self.pending.join(on_their_way as u64 + 1);
     }
 
     /// The batch is durable: the tree holds it now.

@@ -117,9 +117,18 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// A checkpoint begins to be written, or the last one is extended.
-    pub(super) fn add(&mut self, writes: &[StateWrite], extends: bool) {
-        self.last += u64::from(!extends);
+    /// The checkpoint after this one, counted from 1 behind those that are written, becomes part of it.
+    pub(super) fn join(&mut self, nth: u64) {
+        let first = self.written + nth;
+        assert!(first < self.last, "there is one behind it");
+        let behind = self.rows.values_mut().filter(|(checkpoint, _)| *checkpoint > first);
+        behind.for_each(|(checkpoint, _)| *checkpoint -= 1);
+        self.last -= 1;
+    }
+
+    /// A checkpoint begins to be written.
+    pub(super) fn add(&mut self, writes: &[StateWrite]) {
+        self.last += 1;
         self.rows.extend(writes.iter().map(|(raw, record)| (raw.clone(), (self.last, record.clone()))));
     }
 

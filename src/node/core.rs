@@ -771,6 +771,11 @@ impl NodeCore {
         }
     }
 
+    /// The node's replicas, for watchers.
+    pub fn groups(&self) -> impl Iterator<Item = &Group> {
+        self.groups.values()
+    }
+
     /// The node's groups, for watchers.
     #[cfg(test)]
     pub(crate) fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {

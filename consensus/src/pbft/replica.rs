@@ -446,6 +446,10 @@ impl Engine for Replica {
         self.is_primary()
     }
 
+    fn is_settled(&self, slot: Slot) -> bool {
+        slot <= self.stable_slot()
+    }
+
     fn stable_proof(&self, slot: Slot) -> Option<Bytes> {
         self.stable_at(slot).map(|stable| codec::encode(&Message::Stable(stable.clone())))
     }
