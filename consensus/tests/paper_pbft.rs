@@ -385,6 +385,31 @@ fn whoever_comes_late_to_the_end_of_an_epoch_is_brought_there_over_crashes_and_v
     group.assert_safe();
 }
 
+/// Seed 394 of the simulator: a client whose answer was lost asks again, and the view changes. The slot in which its request
+/// was executed is voted for once more, but answers nobody: the request needs another slot.
+#[test]
+fn a_request_that_was_executed_before_is_ordered_again_in_a_later_view() {
+    let mut group = group(4);
+    let bundle = order(&mut group, 1);
+    let count = |group: &Group| {
+        let has = |decided: &&tetrachord_consensus::Decided| match &decided.proposal {
+            Some(tetrachord_consensus::Proposal::Batch(batch)) => {
+                Batch::parse(batch.clone()).unwrap().names().any(|known| known == name(&bundle))
+            }
+            _ => false,
+        };
+        group.nodes[2].applied.iter().filter(has).count()
+    };
+    assert_eq!(count(&group), 1);
+    // It asks again just before the primary goes away.
+    group.crash(PRIMARY, 0);
+    (1..4).for_each(|index| group.submit(index, &bundle));
+    group.run(2_000);
+    assert!(group.replica(2).view().0 > View(0));
+    assert_eq!(count(&group), 2, "and is answered");
+    group.assert_safe();
+}
+
 /// Asks for something new every few milliseconds, and returns the view at the end.
 fn keep_asking(group: &mut Group, millis: u64) -> View {
     let end = group.now + millis;

@@ -590,7 +590,13 @@ impl Group {
     /// Whether so many checkpoints' worth of applied state wait for the tree. A snapshot that streams has a bound of its
     /// own.
     fn is_backed_up(&self, checkpoints: usize) -> bool {
-        self.transfer.is_none() && self.machine.unwritten_bytes() >= checkpoints * self.overlay_bytes_max
+        // In Byzantine mode only the slot of the next checkpoint can empty what is fresh: to wait for it would be to wait for
+        // ever.
+        let waiting = match self.signed {
+            Some(_) => self.machine.frozen_bytes(),
+            None => self.machine.unwritten_bytes(),
+        };
+        self.transfer.is_none() && waiting >= checkpoints * self.overlay_bytes_max
     }
 
     /// A follower whose tree cannot keep up acknowledges nothing more for a while: its leader sends only so much ahead of

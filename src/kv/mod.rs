@@ -381,8 +381,7 @@ impl Machine {
     /// Whether another checkpoint may begin although earlier ones are being written.
     #[must_use]
     pub fn has_room_to_freeze(&self) -> bool {
-        let bytes: usize = self.frozen.iter().map(Overlay::bytes).sum();
-        self.frozen.len() < CHECKPOINTS_MAX && bytes < OVERLAY_BYTES_STREAMING_MAX
+        self.frozen.len() < CHECKPOINTS_MAX && self.frozen_bytes() < OVERLAY_BYTES_STREAMING_MAX
     }
 
     /// Whether something was applied that the tree does not hold, and nothing is being written just now.
@@ -435,6 +434,12 @@ impl Machine {
         }
         self.is_dirty = false;
         Ok(writes)
+    }
+
+    /// Bytes of checkpoints that the tree does not hold yet.
+    #[must_use]
+    pub fn frozen_bytes(&self) -> usize {
+        self.frozen.iter().map(Overlay::bytes).sum()
     }
 
     /// Checkpoints that the tree does not hold yet.

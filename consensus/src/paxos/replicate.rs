@@ -181,7 +181,7 @@ impl Replica {
         {
             return;
         }
-        let base = self.acceptor.log().base().slot;
+        let (base, patience) = (self.acceptor.log().base().slot, self.options.election_ticks);
         let leader = self.leader_mut();
         let end = leader.adopted.max(base);
         let sync = (view.accepted < leader.ballot).then(|| leader.sync_point(&view, end));
@@ -196,12 +196,13 @@ impl Replica {
                 peer.replicate_from(view.last.next());
                 self.replicate_to(from);
             }
-            (Stage::Sync { .. }, Some(_)) => {}
-            (Stage::Prepare | Stage::Replicate { .. }, Some(sync)) if sync >= base => {
+            // A sync that was lost is asked for by whoever refuses an entry; where nothing is proposed nobody does.
+            (Stage::Sync { at, .. }, Some(_)) if now.since(*at) < patience => {}
+            (Stage::Prepare | Stage::Replicate { .. } | Stage::Sync { .. }, Some(sync)) if sync >= base => {
                 peer.stage = Stage::Sync { sync, end, sent: sync, at: now };
                 self.send_sync(from);
             }
-            (Stage::Prepare | Stage::Replicate { .. }, Some(_)) => {
+            (Stage::Prepare | Stage::Replicate { .. } | Stage::Sync { .. }, Some(_)) => {
                 peer.stage = Stage::Snapshot;
                 self.request_snapshot_for(from);
             }
@@ -402,13 +403,18 @@ impl Replica {
         };
         peer.contact = Some(self.now);
         let probe = std::mem::take(&mut peer.probe);
-        if probe.0 == 0 || round < probe.0 {
+        let is_early = probe.0 == 0 || round < probe.0;
+        // It answered a heartbeat that was sent after these entries, and does not have them: they were lost.
+        let has_lost = !is_early && view.accepted == ballot && view.last < probe.1.previous();
+        if is_early {
             peer.probe = probe;
-        } else if view.accepted == ballot && view.last < probe.1.previous() {
-            // It answered a heartbeat that was sent after these entries, and does not have them: they were lost.
+        } else if has_lost {
             peer.replicate_from(view.last.next());
         }
         self.on_view(from, view);
+        if has_lost {
+            self.replicate_to(from);
+        }
         if view.accepted == ballot && durable > Slot::ZERO {
             self.on_accepted(from, ballot, durable);
         }

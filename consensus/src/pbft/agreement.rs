@@ -142,8 +142,11 @@ impl Replica {
         state.awaited = None;
         state.accepted_at = self.now;
         let token = self.record_accepted(vote);
-        let waits = self.custody.proposed(batch.names());
-        waits.into_iter().for_each(|millis| self.pace.waited(millis));
+        // A slot that was executed before answers nobody any more: whoever asks again needs another.
+        if vote.slot > self.executed.slot {
+            let waits = self.custody.proposed(batch.names());
+            waits.into_iter().for_each(|millis| self.pace.waited(millis));
+        }
         if vote.signer == self.me {
             // What a NEW-VIEW proposes again is in that message.
             if !is_again {

@@ -1,0 +1,118 @@
+//! What one seed makes of everything: sizes, speeds, and which nemeses are at work. Each is off in half of the seeds (swarm
+//! testing: Groce et al., "Swarm Testing", 2012), because faults that are always on hide one another.
+
+use crate::nemesis::Nemesis;
+use crate::random::Random;
+use crate::workload::Workload;
+use std::collections::BTreeSet;
+use std::fmt;
+use tetrachord_consensus::Mutation;
+
+/// Crash or Byzantine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Multi-Paxos.
+    Crash,
+    /// PBFT.
+    Byzantine,
+}
+
+/// A run, as its seed draws it.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Decides everything else.
+    pub seed: u64,
+    /// Which protocol.
+    pub mode: Mode,
+    /// How many nodes.
+    pub nodes: usize,
+    /// How many groups; in Byzantine mode one.
+    pub groups: usize,
+    /// How many clients.
+    pub clients: usize,
+    /// How many keys.
+    pub keys: u64,
+    /// What clients do.
+    pub workload: Workload,
+    /// What goes wrong.
+    pub nemeses: BTreeSet<Nemesis>,
+    /// How long things go wrong, in virtual milliseconds.
+    pub millis: u64,
+    /// Between two faults, about, in virtual milliseconds.
+    pub fault_every: u64,
+    /// One way through the network at least, in microseconds.
+    pub delay_micros: u64,
+    /// One barrier at least, in microseconds.
+    pub barrier_micros: u64,
+    /// Bytes at which the log is rewritten.
+    pub log_bytes_max: u64,
+    /// Bytes of entries that are kept for those that lag.
+    pub retain_bytes: usize,
+    /// Bytes of written state that are kept in memory.
+    pub overlay_bytes_max: usize,
+    /// A deliberate defect, in tests of the tests.
+    pub mutation: Mutation,
+}
+
+impl Plan {
+    /// What the seed draws.
+    #[must_use]
+    pub fn draw(seed: u64) -> Self {
+        let mut random = Random::new(seed ^ 0x6a65_7073_656e);
+        let mode = if random.below(5) == 0 { Mode::Byzantine } else { Mode::Crash };
+        let is_possible = |nemesis: &Nemesis| mode == Mode::Byzantine || !nemesis.is_byzantine();
+        let nemeses = Nemesis::ALL.into_iter().filter(is_possible).filter(|_| random.coin()).collect();
+        let nodes = match mode {
+            Mode::Byzantine => 4,
+            Mode::Crash => [3, 3, 3, 5][random.index(4)],
+        };
+        Self {
+            seed,
+            mode,
+            nodes,
+            groups: if mode == Mode::Crash { random.index(3) + 1 } else { 1 },
+            clients: random.index(4) + 2,
+            keys: random.between(1, 4),
+            workload: Workload::ALL[random.index(Workload::ALL.len())],
+            nemeses,
+            millis: random.between(4_000, 12_000),
+            fault_every: random.between(150, 1_500),
+            delay_micros: random.between(50, 2_000),
+            barrier_micros: random.between(100, 4_000),
+            log_bytes_max: [15_000, 60_000, 400_000][random.index(3)],
+            retain_bytes: [1_000, 4_000, 40_000][random.index(3)],
+            overlay_bytes_max: [600, 20_000, 1 << 20][random.index(3)],
+            mutation: Mutation::None,
+        }
+    }
+
+    /// Whether this goes wrong in the run.
+    #[must_use]
+    pub fn has(&self, nemesis: Nemesis) -> bool {
+        self.nemeses.contains(&nemesis)
+    }
+
+    /// How many nodes may lie, or be wrong about their state, at a time.
+    #[must_use]
+    pub fn liars(&self) -> usize {
+        if self.mode == Mode::Byzantine { (self.nodes - 1) / 3 } else { 0 }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nemeses: Vec<&str> = self.nemeses.iter().map(|nemesis| nemesis.name()).collect();
+        write!(
+            f,
+            "{:?} mode, {} nodes, {} groups, {} clients on {} keys ({}), {} ms of: {}",
+            self.mode,
+            self.nodes,
+            self.groups,
+            self.clients,
+            self.keys,
+            self.workload.name(),
+            self.millis,
+            if nemeses.is_empty() { "nothing".to_string() } else { nemeses.join(", ") }
+        )
+    }
+}

@@ -1,0 +1,3 @@
+//! Where a plan is carried out.
+
+pub mod sim;

@@ -1,0 +1,308 @@
+//! Clients: one operation at a time, with the number of its request the same in every try, so that it applies once.
+//!
+//! In crash mode a client asks one node after the other; in Byzantine mode it signs, shows its request to all when it
+//! is not answered, and believes what `f + 1` nodes tell of one slot. After a long silence it goes on under a new name, and nobody
+//! knows what became of the operation.
+
+use super::network::{Parcel, index_of};
+use super::node::{CLIENT_SECRETS, CLUSTER, EPOCH_MICROS, secret};
+use super::{Event, World};
+use crate::plan::{Mode, Plan};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use tetrachord::kv::{self, Command, Expect, Failure, Reply, RequestId, SessionId, Write};
+use tetrachord::ring::{GroupId, NodeId, Position};
+use tetrachord::wire::{self, Answer, AnswerFrame, Consistency, Request, RequestFrame};
+use tetrachord_checker::{Action, Operation};
+use tetrachord_consensus::pbft::{Bundle, ClientKey, ClientSigner, Domain, RequestName, SignedRequest};
+use tetrachord_consensus::{Digest, Epoch, Timestamp};
+
+/// Without an answer for so long it asks again, and gives up after the longer time, in microseconds.
+const PATIENCE_MICROS: u64 = 250_000;
+const GIVE_UP_MICROS: u64 = 6_000_000;
+
+pub(super) struct Client {
+    process: u64,
+    signer: ClientSigner,
+    sessions: BTreeMap<GroupId, SessionId>,
+    numbers: BTreeMap<GroupId, u64>,
+    open: Option<Open>,
+    node: usize,
+    last_id: u64,
+    operations: u64,
+    needed: usize,
+    pub(super) answered: u64,
+    /// Asks nothing more once what is open is answered.
+    pub(super) is_done: bool,
+}
+
+struct Open {
+    group: GroupId,
+    request: RequestId,
+    frame: Request,
+    /// None opens a session.
+    operation: Option<(String, Action)>,
+    call: u64,
+    ids: BTreeSet<u64>,
+    told: Vec<(u64, Reply, BTreeSet<NodeId>)>,
+}
+
+impl Client {
+    pub(super) fn new(index: usize, process: u64, plan: &Plan) -> Self {
+        Self {
+            process,
+            signer: ClientSigner::new(&secret(CLIENT_SECRETS + index)),
+            sessions: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            open: None,
+            node: index % plan.nodes,
+            last_id: 0,
+            operations: 0,
+            needed: plan.liars() + 1,
+            answered: 0,
+            is_done: false,
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.open.is_none()
+    }
+
+    /// What is open is given up: nobody knows its outcome.
+    pub(super) fn give_up(&mut self) -> Option<Operation> {
+        let open = self.open.take()?;
+        let (key, action) = open.operation?;
+        let call = open.call * 1_000;
+        Some(Operation { process: self.process, key, action, call, end: None, line: 0 })
+    }
+
+    fn write_of(action: &Action, key: &str) -> Option<Write> {
+        let key = Bytes::copy_from_slice(key.as_bytes());
+        let bytes = |text: &String| Bytes::copy_from_slice(text.as_bytes());
+        Some(match action {
+            Action::Get(_) => return None,
+            Action::Put(value) => Write::Put { key, value: bytes(value) },
+            Action::Delete => Write::Delete { key },
+            Action::Cas(expect, value, _) => Write::Cas {
+                key,
+                expect: Expect::Value(expect.as_ref().map(bytes)),
+                value: value.as_ref().map(bytes),
+            },
+            Action::Append(value) => Write::Append { key, value: bytes(value) },
+            Action::Incr(by, _) => Write::Incr { key, by: *by },
+        })
+    }
+
+    fn signed(&self, group: GroupId, request: RequestId, operation: &kv::Operation, now: u64) -> Request {
+        let name = RequestName {
+            client: ClientKey(self.signer.name().0),
+            session: request.session.0,
+            number: request.number,
+        };
+        let signed = SignedRequest {
+            name,
+            ack_below: request.number,
+            // Clocks of nodes may be an hour off; what a request may wait is not what is tested here.
+            not_after: Timestamp(EPOCH_MICROS + now + 250_000_000),
+            wants_proof: false,
+            ends_epoch: false,
+            operation: operation.encode(),
+        };
+        let domain = Domain { cluster: Digest(CLUSTER), group: group.0, epoch: Epoch(1) };
+        let bundle = Bundle::sign(&domain, &self.signer, &[signed]).bytes().clone();
+        Request::Submit { group, bundle }
+    }
+}
+
+impl World {
+    /// Time to ask, to ask again, or to give up.
+    pub(super) fn patience(&mut self, index: usize) {
+        self.after(PATIENCE_MICROS, Event::Patience { client: index });
+        let client = &mut self.clients[index];
+        let since = client.open.as_ref().map(|open| self.now - open.call);
+        match since {
+            None => self.begin(index),
+            Some(waited) if waited > GIVE_UP_MICROS && !self.is_calm => {
+                let given_up = client.give_up();
+                client.sessions.clear();
+                self.last_process += 1;
+                self.clients[index].process = self.last_process;
+                self.history.extend(given_up);
+            }
+            Some(waited) if waited >= PATIENCE_MICROS => self.ask_again(index),
+            Some(_) => {}
+        }
+    }
+
+    fn begin(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        if client.is_done || client.open.is_some() {
+            return;
+        }
+        client.operations += 1;
+        let (process, number) = (client.process, client.operations);
+        let (key, action) = self.plan.workload.next(&mut self.random, self.plan.keys, process, number);
+        let group = self.ring.owner(Position::of_key(key.as_bytes())).id;
+        let nonce = u128::from(self.random.next_number());
+        let is_byzantine = self.plan.mode == Mode::Byzantine;
+        let client = &mut self.clients[index];
+        let Some(session) = client.sessions.get(&group).copied() else {
+            let request = RequestId { session: SessionId(nonce), number: 0 };
+            let frame = match is_byzantine {
+                true => client.signed(group, request, &kv::Operation::Open, self.now),
+                false => Request::Command { group, command: Command::Open { nonce }.encode() },
+            };
+            return self.ask(index, group, request, frame, None);
+        };
+        let write = Client::write_of(&action, &key);
+        let raw = Bytes::copy_from_slice(key.as_bytes());
+        let counts = write.is_some() || is_byzantine;
+        let last = client.numbers.entry(group).or_default();
+        *last += u64::from(counts);
+        let request = RequestId { session, number: *last };
+        let frame = match (is_byzantine, write) {
+            (true, Some(write)) => client.signed(group, request, &kv::Operation::Write(write), self.now),
+            (true, None) => client.signed(group, request, &kv::Operation::Get { key: raw }, self.now),
+            (false, Some(write)) => {
+                let command = Command::Write { request, ack_below: request.number, write }.encode();
+                Request::Command { group, command }
+            }
+            (false, None) => Request::Get { key: raw, consistency: Consistency::Linearizable },
+        };
+        self.ask(index, group, request, frame, Some((key, action)));
+    }
+
+    fn ask(
+        &mut self,
+        index: usize,
+        group: GroupId,
+        request: RequestId,
+        frame: Request,
+        operation: Option<(String, Action)>,
+    ) {
+        let (call, ids, told) = (self.now, BTreeSet::new(), Vec::new());
+        self.clients[index].open = Some(Open { group, request, frame, operation, call, ids, told });
+        let node = self.clients[index].node;
+        self.send_to(index, node);
+    }
+
+    fn ask_again(&mut self, index: usize) {
+        if self.plan.mode == Mode::Byzantine {
+            for node in 0..self.nodes.len() {
+                // The connection may have been lost with its watch.
+                self.watch_outcomes(index, node);
+                self.send_to(index, node);
+            }
+        } else {
+            let node = self.random.index(self.nodes.len());
+            self.clients[index].node = node;
+            self.send_to(index, node);
+        }
+    }
+
+    fn send_to(&mut self, index: usize, node: usize) {
+        let client = &mut self.clients[index];
+        let Some(open) = client.open.as_mut() else { return };
+        client.last_id += 1;
+        open.ids.insert(client.last_id);
+        let frame = wire::encode(&RequestFrame { id: client.last_id, request: open.frame.clone() });
+        self.send(Parcel::Request { to: NodeId(node as u32 + 1), client: index, frame });
+    }
+
+    /// In Byzantine mode a client wants to be told what its requests came to.
+    pub(super) fn watch_outcomes(&mut self, index: usize, node: usize) {
+        if self.plan.mode == Mode::Byzantine {
+            let client = self.clients[index].signer.name().0;
+            let frame = wire::encode(&RequestFrame { id: 0, request: Request::Watch { client } });
+            self.send(Parcel::Request { to: NodeId(node as u32 + 1), client: index, frame });
+        }
+    }
+
+    pub(super) fn on_answer(&mut self, from: NodeId, index: usize, frame: &Bytes) {
+        let Ok(answer) = wire::decode::<AnswerFrame>(&frame[4..]) else {
+            return self.violate(|| format!("{from} answers what is no frame"));
+        };
+        let client = &mut self.clients[index];
+        let Some(open) = client.open.as_mut() else { return };
+        let reply = match answer.answer {
+            Answer::Outcomes { slot, replies, .. } => {
+                let (request, needed) = (open.request, client.needed);
+                let mine = replies.into_iter().filter(|(of, ..)| *of == request);
+                mine.filter_map(|(_, reply, _)| open.note(from, slot, reply, needed)).next()
+            }
+            Answer::Reply { reply, .. } if open.ids.contains(&answer.id) => Some(reply),
+            Answer::Value { found, .. } if open.ids.contains(&answer.id) => Some(Reply::Value { found }),
+            // Not here, not now: it asks again after a while.
+            _ => None,
+        };
+        if let Some(reply) = reply {
+            client.node = index_of(from);
+            self.finish(index, reply);
+        }
+    }
+
+    fn finish(&mut self, index: usize, reply: Reply) {
+        let now = self.now;
+        let client = &mut self.clients[index];
+        let open = client.open.take().expect("the caller has looked at it");
+        let Some((key, action)) = open.operation else {
+            return self.on_session(index, open.group, &reply);
+        };
+        let action = match (action, reply) {
+            (Action::Incr(by, _), Reply::Incr { value, .. }) => Action::Incr(by, value),
+            (Action::Cas(expect, value, _), Reply::Cas { swapped, .. }) => {
+                Action::Cas(expect, value, swapped)
+            }
+            (Action::Get(_), Reply::Value { found }) => {
+                Action::Get(found.map(|(_, value)| String::from_utf8_lossy(&value).to_string()))
+            }
+            (action @ Action::Put(_), Reply::Put { .. })
+            | (action @ Action::Delete, Reply::Deleted { .. })
+            | (action @ Action::Append(_), Reply::Append { .. }) => action,
+            // Ordered time may jump by an hour where clocks do: sessions expire then, and requests too.
+            (
+                action,
+                Reply::Failed(Failure::SessionExpired | Failure::TooLate { .. } | Failure::TooEarly { .. }),
+            ) => {
+                client.sessions.remove(&open.group);
+                let (process, call) = (client.process, open.call * 1_000);
+                self.last_process += 1;
+                self.clients[index].process = self.last_process;
+                return self.history.push(Operation { process, key, action, call, end: None, line: 0 });
+            }
+            (action, reply) => {
+                return self.violate(|| format!("a correct client is told {reply:?} to {action:?}"));
+            }
+        };
+        client.answered += 1;
+        let (process, call, end) = (client.process, open.call * 1_000, Some(now * 1_000 + 1));
+        self.history.push(Operation { process, key, action, call, end, line: 0 });
+        self.begin(index);
+    }
+
+    fn on_session(&mut self, index: usize, group: GroupId, reply: &Reply) {
+        let client = &mut self.clients[index];
+        match reply {
+            Reply::Opened { session } => {
+                client.sessions.insert(group, *session);
+                client.numbers.insert(group, 0);
+                self.begin(index);
+            }
+            Reply::Failed(Failure::TooLate { .. } | Failure::TooEarly { .. }) => {}
+            other => self.violate(|| format!("a correct client is told {other:?} when it opens a session")),
+        }
+    }
+}
+
+impl Open {
+    /// A node tells what the request came to; the reply, once enough have told the same.
+    fn note(&mut self, from: NodeId, slot: u64, reply: Reply, needed: usize) -> Option<Reply> {
+        let known = self.told.iter().position(|(at, known, _)| *at == slot && *known == reply);
+        let at = known.unwrap_or(self.told.len());
+        if known.is_none() {
+            self.told.push((slot, reply.clone(), BTreeSet::new()));
+        }
+        self.told[at].2.insert(from);
+        (self.told[at].2.len() >= needed).then_some(reply)
+    }
+}

@@ -1,0 +1,154 @@
+//! The nemesis at work: every now and then something breaks, or is mended.
+
+use super::{Event, World};
+use crate::nemesis::Nemesis;
+use crate::plan::Mode;
+
+/// Kinds of faults that strike at a moment; the others are at work all the time.
+const STRIKES: [Nemesis; 10] = [
+    Nemesis::Kill,
+    Nemesis::PowerCut,
+    Nemesis::Pause,
+    Nemesis::Halves,
+    Nemesis::Isolate,
+    Nemesis::MajoritiesRing,
+    Nemesis::Bridge,
+    Nemesis::OneWay,
+    Nemesis::ClockJump,
+    Nemesis::Rot,
+];
+
+impl World {
+    pub(super) fn strike(&mut self) {
+        if self.is_calm {
+            return;
+        }
+        let micros = self.random.between(1, 2 * self.plan.fault_every * 1_000);
+        self.after(micros, Event::Strike);
+        self.mend();
+        for index in 0..self.nodes.len() {
+            if self.nodes[index].lies && self.nodes[index].core.is_some() && self.random.coin() {
+                self.lie_anew(index);
+            }
+        }
+        let possible: Vec<Nemesis> = STRIKES.into_iter().filter(|nemesis| self.plan.has(*nemesis)).collect();
+        if !possible.is_empty() && self.random.per_mille(700) {
+            let nemesis = possible[self.random.index(possible.len())];
+            self.break_something(nemesis);
+        }
+    }
+
+    /// What is down may come back, what is cut may heal.
+    fn mend(&mut self) {
+        for index in 0..self.nodes.len() {
+            if self.nodes[index].core.is_none() && self.random.per_mille(600) {
+                self.start(index);
+            }
+        }
+        if !self.network.cut.is_empty() && self.random.per_mille(500) {
+            self.trace.note(|| "links heal".to_string());
+            self.network.heal();
+        }
+    }
+
+    fn break_something(&mut self, nemesis: Nemesis) {
+        let count = self.nodes.len();
+        let victim = self.random.index(count);
+        self.trace.note(|| format!("nemesis: {}", nemesis.name()));
+        match nemesis {
+            Nemesis::Kill => self.kill(victim),
+            Nemesis::PowerCut => {
+                self.count(nemesis, 1, 1);
+                for index in 0..count {
+                    let kept = self.random.index(3);
+                    self.crash(index, kept);
+                }
+            }
+            Nemesis::Pause => self.pause(victim),
+            Nemesis::ClockJump => {
+                let micros =
+                    i64::try_from(self.random.below(7_200_000_000)).expect("two hours") - 3_600_000_000;
+                // In Byzantine mode a wrong clock is a fault like any other: no more than f nodes ever have one. If more had,
+                // ordered time could come to lie an hour ahead, and every request would be void until then.
+                let victim = match self.plan.mode {
+                    Mode::Byzantine => usize::try_from(self.plan.seed % count as u64).expect("few nodes"),
+                    Mode::Crash => victim,
+                };
+                self.nodes[victim].wall_offset = micros;
+                self.count(nemesis, 1, 1);
+            }
+            Nemesis::Rot => self.rot(victim),
+            partition => self.cut(partition, victim),
+        }
+    }
+
+    fn kill(&mut self, victim: usize) {
+        let was_up = self.nodes[victim].core.is_some();
+        let kept = self.random.index(3);
+        self.crash(victim, kept);
+        self.count(Nemesis::Kill, 1, u64::from(was_up));
+    }
+
+    fn pause(&mut self, victim: usize) {
+        if self.nodes[victim].core.is_none() || self.nodes[victim].is_paused {
+            return;
+        }
+        self.nodes[victim].is_paused = true;
+        self.count(Nemesis::Pause, 1, 0);
+        let (micros, life) = (self.random.between(50_000, 3_000_000), self.nodes[victim].life);
+        self.after(micros, Event::Resume { node: victim, life });
+    }
+
+    fn cut(&mut self, nemesis: Nemesis, victim: usize) {
+        let count = self.nodes.len();
+        let turn = self.random.index(count);
+        let place = |node: usize| (node + turn) % count;
+        let side = |node: usize| place(node) < count / 2;
+        let one_way: Vec<bool> = (0..count * count).map(|_| self.random.per_mille(700)).collect();
+        self.count(nemesis, 1, 0);
+        match nemesis {
+            Nemesis::Halves => self.network.keep(count, nemesis, |from, to| side(from) == side(to)),
+            Nemesis::Isolate => self.network.keep(count, nemesis, |from, to| from != victim && to != victim),
+            // Each hears the next ones around the ring, just enough of them.
+            Nemesis::MajoritiesRing => {
+                let reach = count / 4 + 1;
+                let distance = |from: usize, to: usize| {
+                    let around = place(from).abs_diff(place(to));
+                    around.min(count - around)
+                };
+                self.network.keep(count, nemesis, |from, to| {
+                    distance(from, to) <= reach && distance(from, to) * 2 < count
+                });
+            }
+            Nemesis::Bridge => {
+                self.network.keep(count, nemesis, |from, to| {
+                    from == victim || to == victim || side(from) == side(to)
+                });
+            }
+            _ => self.network.keep(count, nemesis, |from, to| one_way[from * count + to]),
+        }
+    }
+
+    /// Changes a row of a node's state. No more nodes are wrong about their state at a time than may lie.
+    fn rot(&mut self, victim: usize) {
+        let is_wrong = |node: &super::Node| {
+            node.core.as_ref().is_none_or(|core| core.groups().any(|group| group.damage().is_some()))
+        };
+        let wrong = self.nodes.iter().filter(|node| node.lies || is_wrong(node)).count();
+        let node = &self.nodes[victim];
+        if wrong >= self.plan.liars() || node.lies {
+            return;
+        }
+        let rows = node.disk.rows(b"d");
+        if rows.is_empty() {
+            return;
+        }
+        let (raw, record) = &rows[self.random.index(rows.len())];
+        let mut changed = record.to_vec();
+        if let Some(last) = changed.last_mut() {
+            *last ^= 1;
+        }
+        self.nodes[victim].disk.tamper(raw, Some(changed.into()));
+        self.count(Nemesis::Rot, 1, 1);
+    }
+}

@@ -1,0 +1,122 @@
+//! What must hold after every step, seen from outside.
+//!
+//! | invariant | source |
+//! |---|---|
+//! | replicas that applied the same slots have the same digest of everything answered | state machine safety |
+//! | what a replica has applied only grows, but for a state that is repaired or put in place | prefix |
+//! | a ballot is led by one node; in Byzantine mode a view's primary follows from its number | election safety |
+//! | nobody stops, but who lies | availability |
+//!
+//! That nothing acknowledged is lost, that requests apply once and that reads are fresh is for the checker of the history.
+
+use std::collections::BTreeMap;
+use tetrachord::node::core::NodeCore;
+
+/// What a check found.
+#[derive(Default)]
+pub(super) struct Told {
+    pub(super) violation: Option<String>,
+    pub(super) reached: Vec<&'static str>,
+}
+
+/// What is remembered of one replica's life.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    applied: u64,
+    leads: bool,
+    is_installing: bool,
+    is_damaged: bool,
+    view: u64,
+}
+
+/// Watches all nodes.
+#[derive(Debug, Default)]
+pub(super) struct Invariants {
+    /// The digest after each slot of each group, by whoever came there first.
+    digests: BTreeMap<(u32, u64), ([u8; 32], usize)>,
+    leaders: BTreeMap<(u32, String), usize>,
+    seen: BTreeMap<(usize, u32), Seen>,
+}
+
+/// Slots behind the newest whose digests are remembered.
+const DIGESTS_MAX: usize = 20_000;
+
+impl Invariants {
+    /// A node starts anew: it may have lost what it had applied.
+    pub(super) fn begin_life(&mut self, index: usize) {
+        self.seen.retain(|(node, _), _| *node != index);
+    }
+
+    /// Checks a node after a step.
+    pub(super) fn check(&mut self, index: usize, lies: bool, core: &NodeCore) -> Told {
+        let mut told = Told::default();
+        for group in core.groups() {
+            let name = group.place().id.0;
+            let applied = group.machine().applied();
+            let seen = self.seen.entry((index, name)).or_default();
+            let before = seen.clone();
+            seen.is_installing = group.is_installing();
+            seen.is_damaged = group.damage().is_some();
+            if before.is_installing && !seen.is_installing {
+                told.reached.push("a whole state was put in place");
+            }
+            if before.is_damaged && !seen.is_damaged {
+                told.reached.push("a damaged state was repaired");
+            }
+            let is_replaced =
+                seen.is_installing || seen.is_damaged || before.is_installing || before.is_damaged;
+            if applied.slot == before.applied && !is_replaced && group.is_leading() == before.leads {
+                continue;
+            }
+            if applied.slot < before.applied && !is_replaced {
+                let what = format!(
+                    "n{} g{name} went back from slot {} to {}",
+                    index + 1,
+                    before.applied,
+                    applied.slot
+                );
+                told.violation = Some(what);
+            }
+            seen.applied = applied.slot;
+            if lies || is_replaced {
+                continue;
+            }
+            let known = *self.digests.entry((name, applied.slot)).or_insert((applied.digest, index));
+            if known.0 != applied.digest {
+                let what = format!(
+                    "n{} and n{} differ after slot {} of g{name}",
+                    known.1 + 1,
+                    index + 1,
+                    applied.slot
+                );
+                told.violation = Some(what);
+            }
+            if group.is_leading() != before.leads {
+                seen.leads = group.is_leading();
+                let status = group.engine();
+                if status.view.0 > before.view {
+                    told.reached.push("a view was entered behind the first");
+                    seen.view = status.view.0;
+                }
+                if seen.leads {
+                    told.reached.push("a leader was elected");
+                    let ballot = status.ballot.clone();
+                    let leader = *self.leaders.entry((name, ballot)).or_insert(index);
+                    if leader != index {
+                        let what = format!(
+                            "n{} and n{} both lead g{name} in {}",
+                            leader + 1,
+                            index + 1,
+                            status.ballot
+                        );
+                        told.violation = Some(what);
+                    }
+                }
+            }
+        }
+        while self.digests.len() > DIGESTS_MAX {
+            self.digests.pop_first();
+        }
+        told
+    }
+}

@@ -1,0 +1,349 @@
+//! The simulated world: whole nodes over virtual time.
+//!
+//! Everything that happens is an event with a moment: a message arrives, a barrier ends, a clock ticks, a client loses
+//! patience, a nemesis strikes. Events are taken in order of their moments; those of one moment in the order in which they were
+//! made. Chance comes from the seed alone, so a seed replays every event, on any machine.
+//!
+//! After every step of a node the invariants are checked ([`invariant`]); at the end faults stop, and the nodes must answer
+//! and become equal again within a bound of virtual time; then the history of the clients is judged.
+
+mod client;
+mod disturb;
+mod invariant;
+mod network;
+mod node;
+mod trace;
+
+use crate::nemesis::Nemesis;
+use crate::plan::{Mode, Plan};
+use crate::random::Random;
+use client::Client;
+use invariant::Invariants;
+use network::{Network, Parcel};
+use node::Node;
+use std::collections::{BTreeMap, BTreeSet};
+use tetrachord::gateway::ConnectionId;
+use tetrachord::node::core::{NodeEffect, NodeEvent};
+use tetrachord::ring::{NodeId, RingMap};
+use tetrachord_checker::{History, Limits, Operation, Verdict, check};
+use tetrachord_consensus::pbft::Lie;
+use trace::Trace;
+
+/// Clocks tick this often, in microseconds.
+const TICK_MICROS: u64 = 10_000;
+
+/// Once faults stop, the nodes must answer and be equal within so many virtual milliseconds. Replicas that have lost their
+/// patience with many primaries in a row wait for up to a minute for the next one.
+const CALM_MILLIS: u64 = 240_000;
+
+/// How long the judge searches; histories here are short.
+const JUDGE: Limits = Limits { configurations: 1_000_000 };
+
+/// Everything that can happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    Tick { node: usize, life: u64 },
+    Barrier { node: usize, life: u64 },
+    StateWritten { node: usize, life: u64 },
+    Checked { node: usize, life: u64 },
+    Arrives(Parcel),
+    Patience { client: usize },
+    Strike,
+    Resume { node: usize, life: u64 },
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// What did not hold, if anything.
+    pub violation: Option<String>,
+    /// Virtual microseconds.
+    pub micros: u64,
+    /// Operations that were answered, and those of which nobody knows.
+    pub operations: usize,
+    /// Operations of which nobody knows what became.
+    pub unknown: usize,
+    /// How often each nemesis struck, and what it changed.
+    pub strikes: BTreeMap<Nemesis, (u64, u64)>,
+    /// Interesting things that happened, by name.
+    pub reached: BTreeMap<&'static str, u64>,
+    /// Events that were taken.
+    pub events: u64,
+    /// A hash of all of them.
+    pub trace_hash: [u8; 32],
+    /// All of them in words, if that was asked for.
+    pub trace: Vec<String>,
+}
+
+/// A run under way.
+pub(crate) struct World {
+    plan: Plan,
+    random: Random,
+    now: u64,
+    queue: BTreeMap<(u64, u64), Event>,
+    last_event: u64,
+    ring: RingMap,
+    nodes: Vec<Node>,
+    network: Network,
+    clients: Vec<Client>,
+    history: Vec<Operation>,
+    last_process: u64,
+    is_calm: bool,
+    invariants: Invariants,
+    strikes: BTreeMap<Nemesis, (u64, u64)>,
+    reached: BTreeMap<&'static str, u64>,
+    events: u64,
+    trace: Trace,
+    violation: Option<String>,
+}
+
+/// Carries out a plan.
+#[must_use]
+pub fn run(plan: &Plan, wants_trace: bool) -> Outcome {
+    let mut world = World::new(plan, wants_trace);
+    world.run_until(plan.millis * 1_000);
+    world.calm();
+    world.judge();
+    world.outcome()
+}
+
+impl World {
+    fn new(plan: &Plan, wants_trace: bool) -> Self {
+        let replicas = if plan.mode == Mode::Byzantine { plan.nodes } else { 3.min(plan.nodes) };
+        let ring = RingMap::even(plan.groups, plan.nodes, replicas);
+        let mut world = Self {
+            random: Random::new(plan.seed),
+            now: 1,
+            queue: BTreeMap::new(),
+            last_event: 0,
+            nodes: (0..plan.nodes).map(|index| Node::new(index, plan)).collect(),
+            network: Network::default(),
+            clients: Vec::new(),
+            history: Vec::new(),
+            last_process: 0,
+            is_calm: false,
+            invariants: Invariants::default(),
+            strikes: BTreeMap::new(),
+            reached: BTreeMap::new(),
+            events: 0,
+            trace: Trace::new(wants_trace),
+            violation: None,
+            ring,
+            plan: plan.clone(),
+        };
+        world.set_clocks();
+        (0..plan.nodes).for_each(|index| world.start(index));
+        for index in 0..plan.clients {
+            world.last_process += 1;
+            let client = Client::new(index, world.last_process, plan);
+            world.clients.push(client);
+            world.at(1_000 + index as u64, Event::Patience { client: index });
+        }
+        world.at(plan.fault_every * 1_000, Event::Strike);
+        world
+    }
+
+    fn at(&mut self, moment: u64, event: Event) {
+        assert!(moment >= self.now, "nothing happens in the past");
+        self.last_event += 1;
+        self.queue.insert((moment, self.last_event), event);
+    }
+
+    fn after(&mut self, micros: u64, event: Event) {
+        self.at(self.now + micros, event);
+    }
+
+    fn reach(&mut self, what: &'static str) {
+        *self.reached.entry(what).or_default() += 1;
+    }
+
+    /// A nemesis struck, or a strike of it changed something.
+    fn count(&mut self, nemesis: Nemesis, strikes: u64, effects: u64) {
+        let counted = self.strikes.entry(nemesis).or_default();
+        counted.0 += strikes;
+        counted.1 += effects;
+    }
+
+    fn violate(&mut self, what: impl FnOnce() -> String) {
+        if self.violation.is_none() {
+            let what = what();
+            self.trace.note(|| format!("VIOLATION {what}"));
+            self.violation = Some(what);
+        }
+    }
+
+    fn run_until(&mut self, end: u64) {
+        while self.violation.is_none()
+            && let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= end)
+        {
+            let ((moment, _), event) = entry.remove_entry();
+            self.now = moment;
+            self.events += 1;
+            self.trace.event(moment, &event);
+            self.take(event);
+        }
+        self.now = self.now.max(end);
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Tick { node, life } if self.nodes[node].is(life) => self.tick(node),
+            Event::Barrier { node, life } if self.nodes[node].is(life) => self.barrier(node),
+            Event::StateWritten { node, life } if self.nodes[node].is(life) => self.state_written(node),
+            Event::Checked { node, life } if self.nodes[node].is(life) => self.checked(node),
+            Event::Resume { node, life } if self.nodes[node].is(life) => self.resume(node),
+            Event::Arrives(parcel) => self.arrives(parcel),
+            Event::Patience { client } => self.patience(client),
+            Event::Strike => self.strike(),
+            _ => {}
+        }
+    }
+
+    /// A node is told something, and what it wants done is done.
+    fn step(&mut self, index: usize, event: NodeEvent) {
+        let node = &mut self.nodes[index];
+        let lies = node.lies;
+        let Some(core) = node.core.as_mut() else { return };
+        core.step(event);
+        let effects = core.flush();
+        let told = self.invariants.check(index, lies, core);
+        for what in told.reached {
+            self.reach(what);
+        }
+        if let Some(violation) = told.violation {
+            self.violate(|| violation);
+        }
+        for effect in effects {
+            self.carry_out(index, effect);
+        }
+        self.schedule_disk(index);
+    }
+
+    fn carry_out(&mut self, index: usize, effect: NodeEffect) {
+        let from = NodeId(u32::try_from(index).expect("few nodes") + 1);
+        match effect {
+            NodeEffect::Send { to, class, frame } => self.send(Parcel::Peer { from, to, class, frame }),
+            NodeEffect::Answer { connection: ConnectionId(client), frame } => {
+                let client = usize::try_from(client).expect("few clients");
+                self.send(Parcel::Answer { from, client, frame });
+            }
+            NodeEffect::Disconnect { reason, .. } => {
+                self.violate(|| format!("{from} closes the connection of a correct client: {reason}"));
+            }
+            NodeEffect::Verify { group, job } => {
+                let node = &mut self.nodes[index];
+                node.checks.push_back((group, job));
+                if !node.is_checking {
+                    node.is_checking = true;
+                    let life = node.life;
+                    let micros = self.random.between(40, 120);
+                    self.after(micros, Event::Checked { node: index, life });
+                }
+            }
+            NodeEffect::Stop { reason } if self.nodes[index].lies => {
+                // A liar may trip over its own lies.
+                self.trace.note(|| format!("{from}, which lies, stops: {reason}"));
+                self.crash(index, 0);
+            }
+            NodeEffect::Stop { reason } => self.violate(|| format!("{from} stops: {reason}")),
+        }
+    }
+
+    /// Faults stop, lies go on. Everybody answers and is equal again within a bound.
+    fn calm(&mut self) {
+        self.is_calm = true;
+        self.network.heal();
+        self.set_clocks();
+        for index in 0..self.nodes.len() {
+            self.resume(index);
+            if self.nodes[index].core.is_none() {
+                self.start(index);
+            }
+        }
+        let answered: Vec<u64> = self.clients.iter().map(|client| client.answered).collect();
+        let end = self.now + CALM_MILLIS * 1_000;
+        let mut is_well = false;
+        while !is_well && self.now < end && self.violation.is_none() {
+            let slice = self.now + 200_000;
+            self.run_until(slice);
+            let mut clients = self.clients.iter().zip(&answered);
+            is_well = clients.all(|(client, before)| client.answered >= before + 3);
+        }
+        if !is_well {
+            let states = self.describe();
+            self.violate(|| format!("the cluster does not come back after faults stopped\n{states}"));
+        }
+        self.clients.iter_mut().for_each(|client| client.is_done = true);
+        while self.violation.is_none() && self.now < end {
+            let slice = self.now + 200_000;
+            self.run_until(slice);
+            if self.is_even() {
+                return;
+            }
+        }
+        if self.violation.is_none() {
+            let states = self.describe();
+            self.violate(|| format!("honest nodes do not become equal after faults stopped\n{states}"));
+        }
+    }
+
+    /// Whether nobody waits any more, and all honest replicas of each group have applied the same.
+    fn is_even(&self) -> bool {
+        let mut applied: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
+        for core in self.nodes.iter().filter(|node| !node.lies).filter_map(|node| node.core.as_ref()) {
+            for group in core.groups() {
+                applied.entry(group.place().id.0).or_default().insert(group.machine().applied().slot);
+            }
+        }
+        self.clients.iter().all(Client::is_idle) && applied.values().all(|slots| slots.len() == 1)
+    }
+
+    fn describe(&self) -> String {
+        let describe = |node: &Node| match &node.core {
+            Some(core) => format!("lies={} {:?}\n", node.lies, core.status().groups),
+            None => "down\n".to_string(),
+        };
+        self.nodes.iter().map(describe).collect()
+    }
+
+    /// What clients saw must have an explanation.
+    fn judge(&mut self) {
+        let open: Vec<Operation> = self.clients.iter_mut().filter_map(Client::give_up).collect();
+        self.history.extend(open);
+        if self.violation.is_some() {
+            return;
+        }
+        let history = History { operations: std::mem::take(&mut self.history), failed: 0 };
+        let judgement = check(&history, JUDGE);
+        match judgement.verdict {
+            Verdict::Violation { key } => {
+                let example = tetrachord_checker::counterexample::find(&history, &key);
+                let why = example.map(|example| example.explanation).unwrap_or_default();
+                self.violate(|| format!("not linearizable: {why}"));
+            }
+            Verdict::Linearizable => {}
+            Verdict::Undecided { .. } => self.reach("a history that was too hard to judge"),
+        }
+        self.history = history.operations;
+    }
+
+    fn outcome(mut self) -> Outcome {
+        (0..self.nodes.len()).for_each(|index| self.count_lies(index));
+        Outcome {
+            violation: self.violation,
+            micros: self.now,
+            operations: self.history.len(),
+            unknown: self.history.iter().filter(|operation| operation.end.is_none()).count(),
+            strikes: self.strikes,
+            reached: self.reached,
+            events: self.events,
+            trace_hash: self.trace.hash(),
+            trace: self.trace.into_lines(),
+        }
+    }
+}
+
+/// Every lie in turn.
+fn next_lie(turn: u64) -> Lie {
+    Lie::ALL[usize::try_from(turn % Lie::ALL.len() as u64).expect("a small remainder")]
+}

@@ -1,0 +1,134 @@
+//! The network: each message takes its time, and may be lost, come twice, overtake others or be cut off.
+//!
+//! Without a nemesis messages of one sender to one receiver arrive in order, as on the streams of production.
+
+use super::{Event, World};
+use crate::nemesis::Nemesis;
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use tetrachord::gateway::ConnectionId;
+use tetrachord::node::core::{Class, NodeEvent};
+use tetrachord::ring::NodeId;
+
+/// A frame on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Parcel {
+    Peer { from: NodeId, to: NodeId, class: Class, frame: Bytes },
+    Request { to: NodeId, client: usize, frame: Bytes },
+    Answer { from: NodeId, client: usize, frame: Bytes },
+}
+
+impl Parcel {
+    pub(super) fn frame(&self) -> &Bytes {
+        match self {
+            Self::Peer { frame, .. } | Self::Request { frame, .. } | Self::Answer { frame, .. } => frame,
+        }
+    }
+
+    pub(super) fn receiver(&self) -> usize {
+        match self {
+            Self::Peer { to, .. } | Self::Request { to, .. } => index_of(*to),
+            Self::Answer { client, .. } => *client,
+        }
+    }
+
+    /// Names a link: messages on one arrive in order.
+    fn link(&self) -> (u64, u64) {
+        const CLIENTS: u64 = 1 << 20;
+        match self {
+            Self::Peer { from, to, class, .. } => (u64::from(from.0) << 8 | *class as u64, u64::from(to.0)),
+            Self::Request { to, client, .. } => (CLIENTS + *client as u64, u64::from(to.0)),
+            Self::Answer { from, client, .. } => (u64::from(from.0) << 8, CLIENTS + *client as u64),
+        }
+    }
+}
+
+pub(super) fn index_of(node: NodeId) -> usize {
+    usize::try_from(node.0).expect("few nodes") - 1
+}
+
+/// What is wrong with the links now.
+#[derive(Debug, Default)]
+pub(super) struct Network {
+    /// Pairs of nodes of which the second does not hear the first, and which nemesis did that.
+    pub(super) cut: BTreeMap<(usize, usize), Nemesis>,
+    last_arrival: BTreeMap<(u64, u64), u64>,
+}
+
+impl Network {
+    pub(super) fn heal(&mut self) {
+        self.cut.clear();
+    }
+
+    /// Only these pairs hear one another.
+    pub(super) fn keep(&mut self, nodes: usize, nemesis: Nemesis, hears: impl Fn(usize, usize) -> bool) {
+        let pairs: BTreeSet<(usize, usize)> =
+            (0..nodes).flat_map(|a| (0..nodes).map(move |b| (a, b))).collect();
+        let lost = pairs.into_iter().filter(|(from, to)| from != to && !hears(*from, *to));
+        self.cut = lost.map(|pair| (pair, nemesis)).collect();
+    }
+}
+
+impl World {
+    /// A message leaves.
+    pub(super) fn send(&mut self, parcel: Parcel) {
+        if let Parcel::Peer { from, to, .. } = &parcel
+            && let Some(nemesis) = self.network.cut.get(&(index_of(*from), index_of(*to))).copied()
+        {
+            return self.count(nemesis, 0, 1);
+        }
+        if self.strikes_now(Nemesis::Loss, 40) {
+            return self.count(Nemesis::Loss, 0, 1);
+        }
+        if self.strikes_now(Nemesis::Duplication, 60) {
+            self.count(Nemesis::Duplication, 0, 1);
+            self.dispatch(parcel.clone());
+        }
+        self.dispatch(parcel);
+    }
+
+    fn dispatch(&mut self, parcel: Parcel) {
+        let mut delay = self.plan.delay_micros + self.random.below(self.plan.delay_micros + 1);
+        if self.strikes_now(Nemesis::Delay, 30) {
+            self.count(Nemesis::Delay, 0, 1);
+            delay += self.random.below(400_000);
+        }
+        let mut moment = self.now + delay;
+        let in_order = self.network.last_arrival.get(&parcel.link()).copied().unwrap_or(0);
+        let may_overtake = self.plan.has(Nemesis::Reordering) && !self.is_calm;
+        if moment < in_order && may_overtake {
+            self.count(Nemesis::Reordering, 0, 1);
+        } else {
+            moment = moment.max(in_order);
+            self.network.last_arrival.insert(parcel.link(), moment);
+        }
+        self.at(moment, Event::Arrives(parcel));
+    }
+
+    /// Whether a nemesis that is at work all the time strikes this time.
+    fn strikes_now(&mut self, nemesis: Nemesis, per_mille: u64) -> bool {
+        !self.is_calm && self.plan.has(nemesis) && self.random.per_mille(per_mille)
+    }
+
+    pub(super) fn arrives(&mut self, parcel: Parcel) {
+        let event = match &parcel {
+            Parcel::Peer { from, to, frame, .. } => {
+                Some((index_of(*to), NodeEvent::Peer { from: *from, body: frame.slice(4..) }))
+            }
+            Parcel::Request { to, client, frame } => {
+                let connection = ConnectionId(*client as u64);
+                Some((index_of(*to), NodeEvent::Client { connection, body: frame.slice(4..) }))
+            }
+            Parcel::Answer { .. } => None,
+        };
+        match (event, parcel) {
+            (Some((index, _)), parcel) if self.nodes[index].is_paused => {
+                self.count(Nemesis::Pause, 0, 1);
+                self.nodes[index].stalled.push(parcel);
+            }
+            (Some((index, event)), _) => self.step(index, event),
+            (None, Parcel::Answer { from, client, frame }) => self.on_answer(from, client, &frame),
+            (None, _) => unreachable!("only answers go to clients"),
+        }
+    }
+}

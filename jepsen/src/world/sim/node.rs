@@ -1,0 +1,286 @@
+//! A node of the simulated world: the core of production, a disk that forgets what was not synced, clocks, a pool.
+
+use super::{Event, TICK_MICROS, World};
+use crate::nemesis::Nemesis;
+use crate::plan::{Mode, Plan};
+use std::collections::{BTreeMap, VecDeque};
+use tetrachord::group::{Byzantine, Settings};
+use tetrachord::limits::Limits;
+use tetrachord::node::core::{NodeCore, NodeEvent, NodeSettings};
+use tetrachord::ring::{GroupId, NodeId};
+use tetrachord::storage::memory::MemoryDisk;
+use tetrachord_consensus::pbft::{ClientSigner, Unverified, Verifier, Window};
+use tetrachord_consensus::{Options, Ticks, Timestamp};
+
+use super::network::Parcel;
+
+/// When virtual time begins, in microseconds since the Unix epoch.
+pub(super) const EPOCH_MICROS: u64 = 1_700_000_000_000_000;
+
+pub(super) const CLUSTER: [u8; 32] = [5; 32];
+
+pub(super) struct Node {
+    pub(super) disk: MemoryDisk,
+    pub(super) core: Option<NodeCore>,
+    /// Counts starts: what was under way for an earlier life counts for nothing.
+    pub(super) life: u64,
+    verifiers: BTreeMap<GroupId, Verifier>,
+    pub(super) checks: VecDeque<(GroupId, Box<Unverified>)>,
+    pub(super) is_checking: bool,
+    is_syncing: bool,
+    is_writing: bool,
+    pub(super) is_paused: bool,
+    pub(super) stalled: Vec<Parcel>,
+    pub(super) lies: bool,
+    pub(super) lie_turn: u64,
+    /// When this life began, and how many thousandths of real time its clock runs.
+    started: u64,
+    pub(super) rate_per_mille: u64,
+    /// Of the wall clock, in microseconds.
+    pub(super) wall_offset: i64,
+}
+
+/// The signing secret of a node, or of a client.
+pub(super) fn secret(index: usize) -> [u8; 32] {
+    [u8::try_from(index + 1).expect("few nodes and clients"); 32]
+}
+
+fn public(index: usize) -> [u8; 32] {
+    ClientSigner::new(&secret(index)).name().0
+}
+
+/// Clients' secrets lie behind those of nodes.
+pub(super) const CLIENT_SECRETS: usize = 100;
+
+impl Node {
+    pub(super) fn new(index: usize, plan: &Plan) -> Self {
+        Self {
+            disk: MemoryDisk::default(),
+            core: None,
+            life: 0,
+            verifiers: BTreeMap::new(),
+            checks: VecDeque::new(),
+            is_checking: false,
+            is_syncing: false,
+            is_writing: false,
+            is_paused: false,
+            stalled: Vec::new(),
+            // The first primary is among those that lie.
+            lies: plan.has(Nemesis::Lies) && (1..=plan.liars()).contains(&index),
+            lie_turn: 0,
+            started: 0,
+            rate_per_mille: 1_000,
+            wall_offset: 0,
+        }
+    }
+
+    pub(super) fn is(&self, life: u64) -> bool {
+        self.core.is_some() && self.life == life
+    }
+
+    fn ticks(&self, now: u64) -> Ticks {
+        Ticks(1 + (now - self.started) * self.rate_per_mille / 1_000_000)
+    }
+
+    fn wall(&self, now: u64) -> Timestamp {
+        Timestamp((EPOCH_MICROS + now).saturating_add_signed(self.wall_offset))
+    }
+}
+
+impl World {
+    fn settings(&mut self, index: usize) -> NodeSettings {
+        let plan = &self.plan;
+        let options = Options {
+            seed: self.random.next_number() >> 20,
+            mutation: plan.mutation,
+            message_bytes: 4_000,
+            ..Options::default()
+        };
+        let byzantine = (plan.mode == Mode::Byzantine).then(|| Byzantine {
+            cluster: CLUSTER,
+            secret: secret(index),
+            nodes: (0..plan.nodes).map(|at| (NodeId(at as u32 + 1), public(at))).collect(),
+            clients: (0..plan.clients).map(|at| public(CLIENT_SECRETS + at)).collect(),
+            request_millis: 400,
+            window: Window { interval: 8, length: 32 },
+            scrub_millis: 3_000,
+            chaos: self.nodes[index].lies.then_some(plan.seed ^ index as u64),
+        });
+        NodeSettings {
+            node: NodeId(index as u32 + 1),
+            ring: self.ring.clone(),
+            group: Settings {
+                limits: Limits::default(),
+                quorums: None,
+                options,
+                overlay_bytes_max: plan.overlay_bytes_max,
+                retain_bytes: plan.retain_bytes,
+                byzantine,
+            },
+            log_bytes_max: plan.log_bytes_max,
+        }
+    }
+
+    pub(super) fn start(&mut self, index: usize) {
+        let settings = self.settings(index);
+        let node = &mut self.nodes[index];
+        let (storage, recovery) = node.disk.open();
+        node.life += 1;
+        node.started = self.now;
+        (node.is_checking, node.is_syncing, node.is_writing, node.is_paused) = (false, false, false, false);
+        let (life, lies) = (node.life, node.lies);
+        let core = match NodeCore::open(settings, Box::new(storage), recovery) {
+            Ok(core) => core,
+            Err(error) => return self.violate(|| format!("n{} does not start: {error}", index + 1)),
+        };
+        let node = &mut self.nodes[index];
+        node.verifiers = core.verifiers();
+        node.core = Some(core);
+        self.invariants.begin_life(index);
+        self.trace.note(|| format!("n{} starts", index + 1));
+        self.at(self.now, Event::Tick { node: index, life });
+        if lies {
+            self.lie_anew(index);
+        }
+        self.introduce_clients(index);
+    }
+
+    /// A node ends. Of the commits under way the first `kept` happen to reach the disk.
+    pub(super) fn crash(&mut self, index: usize, kept: usize) {
+        self.count_lies(index);
+        let node = &mut self.nodes[index];
+        if node.core.take().is_none() {
+            return;
+        }
+        let lost = node.disk.pending().saturating_sub(kept);
+        node.disk.crash(kept);
+        node.checks.clear();
+        node.stalled.clear();
+        node.is_paused = false;
+        if lost > 0 {
+            self.reach("a crash lost what was not synced");
+        }
+        self.trace.note(|| format!("n{} ends; {lost} commits are lost", index + 1));
+    }
+
+    pub(super) fn tick(&mut self, index: usize) {
+        let node = &self.nodes[index];
+        let life = node.life;
+        if !node.is_paused {
+            let (now, wall) = (node.ticks(self.now), node.wall(self.now));
+            self.step(index, NodeEvent::Tick { now, wall });
+        }
+        self.after(TICK_MICROS, Event::Tick { node: index, life });
+    }
+
+    /// Whatever waits for the disk gets its turn, all at once.
+    pub(super) fn schedule_disk(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        if node.core.is_none() || node.is_syncing || node.disk.pending() == 0 {
+            return;
+        }
+        node.is_syncing = true;
+        let life = node.life;
+        let mut micros = self.plan.barrier_micros + self.random.below(self.plan.barrier_micros);
+        if !self.is_calm && self.plan.has(Nemesis::SlowDisk) && self.random.per_mille(20) {
+            self.count(Nemesis::SlowDisk, 1, 1);
+            micros += self.random.below(500_000);
+        }
+        self.after(micros, Event::Barrier { node: index, life });
+    }
+
+    pub(super) fn barrier(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        node.is_syncing = false;
+        let last = std::iter::from_fn(|| node.disk.flush_one()).last();
+        let writes = !std::mem::replace(&mut node.is_writing, true);
+        let life = node.life;
+        if writes {
+            let micros = self.random.between(200, 20_000);
+            self.after(micros, Event::StateWritten { node: index, life });
+        }
+        if let Some(commit) = last {
+            self.step(index, NodeEvent::Durable(commit));
+        }
+    }
+
+    pub(super) fn state_written(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        node.is_writing = false;
+        let life = node.life;
+        if let Some(commit) = node.disk.write_one() {
+            node.is_writing = true;
+            let micros = self.random.between(200, 20_000);
+            self.after(micros, Event::StateWritten { node: index, life });
+            self.step(index, NodeEvent::Written(commit));
+        }
+    }
+
+    /// The pool has done one check.
+    pub(super) fn checked(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let Some((group, job)) = node.checks.pop_front() else { return };
+        let verifier = node.verifiers.get_mut(&group).expect("each group of a Byzantine node has one");
+        let result = Box::new(verifier.verify(*job));
+        node.is_checking = !node.checks.is_empty();
+        let (life, goes_on) = (node.life, node.is_checking);
+        if goes_on {
+            let micros = self.random.between(40, 120);
+            self.after(micros, Event::Checked { node: index, life });
+        }
+        self.step(index, NodeEvent::Verified { group, result });
+    }
+
+    /// A node that stood still takes in what waits for it, clients first, before it learns how late it is.
+    pub(super) fn resume(&mut self, index: usize) {
+        if !std::mem::take(&mut self.nodes[index].is_paused) {
+            return;
+        }
+        self.trace.note(|| format!("n{} goes on", index + 1));
+        let mut stalled = std::mem::take(&mut self.nodes[index].stalled);
+        stalled.sort_by_key(|parcel| !matches!(parcel, Parcel::Request { .. }));
+        stalled.into_iter().for_each(|parcel| self.arrives(parcel));
+    }
+
+    /// Clocks as the plan wants them, or right ones once it is calm.
+    pub(super) fn set_clocks(&mut self) {
+        for index in 0..self.nodes.len() {
+            let is_off = self.plan.has(Nemesis::ClockRate) && !self.is_calm;
+            let rate = if is_off { self.random.between(800, 1_200) } else { 1_000 };
+            let node = &mut self.nodes[index];
+            if is_off {
+                node.rate_per_mille = rate;
+                self.count(Nemesis::ClockRate, 1, u64::from(rate != 1_000));
+            }
+            // A running clock keeps its rate: ticks never go back.
+            if self.is_calm {
+                self.nodes[index].wall_offset = 0;
+            }
+        }
+    }
+
+    /// Lies that a node has told in this life.
+    pub(super) fn count_lies(&mut self, index: usize) {
+        let groups = self.nodes[index].core.iter().flat_map(|core| core.groups());
+        let told: u64 = groups.flat_map(|group| group.told()).map(|(_, count)| count).sum();
+        if told > 0 {
+            self.count(Nemesis::Lies, 0, told);
+        }
+    }
+
+    pub(super) fn lie_anew(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        node.lie_turn += 1;
+        let lie = super::next_lie(node.lie_turn);
+        self.trace.note(|| format!("n{} lies now: {}", index + 1, lie.name()));
+        self.count(Nemesis::Lies, 1, 0);
+        self.step(index, NodeEvent::Lie(Some(lie)));
+    }
+
+    /// Connections of a node went with its last life.
+    fn introduce_clients(&mut self, index: usize) {
+        for client in 0..self.clients.len() {
+            self.watch_outcomes(client, index);
+        }
+    }
+}

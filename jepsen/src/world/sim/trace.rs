@@ -1,0 +1,74 @@
+//! What happened: a hash of every event, and words if somebody wants to read them.
+
+use super::Event;
+use super::network::Parcel;
+use tetrachord::wire::{self, AnswerFrame};
+
+pub(super) struct Trace {
+    hasher: blake3::Hasher,
+    lines: Option<Vec<String>>,
+    moment: u64,
+}
+
+impl Trace {
+    pub(super) fn new(wants_lines: bool) -> Self {
+        Self { hasher: blake3::Hasher::new(), lines: wants_lines.then(Vec::new), moment: 0 }
+    }
+
+    pub(super) fn event(&mut self, moment: u64, event: &Event) {
+        self.moment = moment;
+        let mut head = [0; 17];
+        head[..8].copy_from_slice(&moment.to_be_bytes());
+        let (kind, who) = match event {
+            Event::Tick { node, .. } => (0, *node),
+            Event::Barrier { node, .. } => (1, *node),
+            Event::StateWritten { node, .. } => (2, *node),
+            Event::Checked { node, .. } => (3, *node),
+            Event::Arrives(parcel) => (4, parcel.receiver()),
+            Event::Patience { client } => (5, *client),
+            Event::Strike => (6, 0),
+            Event::Resume { node, .. } => (7, *node),
+        };
+        head[8] = kind;
+        head[9..].copy_from_slice(&(who as u64).to_be_bytes());
+        self.hasher.update(&head);
+        if let Event::Arrives(parcel) = event {
+            self.hasher.update(parcel.frame());
+        }
+        match event {
+            Event::Tick { .. } => {}
+            Event::Arrives(parcel) => self.note(|| describe(parcel)),
+            event => self.note(|| format!("{event:?}")),
+        }
+    }
+
+    /// Something that is worth to be read, but no event.
+    pub(super) fn note(&mut self, line: impl FnOnce() -> String) {
+        if let Some(lines) = &mut self.lines {
+            lines.push(format!("{:>12.3} ms  {}", self.moment as f64 / 1e3, line()));
+        }
+    }
+
+    pub(super) fn hash(&self) -> [u8; 32] {
+        *self.hasher.finalize().as_bytes()
+    }
+
+    pub(super) fn into_lines(self) -> Vec<String> {
+        self.lines.unwrap_or_default()
+    }
+}
+
+fn describe(parcel: &Parcel) -> String {
+    let hash = &blake3::hash(parcel.frame()).to_hex()[..8];
+    let bytes = parcel.frame().len();
+    match parcel {
+        Parcel::Peer { from, to, class, .. } => format!("{from} -> {to} {class:?} {bytes} bytes {hash}"),
+        Parcel::Request { to, client, .. } => format!("client {client} -> {to} {bytes} bytes {hash}"),
+        Parcel::Answer { from, client, frame } => {
+            let answer = wire::decode::<AnswerFrame>(frame.get(4..).unwrap_or_default());
+            let mut answer = answer.map_or("nonsense".to_string(), |answer| format!("{:?}", answer.answer));
+            answer.truncate(answer.char_indices().nth(160).map_or(answer.len(), |(at, _)| at));
+            format!("{from} -> client {client} {answer}")
+        }
+    }
+}
