@@ -170,7 +170,8 @@ impl Replica {
     /// Writes down what is decided; nobody waits for it but this replica's next CHECKPOINT.
     pub(super) fn record_decided(&mut self, slot: Slot, digest: Digest) {
         let batch = self.unrecorded(slot, digest);
-        self.record(&Record::Decided { slot, digest, batch });
+        let certificate = self.slots.get(&slot).and_then(|state| state.committed.clone());
+        self.record(&Record::Decided { slot, digest, batch, certificate });
     }
 
     /// The bytes of a batch that the log does not hold yet and will from now on.

@@ -8,7 +8,7 @@ use crate::codec::{self, CodecError};
 use crate::pbft::batch::{Batch, digest_of};
 use crate::pbft::evidence::Evidence;
 use crate::pbft::message::{
-    CheckpointVote, NewView, PreparedCertificate, StableCertificate, ViewChange, Vote,
+    CheckpointVote, CommitCertificate, NewView, PreparedCertificate, StableCertificate, ViewChange, Vote,
 };
 use crate::pbft::slot::SlotState;
 use crate::types::{Digest, LogBase, PersistToken, Slot, View};
@@ -44,6 +44,9 @@ pub enum Record {
         digest: Digest,
         /// Its bytes, unless an earlier record holds them for this slot.
         batch: Option<Bytes>,
+        /// The proof, for replicas that missed it: after a restart of all there may be nobody else who can give it, and an idle
+        /// group would never become equal. Absent where a slot was executed again from a log that held none.
+        certificate: Option<CommitCertificate>,
     },
     /// A batch that was voted for in an earlier view; in a log that was rewritten.
     Earlier {
@@ -122,13 +125,17 @@ impl Recovered {
                 }
                 state.prepared = Some(certificate);
             }
-            Record::Decided { slot, digest, batch } => {
+            Record::Decided { slot, digest, batch, certificate } => {
                 self.keep_batch(slot, digest, batch)?;
+                if certificate.as_ref().is_some_and(|proof| (proof.slot, proof.digest) != (slot, digest)) {
+                    return Err("a decided batch has the proof of another");
+                }
                 let state = self.slots.entry(slot).or_default();
                 if state.decided.is_some_and(|known| known != digest) {
                     return Err("two batches were decided for one slot");
                 }
                 state.decided = Some(digest);
+                state.committed = certificate;
             }
             Record::Earlier { slot, batch } => {
                 let digest = digest_of(&batch);

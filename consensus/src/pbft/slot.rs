@@ -42,7 +42,7 @@ pub(super) struct SlotState {
     pub(super) prepared: Option<PreparedCertificate>,
     /// What is decided here, once this replica has seen proof of it, in this life or an earlier one.
     pub(super) decided: Option<Digest>,
-    /// The proof, of whichever view came first, if it was seen in this life.
+    /// The proof, of whichever view came first; the vote log keeps it with what was executed.
     pub(super) committed: Option<CommitCertificate>,
     /// Chain hash of the log up to here, once it is executed.
     pub(super) chain: Option<Digest>,
