@@ -3,6 +3,7 @@
 use super::{Event, World};
 use crate::nemesis::Nemesis;
 use crate::plan::Mode;
+use tetrachord::node::core::NodeCore;
 
 /// Kinds of faults that strike at a moment; the others are at work all the time.
 const STRIKES: [Nemesis; 10] = [
@@ -77,7 +78,7 @@ impl World {
                 self.nodes[victim].wall_offset = micros;
                 self.count(nemesis, 1, 1);
             }
-            Nemesis::Rot => self.rot(victim),
+            Nemesis::Rot => self.rot(),
             partition => self.cut(partition, victim),
         }
     }
@@ -129,18 +130,19 @@ impl World {
         }
     }
 
-    /// Changes a row of a node's state. No more nodes are wrong about their state at a time than may lie.
-    fn rot(&mut self, victim: usize) {
-        let is_wrong = |node: &super::Node| {
-            node.core.as_ref().is_none_or(|core| core.groups().any(|group| group.damage().is_some()))
-        };
-        let wrong = self.nodes.iter().filter(|node| node.lies || is_wrong(node)).count();
-        let node = &self.nodes[victim];
-        if wrong >= self.plan.liars() || node.lies {
+    /// Changes a row of a node's state. The same `f` nodes suffer it in the whole run: damage that is not found yet counts as
+    /// well, and so do the roots that a node signed before its repair.
+    fn rot(&mut self) {
+        let count = self.nodes.len() as u64;
+        let place = self.plan.seed.wrapping_add(self.random.index(self.plan.liars()) as u64) % count;
+        let victim = usize::try_from(place).expect("few nodes");
+        if self.plan.has(Nemesis::Lies) {
             return;
         }
+        let node = &self.nodes[victim];
+        let is_told = |core: &NodeCore| core.groups().any(|group| group.damage().is_some());
         let rows = node.disk.rows(b"d");
-        if rows.is_empty() {
+        if node.core.as_ref().is_some_and(is_told) || rows.is_empty() {
             return;
         }
         let (raw, record) = &rows[self.random.index(rows.len())];
@@ -148,7 +150,9 @@ impl World {
         if let Some(last) = changed.last_mut() {
             *last ^= 1;
         }
+        self.trace.note(|| format!("a row of n{} is changed", victim + 1));
         self.nodes[victim].disk.tamper(raw, Some(changed.into()));
+        self.nodes[victim].is_rotten = true;
         self.count(Nemesis::Rot, 1, 1);
     }
 }

@@ -12,6 +12,9 @@
 use std::collections::BTreeMap;
 use tetrachord::node::core::NodeCore;
 
+/// What is told when a replica's damaged state has become right again.
+pub(super) const REPAIRED: &str = "a damaged state was repaired";
+
 /// What a check found.
 #[derive(Default)]
 pub(super) struct Told {
@@ -48,7 +51,7 @@ impl Invariants {
     }
 
     /// Checks a node after a step.
-    pub(super) fn check(&mut self, index: usize, lies: bool, core: &NodeCore) -> Told {
+    pub(super) fn check(&mut self, index: usize, is_wrong: bool, core: &NodeCore) -> Told {
         let mut told = Told::default();
         for group in core.groups() {
             let name = group.place().id.0;
@@ -61,7 +64,7 @@ impl Invariants {
                 told.reached.push("a whole state was put in place");
             }
             if before.is_damaged && !seen.is_damaged {
-                told.reached.push("a damaged state was repaired");
+                told.reached.push(REPAIRED);
             }
             let is_replaced =
                 seen.is_installing || seen.is_damaged || before.is_installing || before.is_damaged;
@@ -78,7 +81,7 @@ impl Invariants {
                 told.violation = Some(what);
             }
             seen.applied = applied.slot;
-            if lies || is_replaced {
+            if is_wrong || is_replaced {
                 continue;
             }
             let known = *self.digests.entry((name, applied.slot)).or_insert((applied.digest, index));

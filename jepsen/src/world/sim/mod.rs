@@ -18,7 +18,7 @@ use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
 use crate::random::Random;
 use client::Client;
-use invariant::Invariants;
+use invariant::{Invariants, REPAIRED};
 use network::{Network, Parcel};
 use node::Node;
 use std::collections::{BTreeMap, BTreeSet};
@@ -202,13 +202,14 @@ impl World {
     /// A node is told something, and what it wants done is done.
     fn step(&mut self, index: usize, event: NodeEvent) {
         let node = &mut self.nodes[index];
-        let lies = node.lies;
+        let is_wrong = node.lies || node.is_rotten;
         let Some(core) = node.core.as_mut() else { return };
         core.step(event);
         let effects = core.flush();
-        let told = self.invariants.check(index, lies, core);
+        let told = self.invariants.check(index, is_wrong, core);
         for what in told.reached {
-            self.reach(what);
+            node.is_rotten &= what != REPAIRED;
+            *self.reached.entry(what).or_default() += 1;
         }
         if let Some(violation) = told.violation {
             self.violate(|| violation);

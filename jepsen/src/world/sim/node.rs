@@ -32,6 +32,8 @@ pub(super) struct Node {
     pub(super) is_paused: bool,
     pub(super) stalled: Vec<Parcel>,
     pub(super) lies: bool,
+    /// Whether a row was changed and the state was not repaired since.
+    pub(super) is_rotten: bool,
     pub(super) lie_turn: u64,
     /// When this life began, and how many thousandths of real time its clock runs.
     started: u64,
@@ -66,6 +68,7 @@ impl Node {
             is_paused: false,
             stalled: Vec::new(),
             // The first primary is among those that lie.
+            is_rotten: false,
             lies: plan.has(Nemesis::Lies) && (1..=plan.liars()).contains(&index),
             lie_turn: 0,
             started: 0,
