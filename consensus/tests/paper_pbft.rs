@@ -410,6 +410,24 @@ fn a_request_that_was_executed_before_is_ordered_again_in_a_later_view() {
     group.assert_safe();
 }
 
+/// Seed 1795648345000001 of the simulator. Those who decided have restarted, and fewer of them are left than a quorum: no votes
+/// can be collected again. Nobody asks for anything, so no view changes.
+#[test]
+fn after_a_restart_of_all_the_others_an_idle_replica_learns_what_it_missed() {
+    let mut group = group(4);
+    group.crash(3, 0);
+    let bundle = order(&mut group, 1);
+    // What was decided is written down with the next slot.
+    order(&mut group, 2);
+    (0..3).for_each(|index| assert!(group.has_executed(index, name(&bundle))));
+    (0..3).for_each(|index| group.crash(index, usize::MAX));
+    (1..4).for_each(|index| group.start(index));
+    group.run(2_000);
+    assert!(group.has_executed(3, name(&bundle)));
+    assert_eq!(group.replica(3).view().0, View(0));
+    group.assert_safe();
+}
+
 /// Asks for something new every few milliseconds, and returns the view at the end.
 fn keep_asking(group: &mut Group, millis: u64) -> View {
     let end = group.now + millis;
