@@ -8,8 +8,8 @@
 //! * goes on to vote: the vote log lies elsewhere, and votes rest on it and on batches alone;
 //! * fetches a state that a stable checkpoint proves, and executes what was decided since.
 //!
-//! A root that it signed from the wrong state stays signed, and is never signed otherwise. If a state with proof leads to a root that a quorum refutes once more, the fault is not in what is stored: the
-//! replica stops.
+//! A root that it signed from the wrong state stays signed, and is never signed otherwise. If a state with proof leads to a
+//! root that others refute once more, the fault is not in what is stored: the replica stops.
 //!
 //! Damage to the vote log itself is not repaired: what was promised is lost then, and the replica must not vote.
 
