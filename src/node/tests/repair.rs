@@ -181,13 +181,15 @@ fn a_young_state_is_executed_again_from_the_log() {
 fn crash_at_every_second_step(first: u64) {
     let mut survived = 0;
     for steps in (first..60).step_by(2) {
-        let mut world = world(18, 1_000);
+        // With other seeds a client may write over the changed row before anybody has read it.
+        let mut world = world(20, 1_000);
         change(&world, b"d");
-        for _ in 0..40 {
+        // A repair may be over within a tenth of a second.
+        for _ in 0..800 {
             if status(&world).damage.is_some() {
                 break;
             }
-            world.run(100);
+            world.run(5);
         }
         assert!(status(&world).damage.is_some(), "the scrub finds it");
         world.nodes[DAMAGED].steps_left = Some(steps);
