@@ -192,6 +192,15 @@ fn what_was_promised_survives_a_cut_after_every_system_call() {
     assert!(writes + syncs > 600 && cuts.points >= 5_000 && packings >= 3, "too little was tried");
 }
 
+/// A call happens to the disk; what the program says of itself is no part of it.
+fn take(call: &Call, disk: &mut Disk, promised: &mut Promised) {
+    match call {
+        Call::Write(path, _, line) if path.ends_with("/marks") => promised.note(line),
+        Call::Create(path) if path.ends_with("/marks") => {}
+        call => disk.take(call),
+    }
+}
+
 #[test]
 fn a_second_cut_while_the_first_is_recovered_from_is_survived() {
     let recorder = recorder();
@@ -202,11 +211,7 @@ fn a_second_cut_while_the_first_is_recovered_from_is_survived() {
     let mut promised = Promised::default();
     let (mut recoveries, mut points, mut opened) = (0, 0, 0);
     for (index, call) in calls.iter().enumerate() {
-        match call {
-            Call::Write(path, _, line) if path.ends_with("/marks") => promised.note(line),
-            Call::Create(path) if path.ends_with("/marks") => {}
-            call => disk.take(call),
-        }
+        take(call, &mut disk, &mut promised);
         // Chosen by place, so that every kind of call is among them over a whole recording.
         if !index.is_multiple_of(23) {
             continue;
@@ -256,11 +261,7 @@ fn a_cut_after_a_kill_finds_nothing_built_on_what_was_not_durable() {
     let mut promised = Promised::default();
     let (mut kills, mut points, mut jobs) = (0, 0, 0);
     for (index, call) in calls.iter().enumerate() {
-        match call {
-            Call::Write(path, _, line) if path.ends_with("/marks") => promised.note(line),
-            Call::Create(path) if path.ends_with("/marks") => {}
-            call => disk.take(call),
-        }
+        take(call, &mut disk, &mut promised);
         let is_named = matches!(call, Call::Create(path) if path.ends_with("/whole"));
         // A job that was just written down, and not synced, is carried out by the next process.
         let is_written_down = matches!(call, Call::Write(path, ..) if path.ends_with("/redo"));

@@ -38,19 +38,16 @@ pub const INTERESTING: [&str; 5] = [
 impl Totals {
     /// Adds a run.
     pub fn add(&mut self, plan: &Plan, outcome: &Outcome) {
-        self.seeds += 1;
-        self.byzantine += u64::from(plan.mode == Mode::Byzantine);
-        self.micros += outcome.micros;
-        self.operations += outcome.operations;
-        self.unknown += outcome.unknown;
-        self.events += outcome.events;
-        for (nemesis, (strikes, effects)) in &outcome.strikes {
-            let counted = self.strikes.entry(*nemesis).or_default();
-            *counted = (counted.0 + strikes, counted.1 + effects);
-        }
-        for (what, count) in &outcome.reached {
-            *self.reached.entry(what).or_default() += count;
-        }
+        self.merge(&Self {
+            seeds: 1,
+            byzantine: u64::from(plan.mode == Mode::Byzantine),
+            micros: outcome.micros,
+            operations: outcome.operations,
+            unknown: outcome.unknown,
+            events: outcome.events,
+            strikes: outcome.strikes.clone(),
+            reached: outcome.reached.clone(),
+        });
     }
 
     /// Adds what other runs came to.
