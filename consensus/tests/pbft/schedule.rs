@@ -1,6 +1,7 @@
 //! Random schedules: a seed draws its own faults and lies, runs a group through them, then lets it come to rest.
 
 use super::{CLIENTS, Group, Random, Reached, Violation};
+use std::collections::BTreeSet;
 use tetrachord_consensus::pbft::sign::TOY_ADMINISTRATOR;
 use tetrachord_consensus::pbft::{Bundle, Liar, Lie, Options, RequestName, Signer, Window};
 use tetrachord_consensus::{Event, Mutation, ReplicaId};
@@ -59,6 +60,8 @@ pub(crate) struct Run {
     random: Random,
     bundles: Vec<Bundle>,
     numbers: [u64; CLIENTS as usize],
+    /// Replicas whose state is changed now and then.
+    victims: BTreeSet<usize>,
     pub(crate) crashes: usize,
 }
 
@@ -96,7 +99,8 @@ impl Run {
             let (one, two) = (first_liar, weather.n);
             group.partition(&[one], &[two]);
         }
-        Self { group, weather, random, bundles: Vec::new(), numbers: [0; CLIENTS as usize], crashes: 0 }
+        let (numbers, victims) = ([0; CLIENTS as usize], BTreeSet::new());
+        Self { group, weather, random, bundles: Vec::new(), numbers, victims, crashes: 0 }
     }
 
     /// The run and where each process stands.
@@ -177,15 +181,17 @@ impl Run {
         }
     }
 
-    /// Somebody changes the state of a replica behind its back, and a scrub may find it before a root does. No more replicas
-    /// are wrong about the state at a time than may lie.
+    /// Somebody changes the state of a replica behind its back, and a scrub may find it before a root does. The same replicas
+    /// suffer it in the whole run, with the liars no more than may be wrong: roots that one signed before its repair stay
+    /// signed, and are as good as lies.
     fn rot(&mut self, index: usize) {
-        let is_wrong = |node: &super::Node| node.is_rotten || node.is_lost;
-        let wrong = self.group.nodes.iter().filter(|node| is_wrong(node)).count();
-        if wrong + self.weather.lies.len() >= (self.weather.n - 1) / 3 || !self.group.nodes[index].is_honest()
-        {
+        let may_be_wrong = (self.weather.n - 1) / 3 - self.weather.lies.len();
+        let is_chosen = self.victims.contains(&index) || self.victims.len() < may_be_wrong;
+        let node = &self.group.nodes[index];
+        if !is_chosen || !node.is_honest() || node.is_rotten || node.is_lost {
             return;
         }
+        self.victims.insert(index);
         self.group.nodes[index].is_rotten = true;
         if self.random.chance(50) {
             self.group.step(index, Event::StateDamaged { reason: "a scrub found it".to_string() });
