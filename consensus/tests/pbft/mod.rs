@@ -633,9 +633,15 @@ impl Group {
         // A primary's PRE-PREPARE rests on the same record as a backup's PREPARE.
         // Of a view that was entered no other view change is ever made.
         let has_entered = |(of, view, ..): &(u8, u64, u64, Digest)| *of == 5 && *view >= first;
+        // Of a view that was left no PREPARE or PRE-PREPARE is ever made either; one that waited for its record may come later than both.
+        let has_left = |(of, view, ..): &(u8, u64, u64, Digest)| matches!(of, 4 | 5) && *view > first;
+        let durable = &self.nodes[from].durable;
         let is_settled = match kind {
-            4 => self.nodes[from].durable.iter().any(has_entered),
-            _ => kind <= 3 && second <= self.nodes[from].durable_base.0,
+            4 => durable.iter().any(has_entered),
+            _ => {
+                kind <= 3 && second <= self.nodes[from].durable_base.0
+                    || kind <= 1 && durable.iter().any(has_left)
+            }
         };
         if !is_settled && !self.nodes[from].durable.contains(&(kind.max(1), first, second, digest)) {
             self.violations.push(Violation(format!("r{from} says what is not durable: {place:?}")));
