@@ -5,6 +5,8 @@
 //! * [`plan`]: what one seed makes of both.
 //! * [`world::sim`]: whole nodes, the very core of production, in one thread: virtual time, a network and disks that fail as
 //!   the plan says. One seed replays everything, on any machine.
+//! * [`world::real`]: processes with hosts, disks and clocks of their own, as far as the machine permits.
+//! * [`trial`]: one run in the real world, and its report.
 //! * [`sweep`]: many seeds, what they came to, and a failing one made smaller.
 #![deny(missing_docs)]
 
@@ -12,5 +14,6 @@ pub mod nemesis;
 pub mod plan;
 pub mod random;
 pub mod sweep;
+pub mod trial;
 pub mod workload;
 pub mod world;

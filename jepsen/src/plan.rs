@@ -4,6 +4,7 @@
 use crate::nemesis::Nemesis;
 use crate::random::Random;
 use crate::workload::Workload;
+use crate::world::Kind;
 use std::collections::BTreeSet;
 use std::fmt;
 use tetrachord_consensus::Mutation;
@@ -61,7 +62,7 @@ impl Plan {
         let mut random = Random::new(seed ^ 0x6a65_7073_656e);
         let mode = if random.below(5) == 0 { Mode::Byzantine } else { Mode::Crash };
         let is_possible = |nemesis: &Nemesis| mode == Mode::Byzantine || !nemesis.is_byzantine();
-        let nemeses = Nemesis::ALL.into_iter().filter(is_possible).filter(|_| random.coin()).collect();
+        let nemeses = Nemesis::of(Kind::Sim).filter(is_possible).filter(|_| random.coin()).collect();
         let nodes = match mode {
             Mode::Byzantine => 4,
             Mode::Crash => [3, 3, 3, 5][random.index(4)],

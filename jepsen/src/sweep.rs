@@ -2,6 +2,7 @@
 
 use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
+use crate::world::Kind;
 use crate::world::sim::{self, Outcome};
 use std::collections::BTreeMap;
 
@@ -72,10 +73,9 @@ impl Totals {
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
         let idle = |nemesis: &Nemesis| self.strikes.get(nemesis).is_none_or(|(_, effects)| *effects == 0);
-        let idle = Nemesis::ALL
-            .into_iter()
-            .filter(idle)
-            .map(|nemesis| format!("{} had no effect ({})", nemesis.name(), nemesis.about().1));
+        let idle = Nemesis::of(Kind::Sim).filter(idle).map(|nemesis| {
+            format!("{} had no effect ({})", nemesis.name(), nemesis.effect(Kind::Sim).unwrap_or_default())
+        });
         let never = INTERESTING.into_iter().filter(|what| !self.reached.contains_key(what));
         idle.chain(never.map(|what| format!("it never happened that {what}"))).collect()
     }

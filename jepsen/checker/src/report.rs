@@ -14,12 +14,17 @@ const TOP: f64 = 34.0;
 /// Operations that a picture shows at most; more would show nothing.
 const SHOWN_MAX: usize = 120;
 
+/// What [`section`] needs in the style sheet of its page.
+pub const STYLE: &str = "\
+.lane { stroke: #8884; } .label { font: 13px system-ui, sans-serif; fill: CanvasText; }
+.bar { fill: #4c78a8; } .unknown { fill: #b0b0b0; } .culprit { fill: #c0392b; }
+.text { font: 12px ui-monospace, monospace; fill: #fff; } .unknown-text { fill: #222; }
+tr.culprit { color: #c0392b; font-weight: 600; } code { font-family: ui-monospace, monospace; }";
+
 /// One self-contained HTML page.
 #[must_use]
 pub fn html(counterexample: &Counterexample, title: &str) -> String {
     let title = escape(title);
-    let rows: String =
-        shown(counterexample).iter().map(|operation| table_row(counterexample, operation)).collect();
     format!(
         r#"<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -27,21 +32,29 @@ pub fn html(counterexample: &Counterexample, title: &str) -> String {
 :root {{ color-scheme: light dark; }}
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1240px; padding: 0 1rem; }}
 svg {{ width: 100%; height: auto; background: Canvas; }}
-.lane {{ stroke: #8884; }} .label {{ font: 13px system-ui, sans-serif; fill: CanvasText; }}
-.bar {{ fill: #4c78a8; }} .unknown {{ fill: #b0b0b0; }} .culprit {{ fill: #c0392b; }}
-.text {{ font: 12px ui-monospace, monospace; fill: #fff; }} .unknown-text {{ fill: #222; }}
 table {{ border-collapse: collapse; margin-top: 1.5rem; }} td, th {{ padding: .2rem .8rem; text-align: left; }}
-tr.culprit {{ color: #c0392b; font-weight: 600; }} code {{ font-family: ui-monospace, monospace; }}
+{STYLE}
 </style></head><body>
 <h1>Not linearizable</h1>
-<p>{explanation}</p>
+{section}
+</body></html>
+"#,
+        section = section(counterexample),
+    )
+}
+
+/// The picture with its explanation and its table, to be put into a page.
+#[must_use]
+pub fn section(counterexample: &Counterexample) -> String {
+    let rows: String =
+        shown(counterexample).iter().map(|operation| table_row(counterexample, operation)).collect();
+    format!(
+        r#"<p>{explanation}</p>
 {svg}
 <p>Time runs to the right. A bar spans from the call to the answer; a grey one had no answer yet when the red one was
 given, so it may have taken effect at any time after its call, or not. The red one cannot be explained.</p>
 <table><thead><tr><th>process</th><th>operation</th><th>called, ns</th><th>answered, ns</th><th>line</th></tr></thead>
-<tbody>{rows}</tbody></table>
-</body></html>
-"#,
+<tbody>{rows}</tbody></table>"#,
         explanation = escape(&counterexample.explanation),
         svg = svg(counterexample),
     )
@@ -139,6 +152,8 @@ impl Scale {
     }
 }
 
-fn escape(text: &str) -> String {
+/// Text as HTML.
+#[must_use]
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

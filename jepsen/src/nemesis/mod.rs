@@ -1,5 +1,9 @@
-//! What goes wrong. Each nemesis has a name, says what it does, and must show its effect: one that is injected and changes
-//! nothing fails the sweep.
+//! What goes wrong. Each nemesis has a name, says what it does and in which worlds it can, and must show its effect: one that is
+//! injected and changes nothing fails the run.
+
+pub mod partition;
+
+use crate::world::Kind as World;
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,6 +34,10 @@ pub enum Nemesis {
     Reordering,
     /// Disks take long.
     SlowDisk,
+    /// A disk has no room, or almost none.
+    DiskFull,
+    /// A disk is replaced by an empty one.
+    WipedDisk,
     /// Wall clocks jump.
     ClockJump,
     /// Monotonic clocks run fast or slow.
@@ -40,85 +48,123 @@ pub enum Nemesis {
     Lies,
 }
 
+/// A row of the register.
+struct Entry {
+    nemesis: Nemesis,
+    name: &'static str,
+    about: &'static str,
+    /// What its effect is counted in, in each world that has it.
+    sim: Option<&'static str>,
+    real: Option<&'static str>,
+}
+
+const fn entry(
+    nemesis: Nemesis,
+    name: &'static str,
+    about: &'static str,
+    sim: Option<&'static str>,
+    real: Option<&'static str>,
+) -> Entry {
+    Entry { nemesis, name, about, sim, real }
+}
+
+const CUT_OFF: Option<&str> = Some("messages cut off");
+const PACKETS_CUT_OFF: Option<&str> = Some("packets cut off");
+
+/// The register of all nemeses.
+#[rustfmt::skip]
+const REGISTER: [Entry; 19] = [
+    entry(Nemesis::Kill, "kill", "a node ends at once; in the simulator it loses what it had not synced",
+        Some("nodes killed"), Some("nodes killed")),
+    entry(Nemesis::PowerCut, "power-cut", "all nodes end in one moment, and lose what they had not synced",
+        Some("power cuts"), Some("disks that lost what was not synced")),
+    entry(Nemesis::Pause, "pause", "a node stands still, then runs on as if nothing had been",
+        Some("messages that waited for it"), Some("milliseconds stopped")),
+    entry(Nemesis::Halves, "halves", "two halves do not hear one another", CUT_OFF, PACKETS_CUT_OFF),
+    entry(Nemesis::Isolate, "isolate", "one node is cut off", CUT_OFF, PACKETS_CUT_OFF),
+    entry(Nemesis::MajoritiesRing, "majorities-ring", "every node hears a majority, no two the same", CUT_OFF, PACKETS_CUT_OFF),
+    entry(Nemesis::Bridge, "bridge", "two halves with one node in both", CUT_OFF, PACKETS_CUT_OFF),
+    entry(Nemesis::OneWay, "one-way", "some links carry one way only", CUT_OFF, PACKETS_CUT_OFF),
+    entry(Nemesis::Loss, "loss", "messages are lost", Some("messages lost"), Some("packets lost")),
+    entry(Nemesis::Delay, "delay", "messages come late", Some("messages delayed"), Some("packets delayed")),
+    entry(Nemesis::Duplication, "duplication", "messages come twice", Some("messages doubled"), Some("packets doubled")),
+    entry(Nemesis::Reordering, "reordering", "messages overtake one another",
+        Some("messages that overtook"), Some("packets held back")),
+    entry(Nemesis::SlowDisk, "slow-disk", "disks take long, or stand still for a while",
+        Some("barriers delayed"), Some("milliseconds disks stood still")),
+    entry(Nemesis::ClockJump, "clock-jump", "wall clocks jump by up to an hour", Some("jumps"), Some("jumps that a program saw")),
+    entry(Nemesis::ClockRate, "clock-rate", "monotonic clocks run up to a fifth fast or slow", Some("nodes off rate"), None),
+    entry(Nemesis::Rot, "rot", "a node's state is changed behind its back (Byzantine mode)",
+        Some("rows changed"), Some("damages that a node noticed")),
+    entry(Nemesis::Lies, "lies", "f nodes lie in every way (Byzantine mode)", Some("lies told"), Some("lies told")),
+    entry(Nemesis::DiskFull, "disk-full", "a disk has no room, or almost none", None, Some("disks that took no more")),
+    entry(Nemesis::WipedDisk, "wiped-disk", "a node finds an empty disk, must refuse to vote, and gets its own back", None,
+        Some("nodes that refused")),
+];
+
 impl Nemesis {
     /// All of them.
-    pub const ALL: [Self; 17] = [
-        Self::Kill,
-        Self::PowerCut,
-        Self::Pause,
-        Self::Halves,
-        Self::Isolate,
-        Self::MajoritiesRing,
-        Self::Bridge,
-        Self::OneWay,
-        Self::Loss,
-        Self::Delay,
-        Self::Duplication,
-        Self::Reordering,
-        Self::SlowDisk,
-        Self::ClockJump,
-        Self::ClockRate,
-        Self::Rot,
-        Self::Lies,
-    ];
+    pub const ALL: [Self; REGISTER.len()] = {
+        let mut all = [Self::Kill; REGISTER.len()];
+        let mut at = 0;
+        while at < REGISTER.len() {
+            all[at] = REGISTER[at].nemesis;
+            at += 1;
+        }
+        all
+    };
+
+    fn entry(self) -> &'static Entry {
+        REGISTER.iter().find(|entry| entry.nemesis == self).expect("every nemesis is in the register")
+    }
 
     /// Its name on the command line and in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Kill => "kill",
-            Self::PowerCut => "power-cut",
-            Self::Pause => "pause",
-            Self::Halves => "halves",
-            Self::Isolate => "isolate",
-            Self::MajoritiesRing => "majorities-ring",
-            Self::Bridge => "bridge",
-            Self::OneWay => "one-way",
-            Self::Loss => "loss",
-            Self::Delay => "delay",
-            Self::Duplication => "duplication",
-            Self::Reordering => "reordering",
-            Self::SlowDisk => "slow-disk",
-            Self::ClockJump => "clock-jump",
-            Self::ClockRate => "clock-rate",
-            Self::Rot => "rot",
-            Self::Lies => "lies",
-        }
+        self.entry().name
     }
 
     /// The nemesis with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|nemesis| nemesis.name() == name)
+        REGISTER.iter().find(|entry| entry.name == name).map(|entry| entry.nemesis)
     }
 
-    /// What it does, in a line, and by what its effect is counted.
+    /// What it does, in a line.
     #[must_use]
-    pub fn about(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Kill => ("a node ends; what it had not synced is lost", "nodes killed"),
-            Self::PowerCut => ("all nodes end in one moment", "power cuts"),
-            Self::Pause => ("a node stands still, then runs on", "messages that waited for it"),
-            Self::Halves => ("two halves do not hear one another", "messages cut off"),
-            Self::Isolate => ("one node is cut off", "messages cut off"),
-            Self::MajoritiesRing => ("every node hears a majority, no two the same", "messages cut off"),
-            Self::Bridge => ("two halves with one node in both", "messages cut off"),
-            Self::OneWay => ("some links carry one way only", "messages cut off"),
-            Self::Loss => ("messages are lost", "messages lost"),
-            Self::Delay => ("messages come late", "messages delayed"),
-            Self::Duplication => ("messages come twice", "messages doubled"),
-            Self::Reordering => ("messages overtake one another", "messages that overtook"),
-            Self::SlowDisk => ("barriers take up to half a second", "barriers delayed"),
-            Self::ClockJump => ("wall clocks jump by up to an hour", "jumps"),
-            Self::ClockRate => ("monotonic clocks run up to a fifth fast or slow", "nodes off rate"),
-            Self::Rot => ("rows of a node's state are changed (Byzantine mode)", "rows changed"),
-            Self::Lies => ("f nodes lie in every way (Byzantine mode)", "lies told"),
+    pub fn about(self) -> &'static str {
+        self.entry().about
+    }
+
+    /// What its effect is counted in; None in a world that does not have it.
+    #[must_use]
+    pub fn effect(self, world: World) -> Option<&'static str> {
+        match world {
+            World::Sim => self.entry().sim,
+            World::Real => self.entry().real,
         }
+    }
+
+    /// Those that a world has.
+    pub fn of(world: World) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |nemesis| nemesis.effect(world).is_some())
     }
 
     /// Whether only Byzantine mode survives it.
     #[must_use]
     pub fn is_byzantine(self) -> bool {
         matches!(self, Self::Rot | Self::Lies)
+    }
+
+    /// Whether some nodes do not hear others.
+    #[must_use]
+    pub fn is_partition(self) -> bool {
+        matches!(self, Self::Halves | Self::Isolate | Self::MajoritiesRing | Self::Bridge | Self::OneWay)
+    }
+
+    /// Whether the network does it.
+    #[must_use]
+    pub fn is_of_network(self) -> bool {
+        self.is_partition() || matches!(self, Self::Loss | Self::Delay | Self::Duplication | Self::Reordering)
     }
 }

@@ -1,7 +1,7 @@
 //! The nemesis at work: every now and then something breaks, or is mended.
 
 use super::{Event, World};
-use crate::nemesis::Nemesis;
+use crate::nemesis::{Nemesis, partition};
 use crate::plan::Mode;
 use tetrachord::node::core::NodeCore;
 
@@ -79,7 +79,7 @@ impl World {
                 self.count(nemesis, 1, 1);
             }
             Nemesis::Rot => self.rot(),
-            partition => self.cut(partition, victim),
+            partition => self.cut(partition),
         }
     }
 
@@ -100,34 +100,10 @@ impl World {
         self.after(micros, Event::Resume { node: victim, life });
     }
 
-    fn cut(&mut self, nemesis: Nemesis, victim: usize) {
-        let count = self.nodes.len();
-        let turn = self.random.index(count);
-        let place = |node: usize| (node + turn) % count;
-        let side = |node: usize| place(node) < count / 2;
-        let one_way: Vec<bool> = (0..count * count).map(|_| self.random.per_mille(700)).collect();
+    fn cut(&mut self, nemesis: Nemesis) {
         self.count(nemesis, 1, 0);
-        match nemesis {
-            Nemesis::Halves => self.network.keep(count, nemesis, |from, to| side(from) == side(to)),
-            Nemesis::Isolate => self.network.keep(count, nemesis, |from, to| from != victim && to != victim),
-            // Each hears the next ones around the ring, just enough of them.
-            Nemesis::MajoritiesRing => {
-                let reach = count / 4 + 1;
-                let distance = |from: usize, to: usize| {
-                    let around = place(from).abs_diff(place(to));
-                    around.min(count - around)
-                };
-                self.network.keep(count, nemesis, |from, to| {
-                    distance(from, to) <= reach && distance(from, to) * 2 < count
-                });
-            }
-            Nemesis::Bridge => {
-                self.network.keep(count, nemesis, |from, to| {
-                    from == victim || to == victim || side(from) == side(to)
-                });
-            }
-            _ => self.network.keep(count, nemesis, |from, to| one_way[from * count + to]),
-        }
+        let cut = partition::draw(nemesis, self.nodes.len(), &mut self.random);
+        self.network.cut = cut.into_iter().map(|pair| (pair, nemesis)).collect();
     }
 
     /// Changes a row of a node's state. The same `f` nodes suffer it in the whole run: damage that is not found yet counts as

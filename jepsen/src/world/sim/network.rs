@@ -5,7 +5,7 @@
 use super::{Event, World};
 use crate::nemesis::Nemesis;
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use tetrachord::gateway::ConnectionId;
 use tetrachord::node::core::{Class, NodeEvent};
 use tetrachord::ring::NodeId;
@@ -58,14 +58,6 @@ pub(super) struct Network {
 impl Network {
     pub(super) fn heal(&mut self) {
         self.cut.clear();
-    }
-
-    /// Only these pairs hear one another.
-    pub(super) fn keep(&mut self, nodes: usize, nemesis: Nemesis, hears: impl Fn(usize, usize) -> bool) {
-        let pairs: BTreeSet<(usize, usize)> =
-            (0..nodes).flat_map(|a| (0..nodes).map(move |b| (a, b))).collect();
-        let lost = pairs.into_iter().filter(|(from, to)| from != to && !hears(*from, *to));
-        self.cut = lost.map(|pair| (pair, nemesis)).collect();
     }
 }
 

@@ -1,0 +1,325 @@
+//! `tetrachord-jepsen test`: trials in the real world.
+
+use super::{FAILURE, VIOLATION};
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tetrachord::config::Mode;
+use tetrachord_jepsen::nemesis::Nemesis;
+use tetrachord_jepsen::trial::{self, Options, Outcome};
+use tetrachord_jepsen::workload::Workload;
+use tetrachord_jepsen::world::Kind;
+use tetrachord_jepsen::world::real::{Machine, Setup};
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  tetrachord-jepsen test --workload register --nemesis kill,partition --seconds 60
+  tetrachord-jepsen test --mode byzantine --nemesis lies,network
+  tetrachord-jepsen test --all --seconds 10          every nemesis once, ten seconds each
+  tetrachord-jepsen list                             what there is";
+
+/// Whether a nemesis goes by such a name too.
+type IsMember = fn(Nemesis) -> bool;
+
+/// Names for several nemeses: the name, its members in words, and which they are.
+pub(crate) const ALIASES: [(&str, &str, IsMember); 4] = [
+    ("partition", "halves, isolate, majorities-ring, bridge, one-way", Nemesis::is_partition),
+    ("network", "loss, delay, duplication, reordering", |nemesis| {
+        nemesis.is_of_network() && !nemesis.is_partition()
+    }),
+    ("disk", "power-cut, slow-disk, disk-full, wiped-disk", |nemesis| {
+        matches!(nemesis, Nemesis::PowerCut | Nemesis::SlowDisk | Nemesis::DiskFull | Nemesis::WipedDisk)
+    }),
+    ("all", "every one that the mode survives and this machine permits", |_| true),
+];
+
+#[derive(Debug, Args)]
+pub(crate) struct TestArgs {
+    /// What clients do
+    #[arg(long, default_value = "register", value_parser = parse_workload)]
+    workload: Workload,
+    /// What goes wrong, by name; `list` names them
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", default_value = "kill", conflicts_with = "all")]
+    nemesis: Vec<String>,
+    /// One trial for each nemesis, in the mode that survives it
+    #[arg(long)]
+    all: bool,
+    /// How long things go wrong
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Faults that the cluster is to survive
+    #[arg(long, value_enum, default_value_t = ModeName::Crash)]
+    mode: ModeName,
+    /// Nodes [default: 3 in crash mode, 4 in Byzantine mode]
+    #[arg(long)]
+    nodes: Option<usize>,
+    /// Groups
+    #[arg(long, default_value_t = 1)]
+    groups: usize,
+    /// Concurrent clients
+    #[arg(long, default_value_t = 8)]
+    clients: usize,
+    /// Keys that are in use at a time
+    #[arg(long, default_value_t = 5)]
+    keys: u64,
+    /// Operations that all clients together begin in a second at most
+    #[arg(long, default_value_t = 800)]
+    rate: u64,
+    /// Decides load and faults; drawn from the clock if it is left out
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Where reports and histories go
+    #[arg(long, value_name = "DIR", default_value = "trials")]
+    output: PathBuf,
+    /// Another build to test: a `tetrachord` program
+    #[arg(long, value_name = "PROGRAM")]
+    program: Option<PathBuf>,
+    /// Keeps the nodes' files, for a look at their logs
+    #[arg(long)]
+    keep: bool,
+}
+
+/// [`Mode`] on this command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ModeName {
+    Crash,
+    Byzantine,
+}
+
+fn parse_workload(name: &str) -> Result<Workload, String> {
+    let names: Vec<&str> = Workload::ALL.iter().map(|workload| workload.name()).collect();
+    Workload::from_name(name).ok_or_else(|| format!("there are {}", names.join(", ")))
+}
+
+pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(args.clients > 0 && args.keys > 0, "at least one client and one key are needed");
+    anyhow::ensure!(args.seconds > 0 && args.rate > 0, "seconds and rate must be positive");
+    let scratch = Scratch::new(args.keep)?;
+    let machine = Machine::look(&scratch.0);
+    for (what, lack) in [("hosts", machine.hosts.as_ref().err()), ("disks", machine.disks.as_ref().err())] {
+        if let Some(lack) = lack {
+            eprintln!("nodes have no {what} of their own here: {lack}");
+        }
+    }
+    if args.all { every_nemesis(args, &machine, &scratch.0) } else { one(args, &machine, &scratch.0) }
+}
+
+fn one(args: &TestArgs, machine: &Machine, scratch: &Path) -> anyhow::Result<ExitCode> {
+    let mode = match args.mode {
+        ModeName::Crash => Mode::Crash,
+        ModeName::Byzantine => Mode::Byzantine,
+    };
+    let nemeses = parse_nemeses(&args.nemesis, mode, machine)?;
+    let names: Vec<&str> = nemeses.iter().map(|nemesis| nemesis.name()).collect();
+    eprintln!("{} under {}", args.workload.name(), names.join(", "));
+    let options = options(args, mode, args.workload, nemeses, machine, scratch)?;
+    let outcome = carry_out(&options)?;
+    print(&outcome);
+    let page = write(args, &options, &outcome, "trial")?;
+    println!("report       {}", page.display());
+    println!("verdict      {}", outcome.verdict());
+    Ok(exit_of(&outcome))
+}
+
+/// A trial for each nemesis that the real world has. Those that this machine does not permit are named.
+fn every_nemesis(args: &TestArgs, machine: &Machine, scratch: &Path) -> anyhow::Result<ExitCode> {
+    let (mut worst, mut skipped) = (0, Vec::new());
+    for (turn, nemesis) in Nemesis::of(Kind::Real).enumerate() {
+        if let Some(lack) = machine.lacks(nemesis) {
+            skipped.push(format!("{}: {lack}", nemesis.name()));
+            continue;
+        }
+        let mode = if nemesis.is_byzantine() { Mode::Byzantine } else { Mode::Crash };
+        let workload = Workload::ALL[turn % Workload::ALL.len()];
+        let dir = scratch.join(nemesis.name());
+        std::fs::create_dir_all(&dir)?;
+        let options = options(args, mode, workload, BTreeSet::from([nemesis]), machine, &dir)?;
+        let outcome = carry_out(&options)?;
+        let page = write(args, &options, &outcome, nemesis.name())?;
+        println!("{}", in_a_line(nemesis, &options, &outcome));
+        let code = match (outcome.broken.is_empty(), outcome.void.is_empty()) {
+            (true, true) => 0,
+            (true, false) => FAILURE,
+            (false, _) => VIOLATION,
+        };
+        if code != 0 {
+            println!("  {}\n  {}", outcome.verdict(), page.display());
+        }
+        worst = worst.max(code);
+    }
+    skipped.iter().for_each(|lack| println!("skipped      {lack}"));
+    println!("reports      {}", args.output.display());
+    let verdict = match worst {
+        0 => "everything held",
+        FAILURE => "void: see above",
+        _ => "BROKEN: see above",
+    };
+    println!("verdict      {verdict}");
+    Ok(ExitCode::from(worst))
+}
+
+fn parse_nemeses(names: &[String], mode: Mode, machine: &Machine) -> anyhow::Result<BTreeSet<Nemesis>> {
+    let mut found = BTreeSet::new();
+    for name in names.iter().filter(|name| *name != "none") {
+        let is_possible = |nemesis: &Nemesis| {
+            (mode == Mode::Byzantine || !nemesis.is_byzantine()) && machine.lacks(*nemesis).is_none()
+        };
+        if let Some((_, _, is_member)) = ALIASES.iter().find(|(alias, ..)| alias == name) {
+            let members = Nemesis::of(Kind::Real).filter(|nemesis| is_member(*nemesis)).filter(is_possible);
+            let before = found.len();
+            found.extend(members);
+            anyhow::ensure!(
+                found.len() > before || name == "all",
+                "this machine permits no nemesis of {name:?}"
+            );
+            continue;
+        }
+        let Some(nemesis) = Nemesis::from_name(name) else {
+            anyhow::bail!("there is no nemesis {name:?}; `tetrachord-jepsen list` names them all");
+        };
+        anyhow::ensure!(
+            nemesis.effect(Kind::Real).is_some(),
+            "{name} is a nemesis of the simulator only: tetrachord-jepsen sim"
+        );
+        anyhow::ensure!(
+            mode == Mode::Byzantine || !nemesis.is_byzantine(),
+            "crash mode does not survive {name}; use --mode byzantine"
+        );
+        if let Some(lack) = machine.lacks(nemesis) {
+            anyhow::bail!("{name} cannot be done on this machine: {lack}");
+        }
+        found.insert(nemesis);
+    }
+    // Liars and those with damaged states together are more than f.
+    let is_too_much = found.contains(&Nemesis::Lies) && found.contains(&Nemesis::Rot);
+    if is_too_much && names.iter().any(|name| name == "all") {
+        found.remove(&Nemesis::Rot);
+    } else {
+        anyhow::ensure!(!is_too_much, "rot and lies together are more than f faulty nodes; take one of them");
+    }
+    Ok(found)
+}
+
+fn options(
+    args: &TestArgs,
+    mode: Mode,
+    workload: Workload,
+    nemeses: BTreeSet<Nemesis>,
+    machine: &Machine,
+    dir: &Path,
+) -> anyhow::Result<Options> {
+    let default_nodes = if mode == Mode::Byzantine { 4 } else { 3 };
+    let program = match &args.program {
+        Some(program) => {
+            program.canonicalize().with_context(|| format!("there is no {}", program.display()))?
+        }
+        None => std::env::current_exe().context("cannot find this program to start it again")?,
+    };
+    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+    Ok(Options {
+        setup: Setup {
+            dir: dir.to_path_buf(),
+            program,
+            mode,
+            nodes: args.nodes.unwrap_or(default_nodes),
+            groups: args.groups,
+            nemeses,
+            seed: args.seed.unwrap_or_else(clock),
+            machine: machine.clone(),
+        },
+        workload,
+        seconds: args.seconds,
+        clients: args.clients,
+        keys: args.keys,
+        rate: args.rate,
+    })
+}
+
+fn carry_out(options: &Options) -> anyhow::Result<Outcome> {
+    let bar = ProgressBar::new(options.seconds);
+    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} s  {msg}")?);
+    let outcome = trial::run(options, &bar);
+    bar.finish_and_clear();
+    outcome
+}
+
+fn write(args: &TestArgs, options: &Options, outcome: &Outcome, name: &str) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(&args.output)
+        .with_context(|| format!("cannot create {}", args.output.display()))?;
+    let stem = format!("{name}-{}", options.setup.seed);
+    let page = args.output.join(format!("{stem}.html"));
+    outcome.write(options, &page, &args.output.join(format!("{stem}.jsonl")))?;
+    Ok(page)
+}
+
+fn print(outcome: &Outcome) {
+    println!(
+        "operations   {} ({} unknown, {} surely not done) on {} keys",
+        outcome.judgement.operations,
+        outcome.history.unknown(),
+        outcome.history.failed,
+        outcome.judgement.keys
+    );
+    for (nemesis, counted) in &outcome.effects {
+        println!(
+            "  {:<16} {:>4} strikes  {:>8} {}",
+            nemesis.name(),
+            counted.strikes,
+            counted.effect,
+            nemesis.effect(Kind::Real).unwrap_or_default()
+        );
+    }
+    println!("longest gap  {:.2} s without any answer", outcome.longest_gap.as_secs_f64());
+    outcome.broken.iter().for_each(|what| println!("broken       {what}"));
+    outcome.void.iter().for_each(|what| println!("void         {what}"));
+}
+
+fn in_a_line(nemesis: Nemesis, options: &Options, outcome: &Outcome) -> String {
+    let counted = outcome.effects.get(&nemesis);
+    format!(
+        "{:<16} {:<8} {:>6} operations, {:>3} unknown, longest gap {:>5.2} s, {} strikes, {} {}",
+        nemesis.name(),
+        options.workload.name(),
+        outcome.judgement.operations,
+        outcome.history.unknown(),
+        outcome.longest_gap.as_secs_f64(),
+        counted.map_or(0, |counted| counted.strikes),
+        counted.map_or(0, |counted| counted.effect),
+        nemesis.effect(Kind::Real).unwrap_or_default()
+    )
+}
+
+fn exit_of(outcome: &Outcome) -> ExitCode {
+    match (outcome.broken.is_empty(), outcome.void.is_empty()) {
+        (true, true) => ExitCode::SUCCESS,
+        (true, false) => ExitCode::from(FAILURE),
+        (false, _) => ExitCode::from(VIOLATION),
+    }
+}
+
+/// Where the nodes' files lie while a trial runs.
+struct Scratch(PathBuf, bool);
+
+impl Scratch {
+    fn new(keep: bool) -> anyhow::Result<Self> {
+        let dir = std::env::temp_dir().join(format!("tetrachord-trial-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        if keep {
+            eprintln!("the nodes' files stay in {}", dir.display());
+        }
+        Ok(Self(dir, keep))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !self.1 {
+            // What cannot be removed stays in the system's temporary directory; nothing depends on it.
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
