@@ -456,6 +456,9 @@ impl Client {
                 attempts.last = format!("{node} answered {reason:?}");
                 attempts.target = leader.filter(|leader| *leader != node);
                 self.inner.links.set_leader(group, leader.filter(|leader| *leader != node));
+                if reason == RetryReason::NoLeader {
+                    self.inner.links.knows_no_leader(node);
+                }
                 if leader.is_none() || reason == RetryReason::Busy || reason == RetryReason::Behind {
                     self.pause(attempts).await;
                 }

@@ -107,7 +107,7 @@ impl Hints {
     }
 }
 
-/// A node that did not answer is asked last for this long.
+/// A node that did not answer, or knew no leader, is asked last for this long.
 const AVOID_FOR: Duration = Duration::from_millis(1_000);
 
 /// A node that does not even say within this time that a request has arrived is given up, and its connection with it:
@@ -160,7 +160,7 @@ impl Links {
     pub(super) async fn open_all(self: &Arc<Self>, nodes: &[NodeId]) {
         let mut tasks = tokio::task::JoinSet::new();
         let is_any_open = nodes.iter().any(|node| self.is_open(*node));
-        for node in nodes.iter().copied().filter(|node| !self.is_open(*node) && !self.was_silent(*node)) {
+        for node in nodes.iter().copied().filter(|node| !self.is_open(*node) && !self.failed_lately(*node)) {
             // Whoever dials holds the connection's lock: many that wait for it would dial one after the other.
             if !self.dialling.lock().expect("never held while panicking").insert(node) {
                 continue;
@@ -186,7 +186,7 @@ impl Links {
         }
     }
 
-    fn was_silent(&self, node: NodeId) -> bool {
+    fn failed_lately(&self, node: NodeId) -> bool {
         let failed = self.failed.lock().expect("never held while panicking");
         failed.get(&node).is_some_and(|at| at.elapsed() < AVOID_FOR)
     }
@@ -223,13 +223,14 @@ impl Links {
     }
 
     /// The nodes in the order in which they should be asked: those to which there is a connection come first, those that
-    /// were silent lately last.
+    /// were of no use lately last.
     pub(super) fn by_promise(&self, nodes: &[NodeId]) -> Vec<NodeId> {
-        let failed = self.failed.lock().expect("never held while panicking");
-        let was_silent = |node: &NodeId| failed.get(node).is_some_and(|at| at.elapsed() < AVOID_FOR);
-        let mut nodes = nodes.to_vec();
-        nodes.sort_by_key(|node| (was_silent(node), !self.is_open(*node)));
-        nodes
+        by_promise(nodes, |node| self.failed_lately(node), |node| self.is_open(node))
+    }
+
+    /// A node answers, and knows no leader: it may be cut off from the others, and they may know better.
+    pub(super) fn knows_no_leader(&self, node: NodeId) {
+        self.note(node, true);
     }
 
     fn is_open(&self, node: NodeId) -> bool {
@@ -237,9 +238,9 @@ impl Links {
         slot.is_some_and(|slot| slot.as_ref().is_some_and(|open| !open.link.is_closed()))
     }
 
-    fn note(&self, node: NodeId, is_silent: bool) {
+    fn note(&self, node: NodeId, has_failed: bool) {
         let mut failed = self.failed.lock().expect("never held while panicking");
-        if is_silent {
+        if has_failed {
             failed.insert(node, Instant::now());
         } else {
             failed.remove(&node);
@@ -351,6 +352,17 @@ impl Open {
     }
 }
 
+/// Sorts nodes; among those of equal promise the order stays.
+fn by_promise(
+    nodes: &[NodeId],
+    has_failed: impl Fn(NodeId) -> bool,
+    is_open: impl Fn(NodeId) -> bool,
+) -> Vec<NodeId> {
+    let mut nodes = nodes.to_vec();
+    nodes.sort_by_key(|node| (has_failed(*node), !is_open(*node)));
+    nodes
+}
+
 /// Gives each answer to who waits for it; when the connection ends, everybody is told.
 async fn hand_out(
     node: NodeId,
@@ -386,4 +398,20 @@ async fn hand_out(
         }
     }
     waiting.lock().expect("never held while panicking").take();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node that is cut off from the others answers well and knows nothing: an open connection to it must not draw all
+    /// requests.
+    #[test]
+    fn whoever_was_of_no_use_is_asked_after_those_that_were_not_asked_yet() {
+        let nodes = [NodeId(1), NodeId(2), NodeId(3)];
+        let is_open = |node| node == NodeId(2);
+        assert_eq!(by_promise(&nodes, |_| false, is_open)[0], NodeId(2));
+        assert_eq!(by_promise(&nodes, |node| node == NodeId(2), is_open), [NodeId(1), NodeId(3), NodeId(2)]);
+        assert_eq!(by_promise(&nodes, |_| true, |_| true), nodes, "each in its turn");
+    }
 }

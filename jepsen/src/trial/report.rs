@@ -38,10 +38,12 @@ pub(super) fn html(options: &Options, outcome: &Outcome) -> String {
     let timeline = Timeline::new(&outcome.history.operations, &outcome.refused, &outcome.spans, outcome.end);
     let setup = &options.setup;
     let names: Vec<&str> = setup.nemeses.iter().map(|nemesis| nemesis.name()).collect();
-    let title = format!(
-        "Tetrachord under {}",
-        if names.is_empty() { "no fault".to_string() } else { names.join(", ") }
-    );
+    let under = match names.len() {
+        0 => "no fault".to_string(),
+        1..=4 => names.join(", "),
+        count => format!("{count} nemeses"),
+    };
+    let title = format!("Tetrachord under {under}");
     let class = match (outcome.broken.is_empty(), outcome.void.is_empty()) {
         (false, _) => "bad",
         (true, false) => "void",
