@@ -36,15 +36,21 @@ enum Command {
     Test(test::TestArgs),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
     // The nodes of a trial are this program too, unless another one is to be tested.
     if std::env::args().nth(1).as_deref() == Some("serve") {
-        return Ok(tetrachord::cli::main());
+        return tetrachord::cli::main();
     }
-    match Cli::parse().command {
-        Command::List => list::run(),
-        Command::Sim(args) => return sim::run(&args),
-        Command::Test(args) => return test::run(&args),
-    }
-    Ok(ExitCode::SUCCESS)
+    let done = match Cli::parse().command {
+        Command::List => {
+            list::run();
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Sim(args) => sim::run(&args),
+        Command::Test(args) => test::run(&args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(command::FAILURE)
+    })
 }

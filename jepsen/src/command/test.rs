@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
-use tetrachord::config::Mode;
+use tetrachord::config::{ClusterConfig, Mode};
 use tetrachord_jepsen::nemesis::Nemesis;
 use tetrachord_jepsen::trial::{self, Options, Outcome};
 use tetrachord_jepsen::workload::Workload;
@@ -20,6 +20,7 @@ Examples:
   tetrachord-jepsen test --workload register --nemesis kill,partition --seconds 60
   tetrachord-jepsen test --mode byzantine --nemesis lies,network
   tetrachord-jepsen test --all --seconds 10          every nemesis once, ten seconds each
+  tetrachord-jepsen test --cluster c/cluster.toml --nemesis pause    your own deployment
   tetrachord-jepsen list                             what there is";
 
 /// Whether a nemesis goes by such a name too.
@@ -75,6 +76,13 @@ pub(crate) struct TestArgs {
     /// Where reports and histories go
     #[arg(long, value_name = "DIR", default_value = "trials")]
     output: PathBuf,
+    /// Tests a deployment that is there already; nodes that run on this machine can be paused, nothing else is done to it
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["all", "mode", "nodes", "groups", "program", "keep"]
+    )]
+    cluster: Option<PathBuf>,
     /// Another build to test: a `tetrachord` program
     #[arg(long, value_name = "PROGRAM")]
     program: Option<PathBuf>,
@@ -100,8 +108,9 @@ pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(args.seconds > 0 && args.rate > 0, "seconds and rate must be positive");
     let scratch = Scratch::new(args.keep)?;
     let machine = Machine::look(&scratch.0);
+    let is_ours = args.cluster.is_none();
     for (what, lack) in [("hosts", machine.hosts.as_ref().err()), ("disks", machine.disks.as_ref().err())] {
-        if let Some(lack) = lack {
+        if let Some(lack) = lack.filter(|_| is_ours) {
             eprintln!("nodes have no {what} of their own here: {lack}");
         }
     }
@@ -114,8 +123,17 @@ fn one(args: &TestArgs, machine: &Machine, scratch: &Path) -> anyhow::Result<Exi
         ModeName::Byzantine => Mode::Byzantine,
     };
     let nemeses = parse_nemeses(&args.nemesis, mode, machine)?;
+    let foreign =
+        nemeses.iter().find(|nemesis| **nemesis != Nemesis::Pause).filter(|_| args.cluster.is_some());
+    if let Some(nemesis) = foreign {
+        anyhow::bail!(
+            "{} is not done to a deployment that is not ours; --nemesis pause and --nemesis none are possible",
+            nemesis.name()
+        );
+    }
     let names: Vec<&str> = nemeses.iter().map(|nemesis| nemesis.name()).collect();
-    eprintln!("{} under {}", args.workload.name(), names.join(", "));
+    let under = if names.is_empty() { "no fault".to_string() } else { names.join(", ") };
+    eprintln!("{} under {under}", args.workload.name());
     let options = options(args, mode, args.workload, nemeses, machine, scratch)?;
     let outcome = carry_out(&options)?;
     print(&outcome);
@@ -213,6 +231,12 @@ fn options(
     dir: &Path,
 ) -> anyhow::Result<Options> {
     let default_nodes = if mode == Mode::Byzantine { 4 } else { 3 };
+    let existing = args.cluster.as_ref().map(|file| ClusterConfig::load(file)).transpose()?;
+    let (mode, nodes) = match existing {
+        Some(config) if config.signing.is_some() => (Mode::Byzantine, config.nodes.len()),
+        Some(config) => (Mode::Crash, config.nodes.len()),
+        None => (mode, args.nodes.unwrap_or(default_nodes)),
+    };
     let program = match &args.program {
         Some(program) => {
             program.canonicalize().with_context(|| format!("there is no {}", program.display()))?
@@ -225,11 +249,12 @@ fn options(
             dir: dir.to_path_buf(),
             program,
             mode,
-            nodes: args.nodes.unwrap_or(default_nodes),
+            nodes,
             groups: args.groups,
             nemeses,
             seed: args.seed.unwrap_or_else(clock),
             machine: machine.clone(),
+            existing: args.cluster.clone(),
         },
         workload,
         seconds: args.seconds,

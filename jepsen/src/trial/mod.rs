@@ -162,7 +162,8 @@ pub fn run(options: &Options, bar: &ProgressBar) -> anyhow::Result<Outcome> {
     if unread > 0 {
         trial.broken.push(format!("{unread} keys could not be read after faults stopped"));
     }
-    if trial.broken.is_empty() {
+    // Others may go on writing to a deployment that is not ours.
+    if trial.broken.is_empty() && options.setup.existing.is_none() {
         trial.wait_for_equality()?;
     }
     trial.judge()
@@ -227,6 +228,7 @@ impl Trial<'_> {
         let per_second = (self.options.rate as f64 / self.options.clients as f64).max(0.01);
         let work = Work {
             workload: self.options.workload,
+            trial: self.options.setup.seed,
             keys: self.options.keys,
             pause: Duration::from_secs_f64(1.0 / per_second),
         };

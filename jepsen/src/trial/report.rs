@@ -105,9 +105,13 @@ fn facts(options: &Options, outcome: &Outcome, timeline: &Timeline) -> String {
         Mode::Crash => "Multi-Paxos (crash faults)",
         Mode::Byzantine => "PBFT (Byzantine faults)",
     };
+    let cluster = match &setup.existing {
+        None => format!("{} nodes, {} group(s), {mode}", setup.nodes, setup.groups),
+        Some(file) => format!("{} nodes of {}, {mode}", setup.nodes, file.display()),
+    };
     let longest = timeline.gaps.first().map_or(0.0, |gap| seconds(gap.to - gap.from));
     let rows = [
-        ("cluster", format!("{} nodes, {} group(s), {mode}", setup.nodes, setup.groups)),
+        ("cluster", cluster),
         ("workload", format!("{}: {}", options.workload.name(), options.workload.about())),
         ("clients", format!("{}, together at most {} operations a second", options.clients, options.rate)),
         (

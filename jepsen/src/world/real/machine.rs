@@ -5,6 +5,7 @@ use crate::nemesis::Nemesis;
 use anyhow::Context;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Runs a program of the system to its end.
 pub(super) fn sh(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
@@ -49,13 +50,6 @@ impl Machine {
         }
     }
 
-    /// A machine of which nothing is asked.
-    #[must_use]
-    pub fn plain(reason: &str) -> Self {
-        let no = || Err(reason.to_string());
-        Self { hosts: no(), disks: no(), clocks: Err(reason.to_string()) }
-    }
-
     /// Why a nemesis cannot be at work here.
     #[must_use]
     pub fn lacks(&self, nemesis: Nemesis) -> Option<String> {
@@ -71,7 +65,9 @@ impl Machine {
 
 fn try_hosts() -> anyhow::Result<()> {
     anyhow::ensure!(Path::new("/dev/net/tun").exists(), "there is no /dev/net/tun");
-    let name = format!("tcj{}-try", std::process::id());
+    // Several may be looking.
+    static TRIES: AtomicU32 = AtomicU32::new(0);
+    let name = format!("tcj{}-try{}", std::process::id(), TRIES.fetch_add(1, Ordering::Relaxed));
     sh("ip", &["netns", "add", &name])?;
     sh("ip", &["netns", "del", &name])
 }

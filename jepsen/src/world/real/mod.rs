@@ -5,10 +5,12 @@
 //! * [`hosts`] and [`switch`]: network namespaces, and every packet between them.
 //! * [`disk`]: small file systems that lose, stall and fill up.
 //! * [`process`], [`clock`]: what they are called.
+//! * [`existing`]: a deployment that somebody else has started.
 //! * [`strike`]: which nemesis does what with them.
 
 mod clock;
 mod disk;
+mod existing;
 mod hosts;
 mod machine;
 mod process;
@@ -30,7 +32,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
-use tetrachord::config::{self, ChaosConfig, InitPlan, Mode, StorageConfig, Timing};
+use tetrachord::config::{self, ChaosConfig, ClusterConfig, InitPlan, Mode, StorageConfig, Timing};
 use tetrachord::wire::NodeStatus;
 use tetrachord_consensus::pbft::Lie;
 use tetrachord_consensus::quorum::liars;
@@ -57,6 +59,8 @@ pub struct Setup {
     pub seed: u64,
     /// What the machine permits.
     pub machine: Machine,
+    /// The cluster file of a deployment that is there already: nothing is built.
+    pub existing: Option<PathBuf>,
 }
 
 struct Node {
@@ -74,6 +78,7 @@ pub struct RealWorld {
     hosts: Option<Hosts>,
     program: PathBuf,
     cluster_file: PathBuf,
+    is_byzantine: bool,
     random: Random,
     effects: BTreeMap<Nemesis, u64>,
     statuses: Statuses,
@@ -84,6 +89,9 @@ pub struct RealWorld {
 impl RealWorld {
     /// Builds everything, and starts all nodes.
     pub fn start(setup: &Setup) -> anyhow::Result<Self> {
+        if let Some(cluster_file) = &setup.existing {
+            return Self::attach(setup, cluster_file);
+        }
         let wants = |of: fn(Nemesis) -> bool| setup.nemeses.iter().any(|nemesis| of(*nemesis));
         let hosts = match wants(Nemesis::is_of_network) {
             true => Some(Hosts::new(setup.nodes, setup.seed)?),
@@ -124,6 +132,7 @@ impl RealWorld {
             hosts,
             program: setup.program.clone(),
             cluster_file,
+            is_byzantine: setup.mode == Mode::Byzantine,
             random: Random::new(setup.seed),
             effects: BTreeMap::new(),
             statuses: Arc::new(Mutex::new(vec![None; setup.nodes])),
@@ -139,6 +148,38 @@ impl RealWorld {
             world.start_node(index)?;
         }
         Ok(world)
+    }
+
+    /// Takes a deployment as it is.
+    fn attach(setup: &Setup, cluster_file: &Path) -> anyhow::Result<Self> {
+        let config = ClusterConfig::load(cluster_file)?;
+        let found = existing::find(&config.protocol);
+        let wants_some = setup.nemeses.contains(&Nemesis::Pause);
+        anyhow::ensure!(
+            !wants_some || !found.is_empty(),
+            "no node of {} runs on this machine, or its files cannot be read: nothing can be stopped",
+            cluster_file.display()
+        );
+        let nodes: Vec<Node> = config
+            .nodes
+            .iter()
+            .map(|node| {
+                let process = Process::found(found.get(&node.id).copied());
+                Node { file: PathBuf::new(), process, clock: None, lies: false }
+            })
+            .collect();
+        Ok(Self {
+            statuses: Arc::new(Mutex::new(vec![None; nodes.len()])),
+            nodes,
+            disks: Vec::new(),
+            hosts: None,
+            program: PathBuf::new(),
+            cluster_file: cluster_file.to_path_buf(),
+            is_byzantine: config.signing.is_some(),
+            random: Random::new(setup.seed),
+            effects: BTreeMap::new(),
+            told_earlier: 0,
+        })
     }
 
     /// The file that names the cluster to clients.

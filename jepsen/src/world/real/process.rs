@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// One node's process, or none. It ends with this value.
+/// One node's process, or none. It ends with this value, unless somebody else has started it.
 pub(super) struct Process {
     child: Option<Child>,
+    /// A process that somebody else has started.
+    found: Option<Pid>,
     log: PathBuf,
     paused_at: Option<Instant>,
 }
@@ -16,11 +18,16 @@ pub(super) struct Process {
 impl Process {
     /// Its standard error is added to this file.
     pub(super) fn new(log: PathBuf) -> Self {
-        Self { child: None, log, paused_at: None }
+        Self { child: None, found: None, log, paused_at: None }
+    }
+
+    /// Somebody else's, if it runs on this machine.
+    pub(super) fn found(pid: Option<Pid>) -> Self {
+        Self { child: None, found: pid, log: PathBuf::new(), paused_at: None }
     }
 
     pub(super) fn is_up(&self) -> bool {
-        self.child.is_some()
+        self.child.is_some() || self.found.is_some()
     }
 
     pub(super) fn start(&mut self, command: &mut Command) -> anyhow::Result<()> {
@@ -60,12 +67,13 @@ impl Process {
     }
 
     fn pid(&self) -> Option<Pid> {
-        Pid::from_raw(i32::try_from(self.child.as_ref()?.id()).ok()?)
+        let own = self.child.as_ref().and_then(|child| Pid::from_raw(i32::try_from(child.id()).ok()?));
+        own.or(self.found)
     }
 
     /// What the kernel says it does: `T` is stopped.
     fn state(&self) -> Option<char> {
-        let pid = self.child.as_ref()?.id();
+        let pid = self.pid()?.as_raw_nonzero();
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         stat.rsplit(") ").next()?.chars().next()
     }
@@ -107,7 +115,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already.
+        // Nobody is left standing still. It may have ended already.
+        let _ = self.resume();
         let _ = self.kill();
     }
 }

@@ -29,7 +29,7 @@ impl RealWorld {
             Nemesis::WipedDisk => vec![self.random.index(self.nodes.len())],
             // The same ones in a whole run: more than f that are wrong about the time, or the state, are more than is survived.
             Nemesis::Rot => vec![self.nodes.len() - 1],
-            Nemesis::ClockJump if self.is_byzantine() => vec![self.nodes.len() - 1],
+            Nemesis::ClockJump if self.is_byzantine => vec![self.nodes.len() - 1],
             _ => self.some_nodes(),
         };
         let mut words = format!("{}: {}", nemesis.name(), in_words(&nodes));
@@ -110,10 +110,6 @@ impl RealWorld {
         strike.nemesis == Nemesis::DiskFull && strike.nodes.contains(&index)
     }
 
-    fn is_byzantine(&self) -> bool {
-        self.nodes[0].file.with_file_name("signing.key").exists()
-    }
-
     fn count_effect(&mut self, nemesis: Nemesis, effect: u64) {
         *self.effects.entry(nemesis).or_default() += effect;
     }
@@ -124,7 +120,7 @@ impl RealWorld {
         if self.random.per_mille(150) {
             return (0..count).collect();
         }
-        let minority = if self.is_byzantine() { liars(count) } else { (count - 1) / 2 };
+        let minority = if self.is_byzantine { liars(count) } else { (count - 1) / 2 };
         let wanted = 1 + self.random.index(minority.max(1));
         let first = match (self.random.coin(), self.a_leader()) {
             (true, Some(leader)) => leader,
