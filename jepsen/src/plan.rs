@@ -5,12 +5,13 @@ use crate::nemesis::Nemesis;
 use crate::random::Random;
 use crate::workload::Workload;
 use crate::world::Kind;
+use clap::ValueEnum;
 use std::collections::BTreeSet;
 use std::fmt;
 use tetrachord_consensus::Mutation;
 
 /// Crash or Byzantine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
     /// Multi-Paxos.
     Crash,
@@ -33,6 +34,8 @@ pub struct Plan {
     pub clients: usize,
     /// How many keys.
     pub keys: u64,
+    /// How long a client thinks between two operations, about, in microseconds.
+    pub think_micros: u64,
     /// What clients do.
     pub workload: Workload,
     /// What goes wrong.
@@ -59,24 +62,33 @@ impl Plan {
     /// What the seed draws.
     #[must_use]
     pub fn draw(seed: u64) -> Self {
+        Self::draw_in(seed, None)
+    }
+
+    /// The same, in this mode whatever the seed says.
+    #[must_use]
+    pub fn draw_in(seed: u64, mode: Option<Mode>) -> Self {
         let mut random = Random::new(seed ^ 0x6a65_7073_656e);
-        let mode = if random.below(5) == 0 { Mode::Byzantine } else { Mode::Crash };
+        let drawn = if random.below(5) == 0 { Mode::Byzantine } else { Mode::Crash };
+        let mode = mode.unwrap_or(drawn);
         let is_possible = |nemesis: &Nemesis| mode == Mode::Byzantine || !nemesis.is_byzantine();
         let nemeses = Nemesis::of(Kind::Sim).filter(is_possible).filter(|_| random.coin()).collect();
         let nodes = match mode {
             Mode::Byzantine => 4,
             Mode::Crash => [3, 3, 3, 5][random.index(4)],
         };
+        let (think_micros, longer) = [(0, 1), (5_000, 1), (50_000, 2), (300_000, 4)][random.index(4)];
         Self {
             seed,
             mode,
+            think_micros,
             nodes,
             groups: if mode == Mode::Crash { random.index(3) + 1 } else { 1 },
             clients: random.index(4) + 2,
             keys: random.between(1, 4),
             workload: Workload::ALL[random.index(Workload::ALL.len())],
             nemeses,
-            millis: random.between(4_000, 12_000),
+            millis: random.between(4_000, 12_000) * longer,
             fault_every: random.between(150, 1_500),
             delay_micros: random.between(50, 2_000),
             barrier_micros: random.between(100, 4_000),
@@ -105,13 +117,14 @@ impl fmt::Display for Plan {
         let nemeses: Vec<&str> = self.nemeses.iter().map(|nemesis| nemesis.name()).collect();
         write!(
             f,
-            "{:?} mode, {} nodes, {} groups, {} clients on {} keys ({}), {} ms of: {}",
+            "{:?} mode, {} nodes, {} groups, {} clients on {} keys ({}), thinking {} ms, {} ms of: {}",
             self.mode,
             self.nodes,
             self.groups,
             self.clients,
             self.keys,
             self.workload.name(),
+            self.think_micros / 1_000,
             self.millis,
             if nemeses.is_empty() { "nothing".to_string() } else { nemeses.join(", ") }
         )

@@ -113,8 +113,12 @@ pub fn shrink(plan: &Plan) -> Plan {
 /// The command that replays a plan, shrunk or not.
 #[must_use]
 pub fn replay_command(plan: &Plan) -> String {
-    let drawn = Plan::draw(plan.seed);
     let mut command = format!("tetrachord-jepsen sim --seed {} --trace", plan.seed);
+    let mut drawn = Plan::draw(plan.seed);
+    if drawn.mode != plan.mode {
+        drawn = Plan::draw_in(plan.seed, Some(plan.mode));
+        command += &format!(" --mode {}", if plan.mode == Mode::Crash { "crash" } else { "byzantine" });
+    }
     let without: Vec<&str> = drawn.nemeses.difference(&plan.nemeses).map(|nemesis| nemesis.name()).collect();
     if !without.is_empty() {
         command += &format!(" --without {}", without.join(","));

@@ -175,8 +175,14 @@ impl Install {
         Ok((install, writes))
     }
 
-    /// The empty state, which every log begins with, in place of whatever is here.
-    pub(super) fn empty(group: GroupId, range: RingInterval) -> Self {
+    /// The empty state, which every log begins with, in place of whatever is here. Returns also the writes that clear what an
+    /// attempt to gather another state left: it must not be copied into this one.
+    pub(super) fn empty(
+        storage: &dyn Storage,
+        group: GroupId,
+        range: RingInterval,
+    ) -> Result<(Self, Vec<Vec<StateWrite>>), StorageError> {
+        let writes = removals(storage, [keys::staged_bounds(group)])?;
         let proven = Proven {
             applied: Applied::default(),
             root: StateRoot::default(),
@@ -186,7 +192,7 @@ impl Install {
             has_pieces: false,
         };
         let (applied, proven) = (Some(Applied::default()), Some(proven));
-        Self { applied, proven, ..Self::new(group, range, PartSet::ALL) }
+        Ok((Self { applied, proven, ..Self::new(group, range, PartSet::ALL) }, writes))
     }
 
     /// Goes on with an installation that a crash interrupted, if there is one.

@@ -818,5 +818,15 @@ fn decode(body: &[u8]) -> Option<GroupMessage> {
         .map(|(message, _)| message)
 }
 
+/// What the engine of a replica says in a message of its group, for whoever watches replicas from outside; None if it is not the
+/// engine that speaks.
+#[must_use]
+pub fn said_by_engine(body: &[u8]) -> Option<Bytes> {
+    match decode(body)? {
+        GroupMessage::Engine(message) => Some(message),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests;

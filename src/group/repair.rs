@@ -118,18 +118,30 @@ impl Group {
             return Ok(());
         }
         if repair.base == Slot::ZERO {
-            self.install = Some(Install::empty(group, range));
-            return self.continue_install(storage);
+            return match Install::empty(storage, group, range) {
+                Ok((install, clearing)) => {
+                    self.install = Some(install);
+                    self.writes.extend(clearing.into_iter().map(|writes| (writes, None)));
+                    self.continue_install(storage)
+                }
+                Err(error) => self.on_unreadable_tree(error),
+            };
         }
         let walk = repair.walk.get_or_insert_with(|| Walk::over(crate::kv::PartSet::ALL, group, range));
         match walk.step(storage) {
             Ok(is_done) => repair.is_walked = is_done,
-            Err(StorageError::Corrupt { what, reason }) => {
+            Err(error) => {
                 repair.walk = None;
-                self.outputs.push(Output::RebuildTree { reason: format!("{what} is damaged: {reason}") });
+                return self.on_unreadable_tree(error);
             }
-            Err(error) => return Err(error),
         }
+        Ok(())
+    }
+
+    /// The tree cannot even be read to repair it: the node gets another.
+    fn on_unreadable_tree(&mut self, error: StorageError) -> Result<(), StorageError> {
+        let StorageError::Corrupt { what, reason } = error else { return Err(error) };
+        self.outputs.push(Output::RebuildTree { reason: format!("{what} is damaged: {reason}") });
         Ok(())
     }
 

@@ -153,3 +153,24 @@ fn a_row_that_comes_twice_or_late_is_refused() {
     let all: Vec<Row> = rows[..3].iter().cloned().chain(many).chain([rows[3].clone()]).collect();
     assert!(!give(&mut install, 0, &all, true) && install.applied().is_none());
 }
+
+/// A state that was being gathered when the node ended, or when its own was found to be damaged, is no part of the empty one.
+#[test]
+fn what_was_gathered_of_another_state_is_not_copied_into_the_empty_one() {
+    let disk = MemoryDisk::default();
+    let (mut storage, _) = disk.open();
+    let raw = keys::session(GROUP, 9, 0);
+    let record = || Some(Bytes::from_static(b"of another state"));
+    let state = vec![(keys::staged(GROUP, &raw), record()), (keys::session(GROUP, 8, 0), record())];
+    submit(&disk, &mut storage, 1, vec![state]);
+    let (mut install, clearing) = Install::empty(&storage, GROUP, RANGE).unwrap();
+    submit(&disk, &mut storage, 2, clearing);
+    for id in 3.. {
+        let Some(writes) = install.next_batch(&storage).unwrap() else { break };
+        submit(&disk, &mut storage, id, vec![writes]);
+    }
+    let (from, to) = keys::session_bounds(GROUP);
+    assert_eq!(storage.scan(&from, &to, 1 << 20).unwrap(), Vec::new());
+    let (from, to) = keys::staged_bounds(GROUP);
+    assert_eq!(storage.scan(&from, &to, 1 << 20).unwrap(), Vec::new());
+}

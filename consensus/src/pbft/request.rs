@@ -129,9 +129,14 @@ impl Bundle {
 
     /// Whether an admitted client signed this, and may ask for it.
     pub fn verify(&self, keyring: &Keyring) -> Result<(), BundleError> {
+        self.verify_root(keyring, self.root())
+    }
+
+    /// The same, for a caller that has the bundle's root already.
+    pub(super) fn verify_root(&self, keyring: &Keyring, root: Digest) -> Result<(), BundleError> {
         if self.ends_epoch() && keyring.administrator() != Some(self.client) {
             Err(BundleError::NotAdministrator)
-        } else if keyring.verify_client(&self.client, self.root(), &self.signature) {
+        } else if keyring.verify_client(&self.client, root, &self.signature) {
             Ok(())
         } else {
             Err(BundleError::Signature)

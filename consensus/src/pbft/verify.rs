@@ -5,7 +5,8 @@
 //! each signature, each certificate, each digest, and for a NEW-VIEW the whole computation. The core counts only what is
 //! [`Verified`]; it never counts first and checks later.
 //!
-//! A signature that was found valid is remembered for a while: certificates repeat the votes that they are made of.
+//! A signature that was found valid is remembered for a while: certificates repeat the votes that they are made of, and proposals
+//! the requests that clients have shown before.
 
 use crate::codec;
 use crate::mutation::{Mutation, mutated};
@@ -17,7 +18,7 @@ use crate::pbft::message::{
 };
 use crate::pbft::new_view::{Plan, plan};
 use crate::pbft::request::Bundle;
-use crate::pbft::sign::{Keyring, Signature, Statement};
+use crate::pbft::sign::{ClientKey, Keyring, Signature, Statement};
 use crate::types::{Digest, ReplicaId, Slot, View};
 use bytes::Bytes;
 use std::collections::{BTreeSet, VecDeque};
@@ -127,7 +128,8 @@ pub struct Verifier {
     keyring: Arc<Keyring>,
     config: Config,
     mutation: Mutation,
-    known: Known,
+    known: Known<(ReplicaId, Statement, Signature), KNOWN_MAX>,
+    known_bundles: Known<(ClientKey, Digest, Signature), KNOWN_BUNDLES_MAX>,
     /// Signatures that were checked for the message at hand.
     checks: u32,
 }
@@ -136,7 +138,8 @@ impl Verifier {
     /// A verifier with a group's keys.
     #[must_use]
     pub fn new(keyring: Arc<Keyring>, config: Config, mutation: Mutation) -> Self {
-        Self { keyring, config, mutation, known: Known::default(), checks: 0 }
+        let (known, known_bundles) = (Known::default(), Known::default());
+        Self { keyring, config, mutation, known, known_bundles, checks: 0 }
     }
 
     /// Checks everything in a message.
@@ -188,8 +191,7 @@ impl Verifier {
             Message::Body { slot, batch } => Ok(Checked::Body { slot, batch: parse(batch)? }),
             Message::Requests(bytes) => {
                 let bundle = Bundle::parse(bytes).map_err(|_| "not a bundle of requests")?;
-                self.checks += 1;
-                let is_signed = bundle.verify(&self.keyring).is_ok();
+                let is_signed = self.is_signed(&bundle);
                 ensure(is_signed, "not signed by a client that is admitted to this cluster")?;
                 Ok(Checked::Requests(Arc::new(bundle)))
             }
@@ -203,8 +205,8 @@ impl Verifier {
         let batch = parse(batch)?;
         let is_unchecked = mutated!(self, BodyUnchecked);
         ensure(is_unchecked || batch.digest() == vote.digest, "the batch is not the one that is signed")?;
-        self.checks += u32::try_from(batch.bundles().len()).expect("at most 1024");
-        batch.verify(&self.keyring).map_err(|_| "a request in it is not signed by an admitted client")?;
+        let are_signed = batch.bundles().iter().all(|bundle| self.is_signed(bundle));
+        ensure(are_signed, "a request in it is not signed by an admitted client")?;
         Ok(Checked::PrePrepare { vote, batch })
     }
 
@@ -306,6 +308,21 @@ impl Verifier {
         Ok(Checked::NewView { message, plan, signatures })
     }
 
+    /// Whether an admitted client signed this, and may ask for it.
+    fn is_signed(&mut self, bundle: &Bundle) -> bool {
+        let root = bundle.root();
+        let key = (bundle.client(), root, bundle.signature());
+        if self.known_bundles.contains(&key) {
+            return true;
+        }
+        self.checks += 1;
+        let is_signed = bundle.verify_root(&self.keyring, root).is_ok();
+        if is_signed {
+            self.known_bundles.insert(key);
+        }
+        is_signed
+    }
+
     fn holds(&mut self, signer: ReplicaId, statement: Statement, signature: &Signature) -> bool {
         let key = (signer, statement, *signature);
         if self.known.contains(&key) {
@@ -328,25 +345,35 @@ fn parse(bytes: Bytes) -> Checking<Arc<Batch>> {
     Batch::parse(bytes).map(Arc::new).map_err(|_| "not a batch")
 }
 
-/// Signatures that were found valid lately.
-#[derive(Clone, Debug, Default)]
-struct Known {
-    set: BTreeSet<(ReplicaId, Statement, Signature)>,
-    order: VecDeque<(ReplicaId, Statement, Signature)>,
-}
-
+/// Signatures of replicas that are remembered.
 const KNOWN_MAX: usize = 16 << 10;
 
-impl Known {
-    fn contains(&self, key: &(ReplicaId, Statement, Signature)) -> bool {
+/// Signatures of clients that are remembered.
+const KNOWN_BUNDLES_MAX: usize = 1 << 10;
+
+/// What was found valid lately, and how much of it is remembered.
+#[derive(Clone, Debug)]
+struct Known<K, const MAX: usize> {
+    set: BTreeSet<K>,
+    order: VecDeque<K>,
+}
+
+impl<K, const MAX: usize> Default for Known<K, MAX> {
+    fn default() -> Self {
+        Self { set: BTreeSet::new(), order: VecDeque::new() }
+    }
+}
+
+impl<K: Copy + Ord, const MAX: usize> Known<K, MAX> {
+    fn contains(&self, key: &K) -> bool {
         self.set.contains(key)
     }
 
-    fn insert(&mut self, key: (ReplicaId, Statement, Signature)) {
+    fn insert(&mut self, key: K) {
         if self.set.insert(key) {
             self.order.push_back(key);
         }
-        if self.order.len() > KNOWN_MAX
+        if self.order.len() > MAX
             && let Some(oldest) = self.order.pop_front()
         {
             self.set.remove(&oldest);

@@ -6,9 +6,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
 use tetrachord_jepsen::nemesis::Nemesis;
-use tetrachord_jepsen::plan::Plan;
+use tetrachord_jepsen::plan::{Mode, Plan};
 use tetrachord_jepsen::sweep::{self, Totals};
 use tetrachord_jepsen::world::{Kind, sim};
 
@@ -23,6 +22,9 @@ pub(crate) struct SimArgs {
     /// The first of them; drawn from the clock if it is left out.
     #[arg(long, conflicts_with = "seed")]
     from: Option<u64>,
+    /// All seeds in this mode; if it is left out, each draws its own.
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
     /// Runs this seed alone.
     #[arg(long)]
     seed: Option<u64>,
@@ -51,7 +53,7 @@ pub(crate) fn run(args: &SimArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn one(seed: u64, args: &SimArgs) -> anyhow::Result<ExitCode> {
-    let mut plan = Plan::draw(seed);
+    let mut plan = Plan::draw_in(seed, args.mode);
     for name in &args.without {
         let Some(nemesis) = Nemesis::from_name(name) else {
             anyhow::bail!("there is no nemesis {name:?}; `tetrachord-jepsen list` names them all");
@@ -92,14 +94,14 @@ fn many(args: &SimArgs) -> anyhow::Result<ExitCode> {
     let bar = ProgressBar::new(args.seeds);
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} seeds, {elapsed}, {eta} left")?);
     let (next, totals, failed) = (AtomicU64::new(0), Mutex::new(Totals::default()), Mutex::new(None));
-    let started = Instant::now();
+    let before = cpu_seconds();
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 let mut own = Totals::default();
                 while let Some(seed) = take(&next, args.seeds).filter(|_| lock(&failed).is_none()) {
-                    let plan = Plan::draw(from + seed);
+                    let plan = Plan::draw_in(from + seed, args.mode);
                     let outcome = sim::run(&plan, false);
                     own.add(&plan, &outcome);
                     bar.inc(1);
@@ -113,7 +115,7 @@ fn many(args: &SimArgs) -> anyhow::Result<ExitCode> {
     });
     bar.finish_and_clear();
     let totals = totals.into_inner().unwrap_or_else(PoisonError::into_inner);
-    print_totals(&totals, started.elapsed().as_secs_f64() * threads as f64);
+    print_totals(&totals, cpu_seconds() - before);
     if let Some((plan, violation)) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Ok(report(&plan, &violation, args.no_shrink));
     }
@@ -124,6 +126,12 @@ fn many(args: &SimArgs) -> anyhow::Result<ExitCode> {
     }
     println!("verdict: too tame to mean anything:\n  {}", missing.join("\n  "));
     Ok(ExitCode::from(FAILURE))
+}
+
+/// What all threads of this process have used.
+fn cpu_seconds() -> f64 {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
 }
 
 fn take(next: &AtomicU64, end: u64) -> Option<u64> {

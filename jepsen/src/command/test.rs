@@ -2,7 +2,7 @@
 
 use super::{FAILURE, VIOLATION};
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tetrachord::config::{ClusterConfig, Mode};
 use tetrachord_jepsen::nemesis::Nemesis;
+use tetrachord_jepsen::plan;
 use tetrachord_jepsen::trial::{self, Options, Outcome};
 use tetrachord_jepsen::workload::Workload;
 use tetrachord_jepsen::world::Kind;
@@ -53,8 +54,8 @@ pub(crate) struct TestArgs {
     #[arg(long, default_value_t = 60)]
     seconds: u64,
     /// Faults that the cluster is to survive
-    #[arg(long, value_enum, default_value_t = ModeName::Crash)]
-    mode: ModeName,
+    #[arg(long, value_enum, default_value_t = plan::Mode::Crash)]
+    mode: plan::Mode,
     /// Nodes [default: 3 in crash mode, 4 in Byzantine mode]
     #[arg(long)]
     nodes: Option<usize>,
@@ -91,13 +92,6 @@ pub(crate) struct TestArgs {
     keep: bool,
 }
 
-/// [`Mode`] on this command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum ModeName {
-    Crash,
-    Byzantine,
-}
-
 fn parse_workload(name: &str) -> Result<Workload, String> {
     let names: Vec<&str> = Workload::ALL.iter().map(|workload| workload.name()).collect();
     Workload::from_name(name).ok_or_else(|| format!("there are {}", names.join(", ")))
@@ -119,8 +113,8 @@ pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
 
 fn one(args: &TestArgs, machine: &Machine, scratch: &Path) -> anyhow::Result<ExitCode> {
     let mode = match args.mode {
-        ModeName::Crash => Mode::Crash,
-        ModeName::Byzantine => Mode::Byzantine,
+        plan::Mode::Crash => Mode::Crash,
+        plan::Mode::Byzantine => Mode::Byzantine,
     };
     let nemeses = parse_nemeses(&args.nemesis, mode, machine)?;
     let foreign =

@@ -27,6 +27,7 @@ pub(super) struct Client {
     sessions: BTreeMap<GroupId, SessionId>,
     numbers: BTreeMap<GroupId, u64>,
     open: Option<Open>,
+    rests_until: u64,
     node: usize,
     last_id: u64,
     operations: u64,
@@ -55,6 +56,7 @@ impl Client {
             sessions: BTreeMap::new(),
             numbers: BTreeMap::new(),
             open: None,
+            rests_until: 0,
             node: index % plan.nodes,
             last_id: 0,
             operations: 0,
@@ -121,7 +123,8 @@ impl World {
         let client = &mut self.clients[index];
         let since = client.open.as_ref().map(|open| self.now - open.call);
         match since {
-            None => self.begin(index),
+            None if self.now >= client.rests_until => self.begin(index),
+            None => {}
             Some(waited) if waited > GIVE_UP_MICROS && !self.is_calm => {
                 let given_up = client.give_up();
                 client.sessions.clear();
@@ -134,7 +137,7 @@ impl World {
         }
     }
 
-    fn begin(&mut self, index: usize) {
+    pub(super) fn begin(&mut self, index: usize) {
         let client = &mut self.clients[index];
         if client.is_done || client.open.is_some() {
             return;
@@ -277,7 +280,17 @@ impl World {
         client.answered += 1;
         let (process, call, end) = (client.process, open.call * 1_000, Some(now * 1_000 + 1));
         self.history.push(Operation { process, key, action, call, end, line: 0 });
-        self.begin(index);
+        self.rest(index);
+    }
+
+    /// A client thinks before it asks the next thing, if the plan says so.
+    fn rest(&mut self, index: usize) {
+        if self.plan.think_micros == 0 {
+            return self.begin(index);
+        }
+        let micros = self.random.between(1, 2 * self.plan.think_micros);
+        self.clients[index].rests_until = self.now + micros;
+        self.after(micros, Event::Begin { client: index });
     }
 
     fn on_session(&mut self, index: usize, group: GroupId, reply: &Reply) {

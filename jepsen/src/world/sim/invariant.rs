@@ -10,6 +10,7 @@
 //! That nothing acknowledged is lost, that requests apply once and that reads are fresh is for the checker of the history.
 
 use std::collections::BTreeMap;
+use tetrachord::group::Group;
 use tetrachord::node::core::NodeCore;
 
 /// What is told when a replica's damaged state has become right again.
@@ -30,6 +31,22 @@ struct Seen {
     is_installing: bool,
     is_damaged: bool,
     view: u64,
+}
+
+/// How far each group of a node is, in words.
+pub(super) fn applied(core: &NodeCore) -> Vec<String> {
+    let of_group = |group: &Group| {
+        let applied = group.machine().applied();
+        let hex = |bytes: &[u8]| bytes[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let (digest, chain) = (hex(&applied.digest), hex(&applied.chain));
+        format!(
+            "slot {} of {}: time {}, chain {chain}, digest {digest}",
+            applied.slot,
+            group.place().id,
+            applied.time
+        )
+    };
+    core.groups().map(of_group).collect()
 }
 
 /// Watches all nodes.
@@ -65,6 +82,9 @@ impl Invariants {
             }
             if before.is_damaged && !seen.is_damaged {
                 told.reached.push(REPAIRED);
+            }
+            if !before.is_damaged && seen.is_damaged {
+                told.reached.push("a damaged state was noticed");
             }
             let is_replaced =
                 seen.is_installing || seen.is_damaged || before.is_installing || before.is_damaged;

@@ -12,6 +12,7 @@ mod disturb;
 mod invariant;
 mod network;
 mod node;
+mod said;
 mod trace;
 
 use crate::nemesis::Nemesis;
@@ -21,12 +22,13 @@ use client::Client;
 use invariant::{Invariants, REPAIRED};
 use network::{Network, Parcel};
 use node::Node;
+use said::Said;
 use std::collections::{BTreeMap, BTreeSet};
 use tetrachord::gateway::ConnectionId;
 use tetrachord::node::core::{NodeEffect, NodeEvent};
-use tetrachord::ring::{NodeId, RingMap};
+use tetrachord::ring::{GroupId, NodeId, RingMap};
 use tetrachord_checker::{History, Limits, Operation, Verdict, check};
-use tetrachord_consensus::pbft::Lie;
+use tetrachord_consensus::pbft::{Lie, Verifier};
 use trace::Trace;
 
 /// Clocks tick this often, in microseconds.
@@ -48,6 +50,7 @@ pub(crate) enum Event {
     Checked { node: usize, life: u64 },
     Arrives(Parcel),
     Patience { client: usize },
+    Begin { client: usize },
     Strike,
     Resume { node: usize, life: u64 },
 }
@@ -84,12 +87,14 @@ pub(crate) struct World {
     last_event: u64,
     ring: RingMap,
     nodes: Vec<Node>,
+    verifiers: BTreeMap<GroupId, Verifier>,
     network: Network,
     clients: Vec<Client>,
     history: Vec<Operation>,
     last_process: u64,
     is_calm: bool,
     invariants: Invariants,
+    said: Said,
     strikes: BTreeMap<Nemesis, (u64, u64)>,
     reached: BTreeMap<&'static str, u64>,
     events: u64,
@@ -117,12 +122,14 @@ impl World {
             queue: BTreeMap::new(),
             last_event: 0,
             nodes: (0..plan.nodes).map(|index| Node::new(index, plan)).collect(),
+            verifiers: BTreeMap::new(),
             network: Network::default(),
             clients: Vec::new(),
             history: Vec::new(),
             last_process: 0,
             is_calm: false,
             invariants: Invariants::default(),
+            said: Said::default(),
             strikes: BTreeMap::new(),
             reached: BTreeMap::new(),
             events: 0,
@@ -194,6 +201,7 @@ impl World {
             Event::Resume { node, life } if self.nodes[node].is(life) => self.resume(node),
             Event::Arrives(parcel) => self.arrives(parcel),
             Event::Patience { client } => self.patience(client),
+            Event::Begin { client } => self.begin(client),
             Event::Strike => self.strike(),
             _ => {}
         }
@@ -204,11 +212,17 @@ impl World {
         let node = &mut self.nodes[index];
         let is_wrong = node.lies || node.is_rotten;
         let Some(core) = node.core.as_mut() else { return };
+        let before = self.trace.wants_lines().then(|| invariant::applied(core));
         core.step(event);
         let effects = core.flush();
+        if let Some(before) = before {
+            let news = invariant::applied(core).into_iter().filter(|now| !before.contains(now));
+            news.for_each(|now| self.trace.note(|| format!("n{} has applied {now}", index + 1)));
+        }
         let told = self.invariants.check(index, is_wrong, core);
         for what in told.reached {
             node.is_rotten &= what != REPAIRED;
+            self.trace.note(|| format!("n{}: {what}", index + 1));
             *self.reached.entry(what).or_default() += 1;
         }
         if let Some(violation) = told.violation {
@@ -223,7 +237,13 @@ impl World {
     fn carry_out(&mut self, index: usize, effect: NodeEffect) {
         let from = NodeId(u32::try_from(index).expect("few nodes") + 1);
         match effect {
-            NodeEffect::Send { to, class, frame } => self.send(Parcel::Peer { from, to, class, frame }),
+            NodeEffect::Send { to, class, frame } => {
+                if self.plan.mode == Mode::Byzantine && !self.nodes[index].lies {
+                    let wrong = self.said.check(index, self.nodes.len(), &frame[4..]);
+                    wrong.into_iter().for_each(|wrong| self.violate(|| wrong));
+                }
+                self.send(Parcel::Peer { from, to, class, frame });
+            }
             NodeEffect::Answer { connection: ConnectionId(client), frame } => {
                 let client = usize::try_from(client).expect("few clients");
                 self.send(Parcel::Answer { from, client, frame });

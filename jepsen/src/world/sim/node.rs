@@ -3,13 +3,13 @@
 use super::{Event, TICK_MICROS, World};
 use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use tetrachord::group::{Byzantine, Settings};
 use tetrachord::limits::Limits;
 use tetrachord::node::core::{NodeCore, NodeEvent, NodeSettings};
 use tetrachord::ring::{GroupId, NodeId};
 use tetrachord::storage::memory::MemoryDisk;
-use tetrachord_consensus::pbft::{ClientSigner, Unverified, Verifier, Window};
+use tetrachord_consensus::pbft::{ClientSigner, Unverified, Window};
 use tetrachord_consensus::{Options, Ticks, Timestamp};
 
 use super::network::Parcel;
@@ -24,7 +24,6 @@ pub(super) struct Node {
     pub(super) core: Option<NodeCore>,
     /// Counts starts: what was under way for an earlier life counts for nothing.
     pub(super) life: u64,
-    verifiers: BTreeMap<GroupId, Verifier>,
     pub(super) checks: VecDeque<(GroupId, Box<Unverified>)>,
     pub(super) is_checking: bool,
     is_syncing: bool,
@@ -60,7 +59,6 @@ impl Node {
             disk: MemoryDisk::default(),
             core: None,
             life: 0,
-            verifiers: BTreeMap::new(),
             checks: VecDeque::new(),
             is_checking: false,
             is_syncing: false,
@@ -136,8 +134,11 @@ impl World {
             Ok(core) => core,
             Err(error) => return self.violate(|| format!("n{} does not start: {error}", index + 1)),
         };
+        if self.verifiers.is_empty() {
+            // A signature holds for all or for none: what one node has checked, the others need not pay for.
+            self.verifiers = core.verifiers();
+        }
         let node = &mut self.nodes[index];
-        node.verifiers = core.verifiers();
         node.core = Some(core);
         self.invariants.begin_life(index);
         self.trace.note(|| format!("n{} starts", index + 1));
@@ -223,7 +224,7 @@ impl World {
     pub(super) fn checked(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         let Some((group, job)) = node.checks.pop_front() else { return };
-        let verifier = node.verifiers.get_mut(&group).expect("each group of a Byzantine node has one");
+        let verifier = self.verifiers.get_mut(&group).expect("each group of a Byzantine node has one");
         let result = Box::new(verifier.verify(*job));
         node.is_checking = !node.checks.is_empty();
         let (life, goes_on) = (node.life, node.is_checking);

@@ -28,6 +28,7 @@ impl Trace {
             Event::Patience { client } => (5, *client),
             Event::Strike => (6, 0),
             Event::Resume { node, .. } => (7, *node),
+            Event::Begin { client } => (8, *client),
         };
         head[8] = kind;
         head[9..].copy_from_slice(&(who as u64).to_be_bytes());
@@ -40,6 +41,10 @@ impl Trace {
             Event::Arrives(parcel) => self.note(|| describe(parcel)),
             event => self.note(|| format!("{event:?}")),
         }
+    }
+
+    pub(super) fn wants_lines(&self) -> bool {
+        self.lines.is_some()
     }
 
     /// Something that is worth to be read, but no event.
