@@ -222,6 +222,7 @@ impl Search {
             .iter()
             .filter(|operation| operation.end.is_some() || !matches!(operation.action, Action::Get(_)))
             .collect();
+        states.expect_growth(&kept.iter().map(|operation| &operation.action).collect::<Vec<_>>());
         let prepared: Vec<Prepared> =
             kept.iter().map(|operation| states.prepare(&operation.action)).collect();
         let times: Vec<(u64, Option<u64>)> =

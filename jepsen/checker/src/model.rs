@@ -1,24 +1,33 @@
 //! What one key may do: a value or none, and how each operation changes and sees it.
 
 use crate::history::Action;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// A state of the key, by number. States are made as they are met.
 pub(crate) type StateId = u32;
 
-/// The states met so far.
+/// The states met so far, and where appending and adding led from them: a search comes to the same ones over and over, and values may
+/// be long.
 #[derive(Debug)]
 pub(crate) struct States {
     values: Vec<Option<String>>,
     ids: HashMap<Option<String>, StateId>,
+    appended: BTreeMap<(StateId, StateId), Option<StateId>>,
+    added: BTreeMap<(StateId, i64), Sum>,
+    /// Where a key is only appended to: the longest value that was ever seen of it.
+    longest: Option<String>,
 }
+
+/// What adding to a state comes to: the number and the state that it is, or nothing if the value is no number.
+type Sum = Option<(i64, StateId)>;
 
 /// The state in which there is no such key.
 pub(crate) const ABSENT: StateId = 0;
 
 impl States {
     pub(crate) fn new() -> Self {
-        Self { values: vec![None], ids: HashMap::from([(None, ABSENT)]) }
+        let ids = HashMap::from([(None, ABSENT)]);
+        Self { values: vec![None], ids, appended: BTreeMap::new(), added: BTreeMap::new(), longest: None }
     }
 
     pub(crate) fn id(&mut self, value: &Option<String>) -> StateId {
@@ -48,25 +57,54 @@ impl States {
                 }
                 Some(if equal { *value } else { state })
             }
-            Prepared::Append(tail) => {
-                let value = format!("{}{tail}", self.value(state).as_deref().unwrap_or_default());
-                Some(self.id(&Some(value)))
-            }
-            Prepared::Incr(by, sum) => {
-                let before = match self.value(state) {
-                    None => Some(0),
-                    Some(text) => text.parse::<i64>().ok(),
-                };
+            Prepared::Append(tail) => self.append(state, *tail),
+            Prepared::Incr(by, sum) => match self.add(state, *by) {
+                Some((after, _)) if is_known && after != *sum => None,
+                Some((_, id)) => Some(id),
                 // A number that cannot be incremented is answered with an error, not with a sum.
-                let Some(after) = before.and_then(|before| before.checked_add(*by)) else {
-                    return (!is_known).then_some(state);
-                };
-                if is_known && after != *sum {
-                    return None;
-                }
-                Some(self.id(&Some(after.to_string())))
-            }
+                None => (!is_known).then_some(state),
+            },
         }
+    }
+
+    /// If nothing but appending is done to the key, a value only grows: whatever was seen last began with every value before it. What
+    /// does not begin so leads nowhere, and need not be looked at.
+    pub(crate) fn expect_growth(&mut self, actions: &[&Action]) {
+        let only_grows = actions.iter().all(|action| matches!(action, Action::Get(_) | Action::Append(_)));
+        let seen = actions.iter().filter_map(|action| match action {
+            Action::Get(seen) => seen.as_ref(),
+            _ => None,
+        });
+        self.longest = seen.max_by_key(|value| value.len()).filter(|_| only_grows).cloned();
+    }
+
+    fn append(&mut self, state: StateId, tail: StateId) -> Option<StateId> {
+        if let Some(known) = self.appended.get(&(state, tail)) {
+            return *known;
+        }
+        let text = |id: StateId| self.value(id).as_deref().unwrap_or_default();
+        let value = [text(state), text(tail)].concat();
+        let leads_nowhere = |longest: &String| value.len() <= longest.len() && !longest.starts_with(&value);
+        let id = match &self.longest {
+            Some(longest) if leads_nowhere(longest) => None,
+            _ => Some(self.id(&Some(value))),
+        };
+        self.appended.insert((state, tail), id);
+        id
+    }
+
+    fn add(&mut self, state: StateId, by: i64) -> Sum {
+        if let Some(known) = self.added.get(&(state, by)) {
+            return *known;
+        }
+        let before = match self.value(state) {
+            None => Some(0),
+            Some(text) => text.parse::<i64>().ok(),
+        };
+        let after = before.and_then(|before| before.checked_add(by));
+        let sum = after.map(|after| (after, self.id(&Some(after.to_string()))));
+        self.added.insert((state, by), sum);
+        sum
     }
 
     /// The operation with its values as states.
@@ -76,7 +114,7 @@ impl States {
             Action::Put(value) => Prepared::Put(self.id(&Some(value.clone()))),
             Action::Delete => Prepared::Put(ABSENT),
             Action::Cas(expect, value, swapped) => Prepared::Cas(self.id(expect), self.id(value), *swapped),
-            Action::Append(tail) => Prepared::Append(tail.clone()),
+            Action::Append(tail) => Prepared::Append(self.id(&Some(tail.clone()))),
             Action::Incr(by, sum) => Prepared::Incr(*by, *sum),
         }
     }
@@ -88,6 +126,7 @@ pub(crate) enum Prepared {
     Get(StateId),
     Put(StateId),
     Cas(StateId, StateId, bool),
-    Append(String),
+    /// The tail, as the state that it would be alone.
+    Append(StateId),
     Incr(i64, i64),
 }

@@ -200,6 +200,38 @@ fn the_search_agrees_with_brute_force_on_ten_thousand_small_histories() {
     assert!((1_000..9_000).contains(&good), "both verdicts occur often: {good} good");
 }
 
+/// Nothing but appending, in which case the search looks ahead at what was seen last.
+fn random_growth(random: &mut Random) -> Vec<Operation> {
+    let text = |random: &mut Random, length: u64| -> String {
+        (0..length).map(|_| if random.below(2) == 0 { 'a' } else { 'b' }).collect()
+    };
+    (0..2 + random.below(6))
+        .map(|process| {
+            let call = random.below(12);
+            let end = (random.below(5) > 0).then(|| call + 1 + random.below(8));
+            let length = random.below(4);
+            let action = match random.below(2) {
+                0 => Action::Get((length > 0).then(|| text(random, length))),
+                _ => Action::Append(text(random, u64::from(length > 0))),
+            };
+            operation(process, action, call, end)
+        })
+        .collect()
+}
+
+#[test]
+fn the_search_agrees_with_brute_force_on_twenty_thousand_values_that_grow() {
+    let mut random = Random(13);
+    let mut good = 0;
+    for round in 0..20_000 {
+        let operations = random_growth(&mut random);
+        let expected = brute_force(&operations, &mut vec![false; operations.len()], None);
+        assert_eq!(is_linearizable(operations.clone()), expected, "round {round}: {operations:#?}");
+        good += usize::from(expected);
+    }
+    assert!((2_000..18_000).contains(&good), "both verdicts occur often: {good} good");
+}
+
 #[test]
 fn every_counterexample_is_itself_a_violation_and_names_its_culprit() {
     let mut random = Random(11);
