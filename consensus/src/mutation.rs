@@ -40,6 +40,12 @@ pub enum Mutation {
     /// A new leader appends behind an adopted stop-sign.
     #[cfg(feature = "mutants")]
     AppendAfterStopSign,
+    /// A slot is decided one acknowledgement too early.
+    #[cfg(feature = "mutants")]
+    DecideTooSoon,
+    /// A candidate leads with one promise too few.
+    #[cfg(feature = "mutants")]
+    LeadTooSoon,
     /// PBFT: one replica fewer than a quorum is enough.
     #[cfg(feature = "mutants")]
     QuorumTooSmall,
@@ -61,12 +67,21 @@ pub enum Mutation {
     /// PBFT: after a restart a view change is made again instead of sent again.
     #[cfg(feature = "mutants")]
     RemakeViewChange,
+    /// PBFT: a checkpoint is stable when one honest replica has signed it.
+    #[cfg(feature = "mutants")]
+    StableTooSoon,
+    /// PBFT: requests are taken without a look at their clients' signatures.
+    #[cfg(feature = "mutants")]
+    RequestsUnchecked,
+    /// PBFT: a PREPARE leaves before its acceptance is durable.
+    #[cfg(feature = "mutants")]
+    PrepareUndurable,
 }
 
 impl Mutation {
     /// Every defect of Multi-Paxos, for tests that try them all.
     #[cfg(feature = "mutants")]
-    pub const PAXOS: [Self; 10] = [
+    pub const PAXOS: [Self; 12] = [
         Self::AckBeforeBarrier,
         Self::ReadWithoutIndex,
         Self::CountOlderBallot,
@@ -77,11 +92,13 @@ impl Mutation {
         Self::DecideAnyBallot,
         Self::PromiseBeforeBarrier,
         Self::AppendAfterStopSign,
+        Self::DecideTooSoon,
+        Self::LeadTooSoon,
     ];
 
     /// Every defect of PBFT.
     #[cfg(feature = "mutants")]
-    pub const PBFT: [Self; 7] = [
+    pub const PBFT: [Self; 10] = [
         Self::QuorumTooSmall,
         Self::ForgetPrepared,
         Self::BodyUnchecked,
@@ -89,6 +106,9 @@ impl Mutation {
         Self::CertificatesUnchecked,
         Self::RemakeViewChange,
         Self::ExecuteBehindStopSign,
+        Self::StableTooSoon,
+        Self::RequestsUnchecked,
+        Self::PrepareUndurable,
     ];
 }
 

@@ -19,6 +19,27 @@ pub enum Mode {
     Byzantine,
 }
 
+/// A defect of what is around the nodes: a disk or a client that breaks its part of the bargain. In tests of the tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Defect {
+    /// Everything does what it should.
+    #[default]
+    None,
+    /// Disks say that a commit is durable before it is.
+    EarlyBarrier,
+    /// Clients ask again under a new number, so that a request may apply twice.
+    NewNumbers,
+    /// Clients in Byzantine mode believe the first node that answers.
+    OneReply,
+    /// A node that restarts begins anew, as if it had never promised anything.
+    Amnesia,
+}
+
+impl Defect {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::EarlyBarrier, Self::NewNumbers, Self::OneReply, Self::Amnesia];
+}
+
 /// A run, as its seed draws it.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -28,6 +49,8 @@ pub struct Plan {
     pub mode: Mode,
     /// How many nodes.
     pub nodes: usize,
+    /// How many of them have a replica of each group.
+    pub replicas: usize,
     /// How many groups; in Byzantine mode one.
     pub groups: usize,
     /// How many clients.
@@ -42,6 +65,8 @@ pub struct Plan {
     pub nemeses: BTreeSet<Nemesis>,
     /// How long things go wrong, in virtual milliseconds.
     pub millis: u64,
+    /// How often, of a thousand times, a node is killed when it has just said something and its disk is behind.
+    pub bad_moments_per_mille: u64,
     /// Between two faults, about, in virtual milliseconds.
     pub fault_every: u64,
     /// One way through the network at least, in microseconds.
@@ -56,6 +81,8 @@ pub struct Plan {
     pub overlay_bytes_max: usize,
     /// A deliberate defect, in tests of the tests.
     pub mutation: Mutation,
+    /// The same, of what is around the nodes.
+    pub defect: Defect,
 }
 
 impl Plan {
@@ -73,9 +100,9 @@ impl Plan {
         let mode = mode.unwrap_or(drawn);
         let is_possible = |nemesis: &Nemesis| mode == Mode::Byzantine || !nemesis.is_byzantine();
         let nemeses = Nemesis::of(Kind::Sim).filter(is_possible).filter(|_| random.coin()).collect();
-        let nodes = match mode {
-            Mode::Byzantine => 4,
-            Mode::Crash => [3, 3, 3, 5][random.index(4)],
+        let (nodes, replicas) = match mode {
+            Mode::Byzantine => [(4, 4), (4, 4), (4, 4), (7, 7)][random.index(4)],
+            Mode::Crash => [(3, 3), (3, 3), (5, 3), (5, 5)][random.index(4)],
         };
         let (think_micros, longer) = [(0, 1), (5_000, 1), (50_000, 2), (300_000, 4)][random.index(4)];
         Self {
@@ -83,12 +110,14 @@ impl Plan {
             mode,
             think_micros,
             nodes,
+            replicas,
             groups: if mode == Mode::Crash { random.index(3) + 1 } else { 1 },
             clients: random.index(4) + 2,
             keys: random.between(1, 4),
             workload: Workload::ALL[random.index(Workload::ALL.len())],
             nemeses,
             millis: random.between(4_000, 12_000) * longer,
+            bad_moments_per_mille: [0, 1, 1, 10][random.index(4)],
             fault_every: random.between(150, 1_500),
             delay_micros: random.between(50, 2_000),
             barrier_micros: random.between(100, 4_000),
@@ -96,6 +125,7 @@ impl Plan {
             retain_bytes: [1_000, 4_000, 40_000][random.index(3)],
             overlay_bytes_max: [600, 20_000, 1 << 20][random.index(3)],
             mutation: Mutation::None,
+            defect: Defect::None,
         }
     }
 
@@ -117,10 +147,11 @@ impl fmt::Display for Plan {
         let nemeses: Vec<&str> = self.nemeses.iter().map(|nemesis| nemesis.name()).collect();
         write!(
             f,
-            "{:?} mode, {} nodes, {} groups, {} clients on {} keys ({}), thinking {} ms, {} ms of: {}",
+            "{:?} mode, {} nodes, {} groups of {} replicas, {} clients on {} keys ({}), thinking {} ms, {} ms of: {}",
             self.mode,
             self.nodes,
             self.groups,
+            self.replicas,
             self.clients,
             self.keys,
             self.workload.name(),

@@ -28,8 +28,13 @@ pub struct Totals {
 }
 
 /// What must have happened somewhere in many runs; else they were too tame.
-pub const INTERESTING: [&str; 5] = [
+pub const INTERESTING: [&str; 10] = [
     "a leader was elected",
+    "a leader went on with several entries that may have been decided",
+    "a log was cut back",
+    "a new view carried over what was prepared",
+    "a view had to be skipped",
+    "a damaged state was noticed",
     "a whole state was put in place",
     "a damaged state was repaired",
     "a view was entered behind the first",

@@ -141,6 +141,7 @@ impl Byzantine {
         me: ReplicaId,
         records: &[Bytes],
         applied: Option<LogBase>,
+        mutation: Mutation,
     ) -> Result<(Replica, Signed), OpenError> {
         let group = place.id;
         let quorum = ByzantineQuorum::new(place.nodes.len());
@@ -149,10 +150,11 @@ impl Byzantine {
         let options = pbft::Options {
             request_ticks: self.request_millis,
             batch_bytes: SIGNED_BATCH_BYTES_MAX,
+            mutation,
             ..pbft::Options::default()
         };
         let signer = Signer::new(me, self.domain(place), &self.secret);
-        let verifier = Verifier::new(Arc::new(self.keyring(place)?), config, Mutation::None);
+        let verifier = Verifier::new(Arc::new(self.keyring(place)?), config, mutation);
         let replica = Replica::recover(config, options, signer.clone(), records, applied)
             .map_err(|source| OpenError::RecoverVotes { group, source })?;
         let chaos = self.chaos.map(|seed| Chaos::new(signer.clone(), seed ^ u64::from(place.id.0)));

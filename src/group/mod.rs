@@ -259,7 +259,8 @@ impl Group {
         let durable_slot = applied.slot;
         let (engine, signed): (Box<dyn Engine + Send>, _) = match &settings.byzantine {
             Some(byzantine) => {
-                let (replica, signed) = byzantine.open(&place, me, records, is_found.then_some(base))?;
+                let (base, mutation) = (is_found.then_some(base), settings.options.mutation);
+                let (replica, signed) = byzantine.open(&place, me, records, base, mutation)?;
                 (Box::new(replica), Some(signed))
             }
             None => (Box::new(open_paxos(&place, me, settings, records, base)?), None),
@@ -746,9 +747,10 @@ impl Group {
     }
 }
 
-/// The engine's message in a group message, for watchers that hold it against the disk.
-#[cfg(test)]
-pub(crate) fn engine_message(body: &[u8]) -> Option<Bytes> {
+/// The engine's message in a group message, for watchers that hold it against the disk, or against earlier ones; None if it is not
+/// the engine that speaks.
+#[must_use]
+pub fn engine_message(body: &[u8]) -> Option<Bytes> {
     match decode(body)? {
         GroupMessage::Engine(message) => Some(message),
         _ => None,
@@ -816,16 +818,6 @@ fn decode(body: &[u8]) -> Option<GroupMessage> {
         .ok()
         .filter(|(_, rest): &(_, &[u8])| rest.is_empty())
         .map(|(message, _)| message)
-}
-
-/// What the engine of a replica says in a message of its group, for whoever watches replicas from outside; None if it is not the
-/// engine that speaks.
-#[must_use]
-pub fn said_by_engine(body: &[u8]) -> Option<Bytes> {
-    match decode(body)? {
-        GroupMessage::Engine(message) => Some(message),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

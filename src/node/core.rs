@@ -202,8 +202,13 @@ pub struct NodeCore {
     incarnation: u64,
     process: ProcessStats,
     room: Room,
+    /// When leadership was last given away for want of room.
+    yielded_at: Option<Ticks>,
     effects: Vec<NodeEffect>,
 }
+
+/// A node whose disk is almost full gives leadership away at most this often.
+const YIELD_TICKS: u64 = 10_000;
 
 /// Where the rewriting of the log stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,6 +273,7 @@ impl NodeCore {
             incarnation: recovery.incarnation,
             process: ProcessStats::default(),
             room: Room::Enough,
+            yielded_at: None,
             effects: Vec::new(),
         })
     }
@@ -306,14 +312,29 @@ impl NodeCore {
                 }
             }
             NodeEvent::TreeDamaged { error } => self.on_tree_damaged(error)?,
-            NodeEvent::Process(process, room) => (self.process, self.room) = (process, room),
-            NodeEvent::HandOver => {
-                for group in self.groups.values_mut() {
-                    group.hand_over(self.storage.as_ref())?;
-                }
+            NodeEvent::Process(process, room) => {
+                (self.process, self.room) = (process, room);
+                self.yield_to_those_with_room()?;
             }
+            NodeEvent::HandOver => self.hand_over()?,
         }
         Ok(())
+    }
+
+    fn hand_over(&mut self) -> Result<(), StorageError> {
+        self.groups.values_mut().try_for_each(|group| group.hand_over(self.storage.as_ref()))
+    }
+
+    /// A leader that must refuse writes gives others the chance to take them. If their disks are full too, it may come back here: so
+    /// not too often.
+    fn yield_to_those_with_room(&mut self) -> Result<(), StorageError> {
+        let has_just = self.yielded_at.is_some_and(|at| self.now.since(at) < YIELD_TICKS);
+        let leads = self.groups.values().any(Group::is_leading);
+        if self.room == Room::Enough || has_just || !leads {
+            return Ok(());
+        }
+        self.yielded_at = Some(self.now);
+        self.hand_over()
     }
 
     /// Orders and logs what has gathered since the last call, and hands out what must be done.

@@ -73,6 +73,34 @@ fn random_faults_leave_every_history_linearizable() {
 }
 
 #[test]
+fn a_leader_whose_disk_is_almost_full_gives_the_leadership_away() {
+    let mut sim = Sim::new(Plan { nodes: 3, ..Plan::default() }, 1);
+    sim.run(2_000);
+    let leader = sim.leader().unwrap();
+    sim.fill_disk(leader);
+    sim.run(1_000);
+    assert!(sim.leader().is_some_and(|new| new != leader), "{:?}", sim.leader());
+    sim.work(3, 4);
+    sim.run(3_000);
+    sim.judge();
+    assert!(sim.answered() > 50, "{} answers", sim.answered());
+}
+
+#[test]
+fn where_all_disks_are_almost_full_leadership_does_not_go_in_circles() {
+    let mut sim = Sim::new(Plan { nodes: 3, ..Plan::default() }, 1);
+    sim.run(2_000);
+    let mut leaders = Vec::new();
+    for _ in 0..50 {
+        (1..=3).for_each(|node| sim.fill_disk(NodeId(node)));
+        sim.run(100);
+        leaders.extend(sim.leader());
+    }
+    leaders.dedup();
+    assert!((2..=4).contains(&leaders.len()), "{leaders:?}");
+}
+
+#[test]
 fn a_replica_that_missed_a_truncated_log_comes_back_by_snapshot() {
     let mut sim = Sim::new(Plan { nodes: 3, log_bytes_max: 20_000, ..Plan::default() }, 5);
     sim.run(2_000);

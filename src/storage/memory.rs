@@ -69,6 +69,11 @@ impl MemoryDisk {
         std::iter::from_fn(|| self.write_one()).last().max(last)
     }
 
+    /// The newest commit that is pending.
+    pub fn newest_pending(&self) -> Option<CommitId> {
+        self.disk().pending.back().map(|commit| commit.id)
+    }
+
     /// How many commits are pending.
     #[must_use]
     pub fn pending(&self) -> usize {

@@ -202,7 +202,8 @@ impl Replica {
         };
         let count =
             if mutated!(self.options, CountMessages) { candidate.messages } else { candidate.promises.len() };
-        if candidate.fetch.is_some() || count < self.config.quorums.phase1() {
+        let needed = self.config.quorums.phase1() - usize::from(mutated!(self.options, LeadTooSoon));
+        if candidate.fetch.is_some() || count < needed {
             return;
         }
         let own = candidate.promises[&self.me];

@@ -279,7 +279,7 @@ impl Replica {
     /// once it is durable too.
     pub(super) fn try_decide(&mut self) {
         let own = self.acceptor.durable().unwrap_or(Slot::ZERO);
-        let quorum = self.config.quorums.phase2();
+        let quorum = self.config.quorums.phase2() - usize::from(mutated!(self.options, DecideTooSoon));
         let Role::Leader(leader) = &self.role else { return };
         assert_eq!(
             leader.ballot,

@@ -156,7 +156,8 @@ impl Replica {
         } else {
             let own = self.sign_prepare(&vote);
             self.slots.entry(vote.slot).or_default().prepares.insert(self.me, own);
-            self.broadcast(&Message::Prepare(own), Some(token));
+            let gate = (!mutated!(self.options, PrepareUndurable)).then_some(token);
+            self.broadcast(&Message::Prepare(own), gate);
         }
         self.try_prepare(vote.slot);
     }

@@ -7,6 +7,7 @@
 //!
 //! A root that was signed is never signed again otherwise: it is in the vote log, also after a crash.
 
+use crate::mutation::mutated;
 use crate::pbft::evidence::Evidence;
 use crate::pbft::message::{CheckpointVote, Message, Signatures, StableCertificate};
 use crate::pbft::record::Record;
@@ -79,7 +80,8 @@ impl Replica {
         let votes: BTreeMap<ReplicaId, CheckpointVote> =
             others.map(|(signer, vote)| (*signer, *vote)).chain(own_vote).collect();
         let own = self.own_roots.get(&slot).copied();
-        let (needed, one_honest) = (self.quorum(), self.config.quorum.one_honest());
+        let one_honest = self.config.quorum.one_honest();
+        let needed = if mutated!(self.options, StableTooSoon) { one_honest } else { self.quorum() };
         for root in votes.values().map(|vote| vote.root).collect::<BTreeSet<Digest>>() {
             let matching = votes.values().filter(|vote| vote.root == root);
             let found: Signatures = matching.map(|vote| (vote.signer, vote.signature)).collect();

@@ -312,7 +312,7 @@ impl Verifier {
     fn is_signed(&mut self, bundle: &Bundle) -> bool {
         let root = bundle.root();
         let key = (bundle.client(), root, bundle.signature());
-        if self.known_bundles.contains(&key) {
+        if mutated!(self, RequestsUnchecked) || self.known_bundles.contains(&key) {
             return true;
         }
         self.checks += 1;

@@ -109,7 +109,8 @@ pub(crate) struct Group {
     /// What is decided for each slot, and its time.
     pub(crate) decided: BTreeMap<Slot, (LogBase, Timestamp)>,
     pub(crate) said: BTreeMap<Place, Digest>,
-    pub(crate) issued: BTreeSet<RequestName>,
+    /// What clients have signed: names, and the operations under each.
+    pub(crate) issued: BTreeSet<(RequestName, Bytes)>,
     pub(crate) cut: BTreeSet<(usize, usize)>,
     pub(crate) violations: Vec<Violation>,
     pub(crate) sent: BTreeMap<&'static str, usize>,
@@ -272,9 +273,9 @@ impl Group {
     pub(crate) fn request(&mut self, client: u8, number: u64, operation: &str) -> Bundle {
         let signer = ClientSigner::toy(client);
         let name = RequestName { client: signer.name(), session: 1, number };
-        self.issued.insert(name);
         let not_after = Timestamp(1_000_000_000 + self.now * 1000 + 100_000_000);
         let operation = Bytes::copy_from_slice(operation.as_bytes());
+        self.issued.insert((name, operation.clone()));
         let request =
             SignedRequest { name, ack_below: 1, not_after, wants_proof: false, ends_epoch: false, operation };
         Bundle::sign(&self.domain, &signer, &[request])
@@ -284,9 +285,9 @@ impl Group {
     pub(crate) fn stop_sign(&mut self, client: u8) -> Bundle {
         let signer = ClientSigner::toy(client);
         let name = RequestName { client: signer.name(), session: 1, number: 1 };
-        self.issued.insert(name);
         let not_after = Timestamp(1_000_000_000 + self.now * 1000 + 100_000_000);
         let operation = Bytes::from_static(b"the next epoch");
+        self.issued.insert((name, operation.clone()));
         let request =
             SignedRequest { name, ack_below: 1, not_after, wants_proof: false, ends_epoch: true, operation };
         Bundle::sign(&self.domain, &signer, &[request])
@@ -581,9 +582,11 @@ impl Group {
         }
         if let Some(Proposal::Batch(batch)) = decided.proposal {
             let batch = Batch::parse(batch).expect("what is executed can be read");
-            if let Some(name) = batch.names().find(|name| !self.issued.contains(name)) {
+            let requests = batch.bundles().iter().flat_map(Bundle::requests);
+            let mut asked = requests.map(|request| (request.name, request.operation));
+            if let Some((name, _)) = asked.find(|asked| !self.issued.contains(asked)) {
                 self.violations
-                    .push(Violation(format!("r{index} executes {name:?}, which no client signed")));
+                    .push(Violation(format!("r{index} executes {name:?}, which no client signed like that")));
             }
         }
         self.note(|| format!("r{index} executes {slot}"));

@@ -2,13 +2,13 @@
 //! retry, and watchers.
 
 use crate::gateway::ConnectionId;
-use crate::group::{Settings, engine_message};
+use crate::group::{Group, Settings, engine_message};
 use crate::kv::{Command, Reply, RequestId, SessionId, Write};
 use crate::limits::Limits;
-use crate::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};
+use crate::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings, Room};
 use crate::ring::{GroupId, NodeId, Position, RingMap};
 use crate::storage::memory::MemoryDisk;
-use crate::wire::{self, Answer, AnswerFrame, Consistency, PeerMessage, Request, RequestFrame};
+use crate::wire::{self, Answer, AnswerFrame, Consistency, PeerMessage, ProcessStats, Request, RequestFrame};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use tetrachord_checker::{Action, History, Limits as JudgeLimits, Operation, Verdict, check};
@@ -225,6 +225,19 @@ impl Sim {
     }
 
     /// Stops a node right after so many flushes of its disk.
+    /// The node that leads the first group.
+    pub(super) fn leader(&self) -> Option<NodeId> {
+        let leads = |core: &NodeCore| core.groups().next().is_some_and(Group::is_leading);
+        let index = self.nodes.iter().position(|node| node.core.as_ref().is_some_and(leads))?;
+        Some(NodeId(index as u32 + 1))
+    }
+
+    /// The node is told that its disk is almost full.
+    pub(super) fn fill_disk(&mut self, node: NodeId) {
+        let room = Room::Short { reserve_bytes: 1 << 20 };
+        self.step(node.0 as usize - 1, NodeEvent::Process(ProcessStats::default(), room));
+    }
+
     pub(super) fn stop_after_flushes(&mut self, node: NodeId, flushes: u64) {
         self.nodes[node.0 as usize - 1].flushes_left = Some(flushes);
     }
@@ -259,7 +272,7 @@ impl Sim {
         let mut core =
             NodeCore::open(settings, Box::new(storage), recovery).expect("the disk holds a healthy store");
         if is_restart && self.plan.defect == Some(Defect::ForgetSessions) {
-            core.groups_mut().for_each(crate::group::Group::forget_sessions);
+            core.groups_mut().for_each(Group::forget_sessions);
         }
         self.nodes[index].core = Some(core);
         self.nodes[index].last_log_bytes = 0;

@@ -7,7 +7,7 @@
 use super::network::{Parcel, index_of};
 use super::node::{CLIENT_SECRETS, CLUSTER, EPOCH_MICROS, secret};
 use super::{Event, World};
-use crate::plan::{Mode, Plan};
+use crate::plan::{Defect, Mode, Plan};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use tetrachord::kv::{self, Command, Expect, Failure, Reply, RequestId, SessionId, Write};
@@ -60,7 +60,7 @@ impl Client {
             node: index % plan.nodes,
             last_id: 0,
             operations: 0,
-            needed: plan.liars() + 1,
+            needed: if plan.defect == Defect::OneReply { 1 } else { plan.liars() + 1 },
             answered: 0,
             is_done: false,
         }
@@ -189,7 +189,23 @@ impl World {
         self.send_to(index, node);
     }
 
+    /// The same request under another number: what a client must never do.
+    fn renumber(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        let Some(open) = client.open.as_mut() else { return };
+        let Request::Command { group, command } = &open.frame else { return };
+        let Ok(Command::Write { write, .. }) = Command::decode(command) else { return };
+        let last = client.numbers.entry(*group).or_default();
+        *last += 1;
+        open.request.number = *last;
+        let command = Command::Write { request: open.request, ack_below: *last, write }.encode();
+        open.frame = Request::Command { group: *group, command };
+    }
+
     fn ask_again(&mut self, index: usize) {
+        if self.plan.defect == Defect::NewNumbers {
+            self.renumber(index);
+        }
         if self.plan.mode == Mode::Byzantine {
             for node in 0..self.nodes.len() {
                 // The connection may have been lost with its watch.

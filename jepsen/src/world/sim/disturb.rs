@@ -90,6 +90,31 @@ impl World {
         self.count(Nemesis::Kill, 1, u64::from(was_up));
     }
 
+    /// Where a node has said something and its disk is not done with all that it was given, a kill tells whether that was too early.
+    /// Chance alone would seldom meet such a moment.
+    pub(super) fn kill_at_a_bad_moment(&mut self, index: usize) {
+        let pending = self.nodes[index].disk.pending();
+        let is_possible = !self.is_calm && pending > 0 && self.plan.has(Nemesis::Kill);
+        if !is_possible || !self.random.per_mille(self.plan.bad_moments_per_mille) {
+            return;
+        }
+        let kept = self.random.index(pending + 1);
+        let was_up = self.nodes[index].core.is_some();
+        self.crash(index, kept);
+        self.count(Nemesis::Kill, 1, u64::from(was_up));
+        if self.random.coin() {
+            // Whoever is back at once hears what was meant for its earlier life.
+            let micros = self.random.between(100, 50_000);
+            self.after(micros, Event::Restart { node: index });
+        }
+    }
+
+    pub(super) fn restart(&mut self, index: usize) {
+        if self.nodes[index].core.is_none() {
+            self.start(index);
+        }
+    }
+
     fn pause(&mut self, victim: usize) {
         if self.nodes[victim].core.is_none() || self.nodes[victim].is_paused {
             return;

@@ -27,6 +27,7 @@ pub(super) struct Told {
 #[derive(Clone, Debug, Default)]
 struct Seen {
     applied: u64,
+    last: u64,
     leads: bool,
     is_installing: bool,
     is_damaged: bool,
@@ -62,6 +63,20 @@ pub(super) struct Invariants {
 const DIGESTS_MAX: usize = 20_000;
 
 impl Invariants {
+    /// Looks at logs now and then: that one has become shorter says that a leader has replaced what another had begun.
+    pub(super) fn look_at_logs(&mut self, index: usize, core: &NodeCore) -> Vec<&'static str> {
+        let mut reached = Vec::new();
+        for group in core.groups() {
+            let (name, last) = (group.place().id.0, group.engine().last.0);
+            let seen = self.seen.entry((index, name)).or_default();
+            if last < seen.last && !group.is_installing() && group.damage().is_none() {
+                reached.push("a log was cut back");
+            }
+            seen.last = last;
+        }
+        reached
+    }
+
     /// A node starts anew: it may have lost what it had applied.
     pub(super) fn begin_life(&mut self, index: usize) {
         self.seen.retain(|(node, _), _| *node != index);
@@ -119,10 +134,16 @@ impl Invariants {
                 let status = group.engine();
                 if status.view.0 > before.view {
                     told.reached.push("a view was entered behind the first");
+                    if status.view.0 > before.view + 1 {
+                        told.reached.push("a view had to be skipped");
+                    }
                     seen.view = status.view.0;
                 }
                 if seen.leads {
                     told.reached.push("a leader was elected");
+                    if status.undecided > 2 {
+                        told.reached.push("a leader went on with several entries that may have been decided");
+                    }
                     let ballot = status.ballot.clone();
                     let leader = *self.leaders.entry((name, ballot)).or_insert(index);
                     if leader != index {

@@ -51,6 +51,7 @@ pub(crate) enum Event {
     Arrives(Parcel),
     Patience { client: usize },
     Begin { client: usize },
+    Restart { node: usize },
     Strike,
     Resume { node: usize, life: u64 },
 }
@@ -114,8 +115,7 @@ pub fn run(plan: &Plan, wants_trace: bool) -> Outcome {
 
 impl World {
     fn new(plan: &Plan, wants_trace: bool) -> Self {
-        let replicas = if plan.mode == Mode::Byzantine { plan.nodes } else { 3.min(plan.nodes) };
-        let ring = RingMap::even(plan.groups, plan.nodes, replicas);
+        let ring = RingMap::even(plan.groups, plan.nodes, plan.replicas);
         let mut world = Self {
             random: Random::new(plan.seed),
             now: 1,
@@ -202,6 +202,7 @@ impl World {
             Event::Arrives(parcel) => self.arrives(parcel),
             Event::Patience { client } => self.patience(client),
             Event::Begin { client } => self.begin(client),
+            Event::Restart { node } => self.restart(node),
             Event::Strike => self.strike(),
             _ => {}
         }
@@ -228,10 +229,16 @@ impl World {
         if let Some(violation) = told.violation {
             self.violate(|| violation);
         }
+        let speaks = effects
+            .iter()
+            .any(|effect| matches!(effect, NodeEffect::Send { .. } | NodeEffect::Answer { .. }));
         for effect in effects {
             self.carry_out(index, effect);
         }
         self.schedule_disk(index);
+        if speaks {
+            self.kill_at_a_bad_moment(index);
+        }
     }
 
     fn carry_out(&mut self, index: usize, effect: NodeEffect) {
@@ -350,6 +357,10 @@ impl World {
 
     fn outcome(mut self) -> Outcome {
         (0..self.nodes.len()).for_each(|index| self.count_lies(index));
+        if self.said.carried > 0 {
+            *self.reached.entry("a new view carried over what was prepared").or_default() +=
+                self.said.carried;
+        }
         Outcome {
             violation: self.violation,
             micros: self.now,

@@ -2,7 +2,7 @@
 
 use super::{Event, TICK_MICROS, World};
 use crate::nemesis::Nemesis;
-use crate::plan::{Mode, Plan};
+use crate::plan::{Defect, Mode, Plan};
 use std::collections::VecDeque;
 use tetrachord::group::{Byzantine, Settings};
 use tetrachord::limits::Limits;
@@ -49,6 +49,9 @@ pub(super) fn secret(index: usize) -> [u8; 32] {
 fn public(index: usize) -> [u8; 32] {
     ClientSigner::new(&secret(index)).name().0
 }
+
+/// Commits that a defective disk has not written when it says so.
+const EARLY_COMMITS: usize = 2;
 
 /// Clients' secrets lie behind those of nodes.
 pub(super) const CLIENT_SECRETS: usize = 100;
@@ -125,6 +128,9 @@ impl World {
     pub(super) fn start(&mut self, index: usize) {
         let settings = self.settings(index);
         let node = &mut self.nodes[index];
+        if self.plan.defect == Defect::Amnesia && node.life > 0 {
+            node.disk = MemoryDisk::default();
+        }
         let (storage, recovery) = node.disk.open();
         node.life += 1;
         node.started = self.now;
@@ -173,8 +179,15 @@ impl World {
         if !node.is_paused {
             let (now, wall) = (node.ticks(self.now), node.wall(self.now));
             self.step(index, NodeEvent::Tick { now, wall });
+            self.look_at_logs(index);
         }
         self.after(TICK_MICROS, Event::Tick { node: index, life });
+    }
+
+    fn look_at_logs(&mut self, index: usize) {
+        let Some(core) = self.nodes[index].core.as_ref() else { return };
+        let reached = self.invariants.look_at_logs(index, core);
+        reached.into_iter().for_each(|what| self.reach(what));
     }
 
     /// Whatever waits for the disk gets its turn, all at once.
@@ -194,9 +207,23 @@ impl World {
     }
 
     pub(super) fn barrier(&mut self, index: usize) {
+        // A barrier of several commits may end after any of them.
+        self.kill_at_a_bad_moment(index);
         let node = &mut self.nodes[index];
+        if node.core.is_none() {
+            return;
+        }
         node.is_syncing = false;
-        let last = std::iter::from_fn(|| node.disk.flush_one()).last();
+        let last = match self.plan.defect {
+            Defect::EarlyBarrier => {
+                let newest = node.disk.newest_pending();
+                while node.disk.pending() > EARLY_COMMITS {
+                    node.disk.flush_one();
+                }
+                newest
+            }
+            _ => std::iter::from_fn(|| node.disk.flush_one()).last(),
+        };
         let writes = !std::mem::replace(&mut node.is_writing, true);
         let life = node.life;
         if writes {
