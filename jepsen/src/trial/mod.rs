@@ -43,6 +43,9 @@ pub const CALM: Duration = Duration::from_secs(90);
 /// A cluster must serve within this time after its start.
 const START: Duration = Duration::from_secs(60);
 
+/// Nodes scrub all of their state more often than this.
+const SCRUB: Duration = Duration::from_secs(10);
+
 /// How often the world is looked after.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -156,12 +159,13 @@ pub fn run(options: &Options, bar: &ProgressBar) -> anyhow::Result<Outcome> {
     trial.torment()?;
     trial.calm()?;
     trial.recorder.stop();
-    runtime.block_on(async { while tasks.join_next().await.is_some() {} });
-    let reader = trial.client(Duration::from_secs(30))?;
-    let unread = runtime.block_on(client::read_all(reader, Arc::clone(&trial.recorder)));
-    if unread > 0 {
-        trial.broken.push(format!("{unread} keys could not be read after faults stopped"));
+    while let Some(ended) = runtime.block_on(tasks.join_next()) {
+        ended.context("a client of the trial itself has failed")?;
     }
+    if trial.broken.is_empty() {
+        trial.read_all(&runtime)?;
+    }
+    trial.wait_for_scrub()?;
     // Others may go on writing to a deployment that is not ours.
     if trial.broken.is_empty() && options.setup.existing.is_none() {
         trial.wait_for_equality()?;
@@ -189,7 +193,8 @@ async fn wait_for_service(world: &mut RealWorld, config: &ClusterConfig) -> anyh
     let client = client_of(config, Duration::from_secs(2))?;
     let since = Instant::now();
     loop {
-        let Err(reason) = client.put("jepsen", "is it there?").await.done() else { return Ok(()) };
+        // Nothing is written: the deployment may be somebody's.
+        let Err(reason) = client.get("jepsen").await.done() else { return Ok(()) };
         if let Some((_, crash)) = world.crashed() {
             anyhow::bail!(crash);
         }
@@ -278,6 +283,7 @@ impl Trial<'_> {
     fn strike(&mut self, nemesis: Nemesis) -> anyhow::Result<(Strike, u64)> {
         let from = self.recorder.now();
         let strike = self.world.strike(nemesis)?;
+        self.broken.extend(strike.broken.clone());
         self.effects.entry(nemesis).or_insert(Effect { strikes: 0, effect: 0 }).strikes += 1;
         let line = format!("{:>7.2} s  {}", from as f64 / 1e9, strike.words);
         // A bar that is no terminal shows nothing.
@@ -293,16 +299,17 @@ impl Trial<'_> {
         let Some((strike, from)) = broken else { return Ok(()) };
         self.world.mend(&strike)?;
         let to = self.recorder.now();
-        let Strike { nemesis, nodes, words } = strike;
+        let Strike { nemesis, nodes, words, .. } = strike;
         self.spans.push(Span { nemesis, nodes, words, from, to });
         Ok(())
     }
 
-    /// Nobody ends by itself, but those whose disks failed them.
+    /// Nobody ends by itself, but those whose disks failed them, and liars, who may trip over their own lies.
     fn look_after(&mut self, strikes: &[Option<&(Strike, u64)>]) {
         if let Some((index, words)) = self.world.crashed() {
             let mut strikes = strikes.iter().flatten();
-            if !strikes.any(|(strike, _)| RealWorld::may_end(strike, index)) {
+            let is_liar = self.world.liars().contains(&index);
+            if !is_liar && !strikes.any(|(strike, _)| RealWorld::may_end(strike, index)) {
                 self.broken.push(words);
             }
         }
@@ -327,6 +334,27 @@ impl Trial<'_> {
                     describe(&statuses)
                 ));
             }
+            self.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Nothing acknowledged can be lost unseen.
+    fn read_all(&mut self, runtime: &Runtime) -> anyhow::Result<()> {
+        let reader = self.client(Duration::from_secs(30))?;
+        let unread = runtime.block_on(client::read_all(reader, Arc::clone(&self.recorder)));
+        if unread > 0 {
+            self.broken.push(format!("{unread} keys could not be read after faults stopped"));
+        }
+        Ok(())
+    }
+
+    /// Damage that nothing has come across yet is found by the next scrub.
+    fn wait_for_scrub(&mut self) -> anyhow::Result<()> {
+        let since = Instant::now();
+        let is_rotten = self.effects.contains_key(&Nemesis::Rot);
+        while is_rotten && self.world.effect(Nemesis::Rot) == 0 && since.elapsed() < SCRUB {
+            self.bar.set_message("damage is to be noticed");
             self.wait()?;
         }
         Ok(())

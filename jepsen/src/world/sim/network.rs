@@ -81,13 +81,15 @@ impl World {
 
     fn dispatch(&mut self, parcel: Parcel) {
         let mut delay = self.plan.delay_micros + self.random.below(self.plan.delay_micros + 1);
+        let may_overtake = self.plan.has(Nemesis::Reordering) && !self.is_calm;
         if self.strikes_now(Nemesis::Delay, 30) {
             self.count(Nemesis::Delay, 0, 1);
-            delay += self.random.below(400_000);
+            // Where others may overtake it, one may come so late that what it answers is long past.
+            let is_lost_for_long = may_overtake && self.random.per_mille(100);
+            delay += self.random.below(if is_lost_for_long { 5_000_000 } else { 400_000 });
         }
         let mut moment = self.now + delay;
         let in_order = self.network.last_arrival.get(&parcel.link()).copied().unwrap_or(0);
-        let may_overtake = self.plan.has(Nemesis::Reordering) && !self.is_calm;
         if moment < in_order && may_overtake {
             self.count(Nemesis::Reordering, 0, 1);
         } else {
