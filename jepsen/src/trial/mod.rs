@@ -102,7 +102,7 @@ pub struct Outcome {
     pub reasons: BTreeMap<String, u64>,
     /// The longest time without any answer.
     pub longest_gap: Duration,
-    /// Nanoseconds from start to end.
+    /// Nanoseconds from the start until the last client had ended.
     end: u64,
     refused: Vec<Refused>,
     spans: Vec<Span>,
@@ -151,6 +151,7 @@ pub fn run(options: &Options, bar: &ProgressBar) -> anyhow::Result<Outcome> {
         effects: BTreeMap::new(),
         broken: Vec::new(),
         void: Vec::new(),
+        end: 0,
         interrupted: watch_for_interrupts(&runtime),
     };
     let observer = trial.client(Duration::from_secs(1))?;
@@ -162,6 +163,7 @@ pub fn run(options: &Options, bar: &ProgressBar) -> anyhow::Result<Outcome> {
     while let Some(ended) = runtime.block_on(tasks.join_next()) {
         ended.context("a client of the trial itself has failed")?;
     }
+    trial.end = trial.recorder.now();
     if trial.broken.is_empty() {
         trial.read_all(&runtime)?;
     }
@@ -212,6 +214,8 @@ struct Trial<'a> {
     effects: BTreeMap<Nemesis, Effect>,
     broken: Vec<String>,
     void: Vec<String>,
+    /// When the last client had ended.
+    end: u64,
     interrupted: Receiver<()>,
 }
 
@@ -408,7 +412,6 @@ impl Trial<'_> {
                 Some(_) => {}
             }
         }
-        let end = self.recorder.now();
         // Nodes end now; the judge has the machine for itself.
         drop(self.world);
         self.bar.set_message("the history is judged");
@@ -428,7 +431,7 @@ impl Trial<'_> {
             }
         }
         self.void.extend(history.is_too_thin());
-        let timeline = timeline::Timeline::new(&history.operations, &refused, &self.spans, end);
+        let timeline = timeline::Timeline::new(&history.operations, &refused, &self.spans, self.end);
         let longest_gap = timeline.gaps.first().map_or(0, |gap| gap.to - gap.from);
         Ok(Outcome {
             broken: self.broken,
@@ -438,7 +441,7 @@ impl Trial<'_> {
             judgement,
             reasons,
             longest_gap: Duration::from_nanos(longest_gap),
-            end,
+            end: self.end,
             refused,
             spans: self.spans,
             counterexample: example,

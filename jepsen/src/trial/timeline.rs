@@ -49,7 +49,7 @@ impl Timeline {
         let mut slices = vec![Slice::default(); count];
         let mut latencies = vec![Vec::new(); count];
         let place = |moment: u64| usize::try_from(moment.min(end) / slice).expect("few slices");
-        for operation in operations {
+        for operation in operations.iter().filter(|operation| operation.call <= end) {
             match operation.end {
                 Some(end) => {
                     slices[place(end)].answered += 1;
@@ -73,7 +73,9 @@ fn quantiles(sorted: &[f64]) -> Option<[f64; 3]> {
 }
 
 fn gaps(operations: &[Operation], spans: &[Span], end: u64) -> Vec<Gap> {
-    let mut answers: Vec<u64> = operations.iter().filter_map(|operation| operation.end).collect();
+    // Behind the end only the last values are read, by one client.
+    let ends = operations.iter().filter_map(|operation| operation.end);
+    let mut answers: Vec<u64> = ends.filter(|moment| *moment <= end).collect();
     answers.sort_unstable();
     let moments: Vec<u64> = [0].into_iter().chain(answers).chain([end]).collect();
     let long = moments.windows(2).filter(|pair| pair[1].saturating_sub(pair[0]) >= GAP_MIN);
