@@ -522,6 +522,29 @@ impl ClusterConfig {
     }
 }
 
+/// The number of nodes to take if none is asked for: the fewest that survive a fault.
+#[must_use]
+pub fn default_nodes(mode: Mode) -> usize {
+    match mode {
+        Mode::Crash => 3,
+        Mode::Byzantine => 4,
+    }
+}
+
+/// The number of replicas to take if none is asked for: the largest valid one that there are nodes for, at most five in
+/// crash mode and seven in Byzantine mode. Sizes of a whole cluster that are no valid group, up to there, are taken as they
+/// are, and refused with the reason.
+#[must_use]
+pub fn default_replicas(mode: Mode, nodes: usize) -> usize {
+    match (mode, nodes) {
+        (Mode::Crash, 0..3) => nodes,
+        (Mode::Crash, 3..5) => 3,
+        (Mode::Crash, _) => 5,
+        (Mode::Byzantine, 0..7) => nodes,
+        (Mode::Byzantine, _) => 7,
+    }
+}
+
 /// What [`init`] is asked to make.
 #[derive(Clone, Debug)]
 pub struct InitPlan {

@@ -28,7 +28,7 @@ pub(crate) struct Size {
 impl Size {
     /// How many nodes.
     pub(crate) fn nodes(&self) -> usize {
-        self.nodes.unwrap_or(super::init::default_nodes(self.mode))
+        self.nodes.unwrap_or(config::default_nodes(self.mode))
     }
 }
 
@@ -63,7 +63,7 @@ impl LocalCluster {
                 dir: dir.to_path_buf(),
                 addresses: free_addresses(size.nodes())?,
                 groups: size.groups,
-                replicas: super::init::default_replicas(size.mode, size.nodes()),
+                replicas: config::default_replicas(size.mode, size.nodes()),
                 quorums: None,
                 mode: size.mode,
                 storage,

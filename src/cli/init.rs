@@ -1,7 +1,9 @@
 //! `tetrachord init`: keys and files for a cluster.
 
 use super::{Common, Exit, output};
-use crate::config::{self, FlexibleQuorums, InitPlan, Mode, StorageConfig, Timing};
+use crate::config::{
+    self, FlexibleQuorums, InitPlan, Mode, StorageConfig, Timing, default_nodes, default_replicas,
+};
 use anyhow::Context;
 use clap::Args;
 use serde_json::json;
@@ -50,27 +52,6 @@ pub(crate) struct InitArgs {
     /// With --quorums: crashed replicas that must be survived
     #[arg(long, default_value_t = 1, requires = "quorums")]
     survive: usize,
-}
-
-/// The number of nodes to take if none is asked for: the fewest that survive a fault.
-pub(crate) fn default_nodes(mode: Mode) -> usize {
-    match mode {
-        Mode::Crash => 3,
-        Mode::Byzantine => 4,
-    }
-}
-
-/// The number of replicas to take if none is asked for: the largest valid one that there are nodes for, at most five in
-/// crash mode and seven in Byzantine mode. Sizes of a whole cluster that are no valid group, up to there, are taken as they
-/// are, and refused with the reason.
-pub(crate) fn default_replicas(mode: Mode, nodes: usize) -> usize {
-    match (mode, nodes) {
-        (Mode::Crash, 0..3) => nodes,
-        (Mode::Crash, 3..5) => 3,
-        (Mode::Crash, _) => 5,
-        (Mode::Byzantine, 0..7) => nodes,
-        (Mode::Byzantine, _) => 7,
-    }
 }
 
 pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {

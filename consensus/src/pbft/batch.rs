@@ -8,7 +8,6 @@
 
 use crate::codec::PROPOSAL_BYTES_MAX;
 use crate::pbft::request::{Bundle, BundleError, RequestName};
-use crate::pbft::sign::Keyring;
 use crate::types::{Digest, Timestamp};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -61,11 +60,6 @@ impl Batch {
     /// The requests of a batch whose digest is known: it is not hashed again.
     pub fn bundles_of(bytes: &Bytes) -> Result<Vec<Bundle>, BundleError> {
         read(bytes).map(|(_, bundles)| bundles)
-    }
-
-    /// Whether every bundle is signed by an admitted client.
-    pub fn verify(&self, keyring: &Keyring) -> Result<(), BundleError> {
-        self.bundles.iter().try_for_each(|bundle| bundle.verify(keyring))
     }
 
     /// The exact bytes.
@@ -139,7 +133,7 @@ pub fn digest_of(bytes: &[u8]) -> Digest {
 mod tests {
     use super::*;
     use crate::pbft::request::SignedRequest;
-    use crate::pbft::sign::{ClientSigner, Domain};
+    use crate::pbft::sign::{ClientSigner, Domain, Keyring};
     use crate::types::Epoch;
 
     fn bundle(domain: &Domain, number: u64) -> Bundle {
@@ -163,8 +157,12 @@ mod tests {
         let batch = Batch::new(Timestamp(5), vec![bundle(&domain, 1), bundle(&domain, 2)]);
         assert_eq!(Batch::parse(batch.bytes().clone()), Ok(batch.clone()));
         assert_eq!(batch.names().map(|name| name.number).collect::<Vec<_>>(), [1, 2]);
-        assert_eq!(batch.verify(&Keyring::toy(domain, 4, 2)), Ok(()));
-        assert_eq!(batch.verify(&Keyring::toy(domain, 4, 1)), Err(BundleError::Signature));
+        let verify = |clients| {
+            let keyring = Keyring::toy(domain, 4, clients);
+            batch.bundles().iter().try_for_each(|bundle| bundle.verify(&keyring))
+        };
+        assert_eq!(verify(2), Ok(()));
+        assert_eq!(verify(1), Err(BundleError::Signature));
         for length in 1..batch.bytes().len() {
             assert!(Batch::parse(batch.bytes().slice(..length)).is_err());
         }

@@ -34,6 +34,7 @@ use tetrachord::client::ClientOptions;
 use tetrachord::config::ClusterConfig;
 use tetrachord::wire::NodeStatus;
 use tetrachord_checker::{Counterexample, History, Judgement, Limits, Verdict, check, counterexample};
+use timeline::Timeline;
 use tokio::runtime::Runtime;
 
 /// Once faults stop, the cluster must have come to rest within this time. Replicas that have lost their patience with many
@@ -100,16 +101,21 @@ pub struct Outcome {
     pub judgement: Judgement,
     /// Why operations were not done, or not known to be, and how often.
     pub reasons: BTreeMap<String, u64>,
-    /// The longest time without any answer.
-    pub longest_gap: Duration,
     /// Nanoseconds from the start until the last client had ended.
     end: u64,
     refused: Vec<Refused>,
     spans: Vec<Span>,
+    timeline: Timeline,
     counterexample: Option<Counterexample>,
 }
 
 impl Outcome {
+    /// The longest time without any answer.
+    #[must_use]
+    pub fn longest_gap(&self) -> Duration {
+        Duration::from_nanos(self.timeline.gaps.first().map_or(0, |gap| gap.to - gap.from))
+    }
+
     /// In a line.
     #[must_use]
     pub fn verdict(&self) -> String {
@@ -431,8 +437,7 @@ impl Trial<'_> {
             }
         }
         self.void.extend(history.is_too_thin());
-        let timeline = timeline::Timeline::new(&history.operations, &refused, &self.spans, self.end);
-        let longest_gap = timeline.gaps.first().map_or(0, |gap| gap.to - gap.from);
+        let timeline = Timeline::new(&history.operations, &refused, &self.spans, self.end);
         Ok(Outcome {
             broken: self.broken,
             void: self.void,
@@ -440,10 +445,10 @@ impl Trial<'_> {
             history,
             judgement,
             reasons,
-            longest_gap: Duration::from_nanos(longest_gap),
             end: self.end,
             refused,
             spans: self.spans,
+            timeline,
             counterexample: example,
         })
     }

@@ -35,7 +35,7 @@ td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabula
 
 /// The page.
 pub(super) fn html(options: &Options, outcome: &Outcome) -> String {
-    let timeline = Timeline::new(&outcome.history.operations, &outcome.refused, &outcome.spans, outcome.end);
+    let timeline = &outcome.timeline;
     let setup = &options.setup;
     let names: Vec<&str> = setup.nemeses.iter().map(|nemesis| nemesis.name()).collect();
     let under = match names.len() {
@@ -84,9 +84,9 @@ Shaded ochre: the network is broken. Shaded red: nodes, disks or clocks are.</p>
 {reasons}
 </body></html>
 "#,
-        facts = facts(options, outcome, &timeline),
-        throughput = throughput(&timeline, outcome),
-        latency = latency(&timeline, outcome),
+        facts = facts(options, outcome),
+        throughput = throughput(timeline, outcome),
+        latency = latency(timeline, outcome),
         lanes = lanes(options, outcome),
         effects = effects(outcome),
         strikes = strikes(&outcome.spans),
@@ -99,7 +99,7 @@ fn seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9
 }
 
-fn facts(options: &Options, outcome: &Outcome, timeline: &Timeline) -> String {
+fn facts(options: &Options, outcome: &Outcome) -> String {
     let setup = &options.setup;
     let mode = match setup.mode {
         Mode::Crash => "Multi-Paxos (crash faults)",
@@ -109,7 +109,6 @@ fn facts(options: &Options, outcome: &Outcome, timeline: &Timeline) -> String {
         None => format!("{} nodes, {} group(s), {mode}", setup.nodes, setup.groups),
         Some(file) => format!("{} nodes of {}, {mode}", setup.nodes, file.display()),
     };
-    let longest = timeline.gaps.first().map_or(0.0, |gap| seconds(gap.to - gap.from));
     let rows = [
         ("cluster", cluster),
         ("workload", format!("{}: {}", options.workload.name(), options.workload.about())),
@@ -124,7 +123,7 @@ fn facts(options: &Options, outcome: &Outcome, timeline: &Timeline) -> String {
                 outcome.judgement.keys
             ),
         ),
-        ("longest time without an answer", format!("{longest:.2} s")),
+        ("longest time without an answer", format!("{:.2} s", outcome.longest_gap().as_secs_f64())),
         ("seed", format!("{} (decides the load and the faults, not the kernel)", setup.seed)),
     ];
     let rows = rows.map(|(name, value)| format!("<tr><th>{name}</th><td>{}</td></tr>", escape(&value)));

@@ -23,6 +23,8 @@ pub(super) struct Disk {
     generation: u32,
     mount: PathBuf,
     is_mounted: bool,
+    /// Also if it is not known whether it came to that.
+    is_frozen: bool,
     /// Somebody who writes and syncs while the disk stands still, and says how long that took.
     probe: Option<JoinHandle<Duration>>,
 }
@@ -31,8 +33,14 @@ impl Disk {
     /// Makes a file system, and mounts it where `mount` says, with what is there now.
     pub(super) fn new(dir: &Path, index: usize, mount: &Path) -> anyhow::Result<Self> {
         let image = dir.join(format!("disk-{}", index + 1));
-        let mut disk =
-            Self { image, generation: 0, mount: mount.to_path_buf(), is_mounted: false, probe: None };
+        let mut disk = Self {
+            image,
+            generation: 0,
+            mount: mount.to_path_buf(),
+            is_mounted: false,
+            is_frozen: false,
+            probe: None,
+        };
         let path = disk.path();
         File::create(&path).and_then(|file| file.set_len(BYTES)).context("cannot make a disk's file")?;
         // Nothing is set aside for the superuser, who would never see it full.
@@ -89,6 +97,7 @@ impl Disk {
 
     /// The disk stands still: whoever writes or syncs waits.
     pub(super) fn freeze(&mut self) -> anyhow::Result<()> {
+        self.is_frozen = true;
         sh("fsfreeze", &["-f", text(&self.mount)?])?;
         let path = self.mount.join("jepsen-probe");
         self.probe = Some(std::thread::spawn(move || {
@@ -106,9 +115,11 @@ impl Disk {
 
     /// The disk goes on. How long a write and its sync took meanwhile.
     pub(super) fn thaw(&mut self) -> anyhow::Result<Duration> {
-        let Some(probe) = self.probe.take() else { return Ok(Duration::ZERO) };
-        sh("fsfreeze", &["-u", text(&self.mount)?])?;
-        Ok(probe.join().unwrap_or_default())
+        if self.is_frozen {
+            sh("fsfreeze", &["-u", text(&self.mount)?])?;
+            self.is_frozen = false;
+        }
+        Ok(self.probe.take().map_or(Duration::ZERO, |probe| probe.join().unwrap_or_default()))
     }
 
     /// Takes the room that is left, or almost all of it. True if the disk takes no more.

@@ -3,14 +3,15 @@
 
 use crate::nemesis::Nemesis;
 use anyhow::Context;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Runs a program of the system to its end.
+/// Runs a program of the system to its end, also if somebody interrupts this one at the terminal: half a mount is worse than none.
 pub(super) fn sh(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
-    let output =
-        Command::new(program).args(arguments).output().with_context(|| format!("cannot run {program}"))?;
+    let output = Command::new(program).args(arguments).process_group(0).output();
+    let output = output.with_context(|| format!("cannot run {program}"))?;
     let problem = String::from_utf8_lossy(&output.stderr);
     anyhow::ensure!(
         output.status.success(),

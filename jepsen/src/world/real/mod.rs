@@ -105,7 +105,7 @@ impl RealWorld {
             dir: setup.dir.join("cluster"),
             addresses,
             groups: setup.groups,
-            replicas: replicas(setup),
+            replicas: config::default_replicas(setup.mode, setup.nodes),
             quorums: None,
             mode: setup.mode,
             storage: STORAGE,
@@ -188,18 +188,6 @@ impl RealWorld {
         &self.cluster_file
     }
 
-    /// How many nodes there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.nodes.len()
-    }
-
-    /// Whether there is no node at all.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty()
-    }
-
     /// Nodes that lie.
     #[must_use]
     pub fn liars(&self) -> Vec<usize> {
@@ -277,6 +265,16 @@ impl RealWorld {
     }
 }
 
+impl Drop for RealWorld {
+    /// Nobody can be killed who waits for a disk that stands still.
+    fn drop(&mut self) {
+        for disk in &mut self.disks {
+            // Whatever cannot be thawed now is tried once more when the disk goes.
+            let _ = disk.thaw();
+        }
+    }
+}
+
 fn told(status: &NodeStatus) -> u64 {
     status.groups.iter().flat_map(|group| &group.told).map(|(_, count)| count).sum()
 }
@@ -301,14 +299,6 @@ const LIE_MILLIS: u64 = 700;
 /// The first primary of a group in Byzantine mode is its second replica: it lies first.
 fn is_liar(index: usize, nodes: usize) -> bool {
     (1..=liars(nodes)).contains(&index)
-}
-
-fn replicas(setup: &Setup) -> usize {
-    match setup.mode {
-        Mode::Crash if setup.nodes < 5 => setup.nodes.min(3),
-        Mode::Crash => 5,
-        Mode::Byzantine => setup.nodes.min(7),
-    }
 }
 
 fn data_of(node_file: &Path) -> PathBuf {

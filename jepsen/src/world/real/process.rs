@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -35,6 +36,8 @@ impl Process {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("cannot write {}", self.log.display()))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        // Who interrupts this program at the terminal does not mean the nodes: they are ended from here, in order.
+        command.process_group(0);
         self.child = Some(command.spawn().context("cannot start a node")?);
         Ok(())
     }

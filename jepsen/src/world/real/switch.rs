@@ -103,8 +103,8 @@ pub(super) struct Switch {
 }
 
 impl Switch {
-    /// Takes the devices of all hosts, those of the nodes first, and begins to forward. The device of host `i` has the address
-    /// that `address_of(i)` ends with.
+    /// Takes the devices of all hosts, those of the nodes first, and begins to forward. `host_of` tells by the last byte of an
+    /// address, and by how many nodes there are, whose it is.
     pub(super) fn start(
         runtime: Runtime,
         devices: Vec<AsyncDevice>,
