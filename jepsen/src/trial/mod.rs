@@ -36,6 +36,7 @@ use tetrachord::wire::NodeStatus;
 use tetrachord_checker::{Counterexample, History, Judgement, Limits, Verdict, check, counterexample};
 use timeline::Timeline;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Once faults stop, the cluster must have come to rest within this time. Replicas that have lost their patience with many
 /// primaries in a row wait up to a minute for the next.
@@ -143,10 +144,11 @@ impl Outcome {
 pub fn run(options: &Options, bar: &ProgressBar) -> anyhow::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let _inside = runtime.enter();
+    let interrupted = watch_for_interrupts(&runtime)?;
     bar.set_message("the cluster starts");
     let mut world = RealWorld::start(&options.setup)?;
     let config = ClusterConfig::load(world.cluster_file())?;
-    runtime.block_on(wait_for_service(&mut world, &config))?;
+    runtime.block_on(wait_for_service(&mut world, &config, &interrupted))?;
     let mut trial = Trial {
         options,
         bar,
@@ -158,7 +160,7 @@ pub fn run(options: &Options, bar: &ProgressBar) -> anyhow::Result<Outcome> {
         broken: Vec::new(),
         void: Vec::new(),
         end: 0,
-        interrupted: watch_for_interrupts(&runtime),
+        interrupted,
     };
     let observer = trial.client(Duration::from_secs(1))?;
     runtime.spawn(observe(observer, trial.world.statuses()));
@@ -181,15 +183,17 @@ pub fn run(options: &Options, bar: &ProgressBar) -> anyhow::Result<Outcome> {
     trial.judge()
 }
 
-fn watch_for_interrupts(runtime: &Runtime) -> Receiver<()> {
+/// From now on an interrupt ends nothing by itself: what was made is taken away again first.
+fn watch_for_interrupts(runtime: &Runtime) -> anyhow::Result<Receiver<()>> {
     let (sender, interrupted) = std::sync::mpsc::channel();
+    let mut interrupts = signal(SignalKind::interrupt()).context("cannot wait for interrupts")?;
     runtime.spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
+        while interrupts.recv().await.is_some() {
             // Nobody listens any more when the trial is over.
             let _ = sender.send(());
         }
     });
-    interrupted
+    Ok(interrupted)
 }
 
 fn client_of(config: &ClusterConfig, deadline: Duration) -> anyhow::Result<Client> {
@@ -197,10 +201,15 @@ fn client_of(config: &ClusterConfig, deadline: Duration) -> anyhow::Result<Clien
     Ok(Client::with_options(config.clone(), options)?)
 }
 
-async fn wait_for_service(world: &mut RealWorld, config: &ClusterConfig) -> anyhow::Result<()> {
+async fn wait_for_service(
+    world: &mut RealWorld,
+    config: &ClusterConfig,
+    interrupted: &Receiver<()>,
+) -> anyhow::Result<()> {
     let client = client_of(config, Duration::from_secs(2))?;
     let since = Instant::now();
     loop {
+        anyhow::ensure!(interrupted.try_recv().is_err(), "interrupted");
         // Nothing is written: the deployment may be somebody's.
         let Err(reason) = client.get("jepsen").await.done() else { return Ok(()) };
         if let Some((_, crash)) = world.crashed() {
