@@ -18,17 +18,21 @@ fn seeds(from: u64, count: u64, leaders_min: u64, steps: usize) {
         total.reads += reached.reads;
         total.snapshots += reached.snapshots;
         total.crashes += reached.crashes;
+        total.ended += reached.ended;
     }
     println!(
-        "{count} seeds: {} slots decided, {} leaders, {} reads, {} snapshots, {} crashes",
-        total.decided, total.leaders, total.reads, total.snapshots, total.crashes
+        "{count} seeds: {} slots decided, {} leaders, {} reads, {} snapshots, {} crashes, {} epochs ended",
+        total.decided, total.leaders, total.reads, total.snapshots, total.crashes, total.ended
     );
     assert!(
         total.decided > 20 * count && total.leaders as u64 > leaders_min,
         "the schedules reach too little"
     );
     assert!(
-        total.reads as u64 > count && total.snapshots > 0 && total.crashes > 0,
+        total.reads as u64 > count
+            && total.snapshots > 0
+            && total.crashes > 0
+            && total.ended as u64 > count / 20,
         "some faults never happened"
     );
 }

@@ -10,7 +10,7 @@ pub(crate) mod schedule;
 use bytes::Bytes;
 pub(crate) use random::Random;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use tetrachord_consensus::paxos::{Message, Replica};
+use tetrachord_consensus::paxos::{Ballot, Message, Recovered, Replica};
 use tetrachord_consensus::{
     Decided, Effect, Engine, Epoch, Event, GroupConfig, LogBase, Options, PersistToken, Proposal,
     ProposeError, Quorums, ReadId, ReplicaId, Slot, Ticks, Timestamp, codec,
@@ -30,6 +30,8 @@ pub(crate) struct Node {
     pub(crate) replica: Option<Replica>,
     /// Durable write-ahead records.
     pub(crate) disk: Vec<Bytes>,
+    /// What they say.
+    pub(crate) durable: Recovered,
     /// Written, not durable.
     pub(crate) pending: VecDeque<(Vec<Bytes>, PersistToken)>,
     /// Messages that wait for a token.
@@ -45,6 +47,23 @@ pub(crate) struct Node {
     pub(crate) reads: BTreeMap<ReadId, Slot>,
     pub(crate) ready: Vec<(ReadId, Slot)>,
     pub(crate) fatal: Option<String>,
+}
+
+impl Node {
+    /// Records reach the disk.
+    fn keep(&mut self, records: Vec<Bytes>) {
+        for record in records {
+            self.durable.replay_one(self.disk.len(), &record).expect("a replica writes what it can read");
+            self.disk.push(record);
+        }
+    }
+
+    /// Whether the disk holds the entry at this position, accepted in this ballot or a later one.
+    fn holds(&self, base: LogBase, ballot: Ballot) -> bool {
+        let log = &self.durable.log;
+        let is_there = log.base().slot >= base.slot || log.position(base.slot) == Some(base);
+        is_there && self.durable.accepted >= ballot
+    }
 }
 
 /// What a watcher from outside found.
@@ -127,9 +146,8 @@ impl Cluster {
     pub(crate) fn crash(&mut self, index: usize, kept: usize) {
         let node = &mut self.nodes[index];
         node.replica = None;
-        for (records, _) in node.pending.drain(..).take(kept) {
-            node.disk.extend(records);
-        }
+        let kept: Vec<Bytes> = node.pending.drain(..).take(kept).flat_map(|(records, _)| records).collect();
+        node.keep(kept);
         node.pending.clear();
         node.gated.clear();
         node.proposed.clear();
@@ -196,7 +214,7 @@ impl Cluster {
         let Some((records, token)) = node.pending.pop_front() else {
             return false;
         };
-        node.disk.extend(records);
+        node.keep(records);
         node.durable_token = token;
         self.persists += 1;
         let (ready, wait) =
@@ -324,11 +342,7 @@ impl Cluster {
         };
         let effects = replica.take_effects();
         if replica.is_leader() {
-            let ballot = replica.promised().to_string();
-            let me = replica.id();
-            if *self.leaders.entry(ballot.clone()).or_insert(me) != me {
-                self.violations.push(Violation(format!("two leaders in ballot {ballot}")));
-            }
+            self.watch_leader(index);
         }
         let mut snapshots = Vec::new();
         for effect in effects {
@@ -336,6 +350,32 @@ impl Cluster {
         }
         for to in snapshots {
             self.transfer(index, to);
+        }
+    }
+
+    /// One replica leads a ballot, and a quorum has durably promised it.
+    fn watch_leader(&mut self, index: usize) {
+        let replica = self.replica(index);
+        let (promised, me) = (replica.promised(), replica.id());
+        let ballot = promised.to_string();
+        let is_new = !self.leaders.contains_key(&ballot);
+        if *self.leaders.entry(ballot.clone()).or_insert(me) != me {
+            self.violations.push(Violation(format!("two leaders in ballot {ballot}")));
+        }
+        let promises = self.nodes.iter().filter(|node| node.durable.promised >= promised).count();
+        if is_new && promises < self.config.quorums.phase1() {
+            self.violations.push(Violation(format!("r{index} leads in {ballot} with {promises} promises")));
+        }
+    }
+
+    /// What is decided is durable at a quorum; where the leader says so, in its ballot or a later one.
+    fn watch_decision(&mut self, index: usize, base: LogBase) {
+        let replica = self.replica(index);
+        let ballot = if replica.is_leader() { replica.promised() } else { Ballot::ZERO };
+        let holders = self.nodes.iter().filter(|node| node.holds(base, ballot)).count();
+        if holders < self.config.quorums.phase2() {
+            let text = format!("r{index} decides slot {}, and {holders} disks hold it", base.slot);
+            self.violations.push(Violation(text));
         }
     }
 
@@ -400,7 +440,14 @@ impl Cluster {
             let text = format!("r{index} applies {} after {}", decided.base.slot, node.applied.len());
             self.violations.push(Violation(text));
         }
+        if node.applied.last().is_some_and(|last| last.base.sealed) {
+            self.violations.push(Violation(format!("r{index} decides behind a stop-sign")));
+        }
         let slot = decided.base.slot;
+        if !self.base_of.contains_key(&slot) {
+            self.watch_decision(index, decided.base);
+        }
+        let node = &mut self.nodes[index];
         if *self.base_of.entry(slot).or_insert(decided.base) != decided.base {
             self.violations.push(Violation(format!("r{index} decides another entry for slot {slot}")));
         }

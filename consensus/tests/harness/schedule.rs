@@ -2,7 +2,8 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "test code, of which each file uses a part")]
 
 use super::{Cluster, Random, Violation};
-use tetrachord_consensus::{Engine, Mutation, Options, Quorums};
+use bytes::Bytes;
+use tetrachord_consensus::{Engine, Mutation, Options, Proposal, Quorums};
 
 /// What one seed turns on, and how much.
 struct Weather {
@@ -14,6 +15,8 @@ struct Weather {
     checkpoint_percent: u64,
     tick_percent: u64,
     slow_disk_percent: u64,
+    /// Whether somebody ends the epoch, late in the run.
+    ends: bool,
 }
 
 impl Weather {
@@ -29,6 +32,7 @@ impl Weather {
             checkpoint_percent: checkpoint,
             tick_percent: 4 + random.next() % 12,
             slow_disk_percent: random.next() % 90,
+            ends: random.chance(25),
         }
     }
 }
@@ -41,6 +45,7 @@ pub(crate) struct Reached {
     pub(crate) reads: usize,
     pub(crate) snapshots: usize,
     pub(crate) crashes: usize,
+    pub(crate) ended: usize,
 }
 
 /// Runs one seed and returns what was violated, with what was reached.
@@ -58,6 +63,9 @@ pub(crate) fn run(seed: u64, mutation: Mutation, steps: usize) -> (Vec<Violation
     let mut crashes = 0;
     for step in 0..steps {
         disturb(&mut cluster, &weather, &mut random, step, &mut crashes);
+        if weather.ends && step > steps / 2 && random.chance(1) {
+            end_epoch(&mut cluster);
+        }
         if !cluster.violations.is_empty() {
             break;
         }
@@ -72,6 +80,7 @@ pub(crate) fn run(seed: u64, mutation: Mutation, steps: usize) -> (Vec<Violation
         reads: cluster.reads_served,
         snapshots: cluster.snapshots,
         crashes,
+        ended: usize::from(cluster.base_of.values().any(|base| base.sealed)),
     };
     (cluster.violations, reached)
 }
@@ -126,6 +135,13 @@ fn disturb(cluster: &mut Cluster, weather: &Weather, random: &mut Random, step: 
     }
 }
 
+fn end_epoch(cluster: &mut Cluster) {
+    if let Some(leader) = cluster.leader() {
+        let next = Bytes::from_static(b"next");
+        let _ = cluster.propose_raw(leader, Proposal::StopSign(next.clone()), next);
+    }
+}
+
 fn move_message(cluster: &mut Cluster, weather: &Weather, random: &mut Random) {
     if cluster.network.is_empty() {
         return;
@@ -164,7 +180,10 @@ fn calm(cluster: &mut Cluster) {
             cluster.run(150);
             let last = cluster.replica(leader).status().last;
             let agree = cluster.nodes.iter().all(|node| node.applied.len() as u64 == last.0);
-            if agree && cluster.nodes[leader].ready.iter().any(|(ready, _)| *ready == id) {
+            // Behind a stop-sign nothing is read either.
+            let is_sealed = cluster.nodes[leader].applied.last().is_some_and(|last| last.base.sealed);
+            let is_read = cluster.nodes[leader].ready.iter().any(|(ready, _)| *ready == id);
+            if agree && (is_sealed || is_read) {
                 done = true;
                 break;
             }
