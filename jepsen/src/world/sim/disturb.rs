@@ -48,7 +48,7 @@ impl World {
         }
         if !self.network.cut.is_empty() && self.random.per_mille(500) {
             self.trace.note(|| "links heal".to_string());
-            self.network.heal();
+            self.heal();
         }
     }
 
@@ -127,6 +127,8 @@ impl World {
 
     fn cut(&mut self, nemesis: Nemesis) {
         self.count(nemesis, 1, 0);
+        self.heal();
+        self.network.keeps = self.random.coin();
         let cut = partition::draw(nemesis, self.nodes.len(), &mut self.random);
         self.network.cut = cut.into_iter().map(|pair| (pair, nemesis)).collect();
     }

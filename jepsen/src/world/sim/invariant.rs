@@ -7,11 +7,14 @@
 //! | a ballot is led by one node; in Byzantine mode a view's primary follows from its number | election safety |
 //! | nobody stops, but who lies | availability |
 //!
+//! What disks hold is looked at in [`super::durable`], what is signed in [`super::said`].
+//!
 //! That nothing acknowledged is lost, that requests apply once and that reads are fresh is for the checker of the history.
 
 use std::collections::BTreeMap;
 use tetrachord::group::Group;
 use tetrachord::node::core::NodeCore;
+use tetrachord::ring::GroupId;
 
 /// What is told when a replica's damaged state has become right again.
 pub(super) const REPAIRED: &str = "a damaged state was repaired";
@@ -21,6 +24,16 @@ pub(super) const REPAIRED: &str = "a damaged state was repaired";
 pub(super) struct Told {
     pub(super) violation: Option<String>,
     pub(super) reached: Vec<&'static str>,
+    /// What must rest on what disks hold.
+    pub(super) news: Vec<(GroupId, News)>,
+}
+
+/// What a replica is the first to say.
+pub(super) enum News {
+    /// It leads.
+    Leads { ballot: String },
+    /// It has applied a slot that nobody had applied before; the chain hash is that of the log there.
+    Applied { slot: u64, chain: [u8; 32], leads_in: Option<String> },
 }
 
 /// What is remembered of one replica's life.
@@ -119,7 +132,12 @@ impl Invariants {
             if is_wrong || is_replaced {
                 continue;
             }
-            let known = *self.digests.entry((name, applied.slot)).or_insert((applied.digest, index));
+            let known = *self.digests.entry((name, applied.slot)).or_insert_with(|| {
+                let leads_in = group.is_leading().then(|| group.engine().ballot);
+                let (slot, chain) = (applied.slot, applied.chain);
+                told.news.push((group.place().id, News::Applied { slot, chain, leads_in }));
+                (applied.digest, index)
+            });
             if known.0 != applied.digest {
                 let what = format!(
                     "n{} and n{} differ after slot {} of g{name}",
@@ -145,6 +163,7 @@ impl Invariants {
                         told.reached.push("a leader went on with several entries that may have been decided");
                     }
                     let ballot = status.ballot.clone();
+                    told.news.push((group.place().id, News::Leads { ballot: ballot.clone() }));
                     let leader = *self.leaders.entry((name, ballot)).or_insert(index);
                     if leader != index {
                         let what = format!(

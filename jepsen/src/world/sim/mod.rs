@@ -9,6 +9,7 @@
 
 mod client;
 mod disturb;
+mod durable;
 mod invariant;
 mod network;
 mod node;
@@ -19,15 +20,19 @@ use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
 use crate::random::Random;
 use client::Client;
+use durable::Durable;
 use invariant::{Invariants, REPAIRED};
 use network::{Network, Parcel};
 use node::Node;
-use said::Said;
+use said::{Said, Statement};
 use std::collections::{BTreeMap, BTreeSet};
 use tetrachord::gateway::ConnectionId;
+use tetrachord::group::engine_message;
 use tetrachord::node::core::{NodeEffect, NodeEvent};
 use tetrachord::ring::{GroupId, NodeId, RingMap};
+use tetrachord::wire::{self, PeerMessage};
 use tetrachord_checker::{History, Limits, Operation, Verdict, check};
+use tetrachord_consensus::codec;
 use tetrachord_consensus::pbft::{Lie, Verifier};
 use trace::Trace;
 
@@ -96,6 +101,7 @@ pub(crate) struct World {
     is_calm: bool,
     invariants: Invariants,
     said: Said,
+    durable: Durable,
     strikes: BTreeMap<Nemesis, (u64, u64)>,
     reached: BTreeMap<&'static str, u64>,
     events: u64,
@@ -130,6 +136,7 @@ impl World {
             is_calm: false,
             invariants: Invariants::default(),
             said: Said::default(),
+            durable: Durable::new(plan.nodes, plan.mode == Mode::Byzantine),
             strikes: BTreeMap::new(),
             reached: BTreeMap::new(),
             events: 0,
@@ -226,7 +233,9 @@ impl World {
             self.trace.note(|| format!("n{}: {what}", index + 1));
             *self.reached.entry(what).or_default() += 1;
         }
-        if let Some(violation) = told.violation {
+        let news = told.news.iter().filter_map(|(group, news)| Some((self.ring.group(*group)?, news)));
+        let undurable = news.filter_map(|(place, news)| self.durable.check_news(index, place, news)).next();
+        if let Some(violation) = told.violation.or(undurable) {
             self.violate(|| violation);
         }
         let speaks = effects
@@ -245,9 +254,10 @@ impl World {
         let from = NodeId(u32::try_from(index).expect("few nodes") + 1);
         match effect {
             NodeEffect::Send { to, class, frame } => {
-                if self.plan.mode == Mode::Byzantine && !self.nodes[index].lies {
-                    let wrong = self.said.check(index, self.nodes.len(), &frame[4..]);
-                    wrong.into_iter().for_each(|wrong| self.violate(|| wrong));
+                if !self.nodes[index].lies
+                    && let Some(wrong) = self.listen(index, &frame[4..])
+                {
+                    self.violate(|| wrong);
                 }
                 self.send(Parcel::Peer { from, to, class, frame });
             }
@@ -277,10 +287,24 @@ impl World {
         }
     }
 
+    /// An honest node speaks to another. What is wrong with that, if anything.
+    fn listen(&mut self, index: usize, body: &[u8]) -> Option<String> {
+        let PeerMessage::Group { group, body } = wire::decode(body).ok()? else { return None };
+        let message = engine_message(&body)?;
+        if self.plan.mode == Mode::Crash {
+            let message = codec::decode(&message).ok()?;
+            return self.durable.check_message(index, group, &message);
+        }
+        let message = codec::decode(&message).ok()?;
+        let statement = Statement::of(index, self.nodes.len(), &message)?;
+        let contradiction = self.said.check(index, group, &statement, &message);
+        contradiction.or_else(|| self.durable.check_statement(index, group, &statement))
+    }
+
     /// Faults stop, lies go on. Everybody answers and is equal again within a bound.
     fn calm(&mut self) {
         self.is_calm = true;
-        self.network.heal();
+        self.heal();
         self.set_clocks();
         for index in 0..self.nodes.len() {
             self.resume(index);

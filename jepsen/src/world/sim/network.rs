@@ -52,21 +52,28 @@ pub(super) fn index_of(node: NodeId) -> usize {
 pub(super) struct Network {
     /// Pairs of nodes of which the second does not hear the first, and which nemesis did that.
     pub(super) cut: BTreeMap<(usize, usize), Nemesis>,
+    /// Whether what is sent over them is kept until they heal, as a transport does that sends again, or lost.
+    pub(super) keeps: bool,
+    kept: Vec<Parcel>,
     last_arrival: BTreeMap<(u64, u64), u64>,
 }
 
-impl Network {
-    pub(super) fn heal(&mut self) {
-        self.cut.clear();
-    }
-}
-
 impl World {
+    /// All links carry again, and what was kept goes on its way.
+    pub(super) fn heal(&mut self) {
+        self.network.cut.clear();
+        let kept = std::mem::take(&mut self.network.kept);
+        kept.into_iter().for_each(|parcel| self.dispatch(parcel));
+    }
+
     /// A message leaves.
     pub(super) fn send(&mut self, parcel: Parcel) {
         if let Parcel::Peer { from, to, .. } = &parcel
             && let Some(nemesis) = self.network.cut.get(&(index_of(*from), index_of(*to))).copied()
         {
+            if self.network.keeps {
+                self.network.kept.push(parcel);
+            }
             return self.count(nemesis, 0, 1);
         }
         if self.strikes_now(Nemesis::Loss, 40) {

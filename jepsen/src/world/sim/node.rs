@@ -130,6 +130,7 @@ impl World {
         let node = &mut self.nodes[index];
         if self.plan.defect == Defect::Amnesia && node.life > 0 {
             node.disk = MemoryDisk::default();
+            self.durable.forget(index);
         }
         let (storage, recovery) = node.disk.open();
         node.life += 1;
@@ -164,6 +165,7 @@ impl World {
         }
         let lost = node.disk.pending().saturating_sub(kept);
         node.disk.crash(kept);
+        self.durable.follow(index, &node.disk);
         node.checks.clear();
         node.stalled.clear();
         node.is_paused = false;
@@ -214,16 +216,12 @@ impl World {
             return;
         }
         node.is_syncing = false;
-        let last = match self.plan.defect {
-            Defect::EarlyBarrier => {
-                let newest = node.disk.newest_pending();
-                while node.disk.pending() > EARLY_COMMITS {
-                    node.disk.flush_one();
-                }
-                newest
-            }
-            _ => std::iter::from_fn(|| node.disk.flush_one()).last(),
-        };
+        let left = if self.plan.defect == Defect::EarlyBarrier { EARLY_COMMITS } else { 0 };
+        let last = node.disk.newest_pending();
+        while node.disk.pending() > left {
+            node.disk.flush_one();
+            self.durable.follow(index, &node.disk);
+        }
         let writes = !std::mem::replace(&mut node.is_writing, true);
         let life = node.life;
         if writes {

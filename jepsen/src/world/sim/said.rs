@@ -4,18 +4,16 @@
 //! others, whatever made it forget: this holds over restarts, repairs and view changes (PBFT, OSDI 1999, sections 4.2 to 4.4).
 
 use std::collections::HashMap;
-use tetrachord::group::engine_message;
 use tetrachord::ring::GroupId;
-use tetrachord::wire::{self, PeerMessage};
 use tetrachord_consensus::pbft::Message;
-use tetrachord_consensus::pbft::message::NewViewBody;
+use tetrachord_consensus::pbft::message::{NewViewBody, body_digest};
 use tetrachord_consensus::{Digest, Epoch, ReplicaId, View, codec};
 
-/// A statement's place: who, in which group, of which kind, and two numbers.
-type Place = (usize, GroupId, Kind, u64, u64);
+/// The epoch of all groups here.
+const EPOCH: Epoch = Epoch(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Kind {
+pub(super) enum Kind {
     PrePrepare,
     Prepare,
     Commit,
@@ -24,24 +22,28 @@ enum Kind {
     NewView,
 }
 
-/// Remembers all of it.
-#[derive(Debug, Default)]
-pub(super) struct Said {
-    statements: HashMap<Place, [u8; 32]>,
-    /// New views that began with what was prepared before, counted once each.
-    pub(super) carried: u64,
+/// Something that a replica signed: its kind and two numbers are the place, for which only one thing may be said.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Statement {
+    pub(super) kind: Kind,
+    pub(super) first: u64,
+    pub(super) second: u64,
+    pub(super) said: [u8; 32],
 }
 
-impl Said {
-    /// A frame leaves an honest node of a cluster of so many. What is wrong with it, if it contradicts an earlier one.
-    pub(super) fn check(&mut self, index: usize, nodes: usize, body: &[u8]) -> Option<String> {
-        let PeerMessage::Group { group, body } = wire::decode(body).ok()? else { return None };
-        let message: Message = codec::decode(&engine_message(&body)?).ok()?;
-        let hash = |body: &[u8]| *blake3::hash(body).as_bytes();
-        // What others have signed is passed on now and then.
+impl std::fmt::Debug for Statement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} {} {}", self.kind, self.first, self.second)
+    }
+}
+
+impl Statement {
+    /// What a message of this replica, in a group of so many, states in its own name; what others have signed is passed on now and
+    /// then.
+    pub(super) fn of(index: usize, nodes: usize, message: &Message) -> Option<Self> {
         let is_own = |signer: ReplicaId| usize::from(signer.0) == index;
         let is_primary = |view: View| (EPOCH.0 + view.0) % nodes as u64 == index as u64;
-        let (kind, first, second, said) = match &message {
+        let (kind, first, second, said) = match message {
             Message::PrePrepare { vote, .. } if is_own(vote.signer) => {
                 (Kind::PrePrepare, vote.view.0, vote.slot.0, vote.digest.0)
             }
@@ -55,26 +57,51 @@ impl Said {
                 (Kind::Checkpoint, vote.slot.0, 0, vote.root.0)
             }
             Message::ViewChange(change) if is_own(change.signer) => {
-                (Kind::ViewChange, change.view.0, 0, hash(&change.body))
+                (Kind::ViewChange, change.view.0, 0, body_digest(&change.body).0)
             }
             Message::NewView(view) if is_primary(view.view) => {
-                (Kind::NewView, view.view.0, 0, hash(&view.body))
+                (Kind::NewView, view.view.0, 0, body_digest(&view.body).0)
             }
             _ => return None,
         };
-        let place = (index, group, kind, first, second);
-        if let Message::NewView(view) = &message
+        Some(Self { kind, first, second, said })
+    }
+
+    /// What must be durable before this is said. A proposal is accepted by who makes it.
+    pub(super) fn rests_on(mut self) -> Self {
+        if self.kind == Kind::PrePrepare {
+            self.kind = Kind::Prepare;
+        }
+        self
+    }
+}
+
+/// Remembers all of it.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    statements: HashMap<(usize, GroupId, Kind, u64, u64), [u8; 32]>,
+    /// New views that began with what was prepared before, counted once each.
+    pub(super) carried: u64,
+}
+
+impl Said {
+    /// An honest node says something. What is wrong with it, if it contradicts an earlier statement.
+    pub(super) fn check(
+        &mut self,
+        index: usize,
+        group: GroupId,
+        statement: &Statement,
+        message: &Message,
+    ) -> Option<String> {
+        let place = (index, group, statement.kind, statement.first, statement.second);
+        if let Message::NewView(view) = message
             && !self.statements.contains_key(&place)
         {
             let body = codec::decode::<NewViewBody>(&view.body).ok()?;
             let carries = body.proposals.iter().any(|(_, digest, _)| *digest != Digest::ZERO);
             self.carried += u64::from(carries);
         }
-        let known = *self.statements.entry(place).or_insert(said);
-        (known != said)
-            .then(|| format!("n{} says two things: {kind:?} {first} {second} of {group}", index + 1))
+        let known = *self.statements.entry(place).or_insert(statement.said);
+        (known != statement.said).then(|| format!("n{} says two things: {statement:?} of {group}", index + 1))
     }
 }
-
-/// The epoch of all groups here.
-const EPOCH: Epoch = Epoch(1);

@@ -1,0 +1,167 @@
+//! What every disk durably holds, held against what nodes say and what they apply. No node is asked: its records are read as it
+//! would read them after a crash.
+//!
+//! | invariant | source |
+//! |---|---|
+//! | a promise, an acknowledgement or a signed statement leaves when the disk holds what it rests on | persist before send |
+//! | who leads, to whom a quorum has durably promised (crash mode) | Paxos, phase 1 |
+//! | what any replica has applied, a quorum durably holds; what a leader has, accepted in its ballot or later (crash mode) | Paxos, phase 2 |
+//!
+//! They are stronger than that nothing is lost: they do not wait for the one crash that loses it.
+
+use super::invariant::News;
+use super::said::{Kind, Statement};
+use std::collections::{BTreeMap, HashSet};
+use tetrachord::ring::{GroupId, GroupPlace, NodeId};
+use tetrachord::storage::memory::MemoryDisk;
+use tetrachord_consensus::paxos::{Ballot, Message, Recovered};
+use tetrachord_consensus::pbft::Record;
+use tetrachord_consensus::pbft::message::{NewViewBody, body_digest};
+use tetrachord_consensus::{Slot, codec};
+
+/// What one disk holds, record by record.
+#[derive(Debug, Default)]
+struct Disk {
+    read: usize,
+    replacements: u64,
+    logs: BTreeMap<GroupId, Recovered>,
+    /// In Byzantine mode, all that was ever written down: what is signed once may be said again for ever.
+    written: HashSet<(GroupId, Statement)>,
+}
+
+/// Follows all disks.
+#[derive(Debug)]
+pub(super) struct Durable {
+    disks: Vec<Disk>,
+    is_signed: bool,
+}
+
+impl Durable {
+    pub(super) fn new(nodes: usize, is_signed: bool) -> Self {
+        Self { disks: (0..nodes).map(|_| Disk::default()).collect(), is_signed }
+    }
+
+    /// The disk of a node was replaced by an empty one.
+    pub(super) fn forget(&mut self, index: usize) {
+        self.disks[index] = Disk::default();
+    }
+
+    /// A signed statement leaves a node. What is wrong with that, if anything.
+    pub(super) fn check_statement(
+        &self,
+        index: usize,
+        group: GroupId,
+        statement: &Statement,
+    ) -> Option<String> {
+        let rests_on = statement.rests_on();
+        let holds = self.disks[index].written.contains(&(group, rests_on));
+        (!holds).then(|| format!("n{} signs {statement:?} of {group} before its disk holds it", index + 1))
+    }
+
+    /// A message of Multi-Paxos leaves a node. What is wrong with that, if anything.
+    pub(super) fn check_message(&self, index: usize, group: GroupId, message: &Message) -> Option<String> {
+        if !matches!(message, Message::Promise { .. } | Message::Accepted { .. }) {
+            return None;
+        }
+        let nothing = Recovered::default();
+        let held = self.disks[index].logs.get(&group).unwrap_or(&nothing);
+        let (is_held, what) = match message {
+            Message::Promise { ballot, view } => {
+                (held.promised >= *ballot && held.accepted >= view.accepted, format!("promises {ballot}"))
+            }
+            Message::Accepted { ballot, durable } => {
+                // In a later ballot its log may have become shorter, but not shorter than what was decided.
+                let is_there = held.accepted > *ballot || held.log.last().slot >= *durable;
+                (held.accepted >= *ballot && is_there, format!("acknowledges slot {durable} in {ballot}"))
+            }
+            _ => return None,
+        };
+        (!is_held).then(|| format!("n{} {what} of {group} before its disk holds it", index + 1))
+    }
+
+    /// A replica of this group says something new. What is wrong with that, if anything.
+    pub(super) fn check_news(&self, index: usize, place: &GroupPlace, news: &News) -> Option<String> {
+        if self.is_signed {
+            return None;
+        }
+        let held_by = |node: &NodeId| self.disks[super::network::index_of(*node)].logs.get(&place.id);
+        let ballot_of = |text: &String| {
+            let promised = self.disks[index].logs.get(&place.id)?.promised;
+            (promised.to_string() == *text).then_some(promised)
+        };
+        let quorum = |holds: &dyn Fn(&Recovered) -> bool| {
+            let holders: Vec<NodeId> =
+                place.nodes.iter().filter(|node| held_by(node).is_some_and(holds)).copied().collect();
+            (holders.len() <= place.nodes.len() / 2)
+                .then(|| format!("durable at {holders:?} of {:?} alone", place.nodes))
+        };
+        match news {
+            News::Leads { ballot } => {
+                let Some(promised) = ballot_of(ballot) else {
+                    return Some(format!(
+                        "n{} leads {} in {ballot}, and has promised another",
+                        index + 1,
+                        place.id
+                    ));
+                };
+                let missing = quorum(&|held| held.promised >= promised)?;
+                Some(format!("n{} leads {} in {ballot}, promises {missing}", index + 1, place.id))
+            }
+            News::Applied { slot: 0, .. } => None,
+            News::Applied { slot, chain, leads_in } => {
+                let ballot = leads_in.as_ref().and_then(ballot_of).unwrap_or(Ballot::ZERO);
+                let missing = quorum(&|held| {
+                    let is_behind_base = held.log.base().slot.0 >= *slot;
+                    let at = held.log.position(Slot(*slot));
+                    held.accepted >= ballot && (is_behind_base || at.is_some_and(|at| at.chain.0 == *chain))
+                })?;
+                Some(format!("slot {slot} of {} is applied at n{}, {missing}", place.id, index + 1))
+            }
+        }
+    }
+
+    /// Reads what has come to a disk. To be told of every commit: what is written down may be replaced by the next one.
+    pub(super) fn follow(&mut self, index: usize, disk: &MemoryDisk) {
+        let followed = &mut self.disks[index];
+        let (mut records, replacements) = disk.durable_log_from(followed.read);
+        if replacements != followed.replacements {
+            (followed.read, followed.replacements) = (0, replacements);
+            followed.logs.clear();
+            records = disk.durable_log_from(0).0;
+        }
+        for (group, record) in records {
+            if self.is_signed {
+                let record = codec::decode(&record).expect("what is durable can be read");
+                followed.written.extend(statements(&record).into_iter().map(|statement| (group, statement)));
+            } else {
+                let log = followed.logs.entry(group).or_default();
+                log.replay_one(followed.read, &record).expect("what is durable can be read");
+            }
+            followed.read += 1;
+        }
+    }
+}
+
+/// What may be said when this is durable.
+fn statements(record: &Record) -> Vec<Statement> {
+    let one = |kind, first, second, said| vec![Statement { kind, first, second, said }];
+    match record {
+        Record::Accepted { vote, .. } => one(Kind::Prepare, vote.view.0, vote.slot.0, vote.digest.0),
+        Record::Prepared(of) => one(Kind::Commit, of.view.0, of.slot.0, of.digest.0),
+        Record::Checkpoint(vote) => one(Kind::Checkpoint, vote.slot.0, 0, vote.root.0),
+        Record::Left(change) => one(Kind::ViewChange, change.view.0, 0, body_digest(&change.body).0),
+        Record::Entered(view) => {
+            let body = codec::decode::<NewViewBody>(&view.body).expect("a view that was entered was checked");
+            let mut all = one(Kind::NewView, view.view.0, 0, body_digest(&view.body).0);
+            let accepted = body.proposals.iter().map(|(slot, digest, _)| (slot.0, digest.0));
+            all.extend(accepted.map(|(slot, digest)| Statement {
+                kind: Kind::Prepare,
+                first: view.view.0,
+                second: slot,
+                said: digest,
+            }));
+            all
+        }
+        _ => Vec::new(),
+    }
+}
