@@ -470,6 +470,44 @@ fn a_candidate_that_lags_behind_a_compacted_log_lets_another_lead() {
 }
 
 #[test]
+fn a_candidate_that_is_given_a_snapshot_while_it_fetches_campaigns_anew() {
+    // One entry in a message: a log is fetched in many.
+    let mut cluster = led(3, Options { message_bytes: 1, ..options(Mutation::None) });
+    cluster.partition(&[2], &[0, 1]);
+    for number in 0..8 {
+        cluster.propose(0, &format!("v{number}")).unwrap();
+        cluster.settle();
+    }
+    // The leader's log no longer reaches back to replica 2, that of replica 1 does.
+    cluster.checkpoint(0, 0);
+    cluster.settle();
+    cluster.is_slow = true;
+    cluster.heal();
+    cluster.run(200);
+    assert_eq!(cluster.transfers.len(), 1, "a snapshot is on its way to replica 2");
+    inject(&mut cluster, 0, 2, &Message::TransferLeader { ballot: ballot(1, 0) });
+    cluster.partition(&[0], &[1, 2]);
+    let is_chunk = |envelope: &Envelope| describe(&envelope.message).starts_with("LogChunk");
+    let mut chunks = 0;
+    while chunks < 3 {
+        (0..3).for_each(|index| cluster.persist_all(index));
+        assert!(!cluster.network.is_empty(), "the candidate asks for the log, piece by piece");
+        chunks += usize::from(is_chunk(&cluster.network[0]));
+        cluster.deliver(0);
+    }
+    assert!(matches!(cluster.replica(2).role(), Role::Candidate(_)));
+    cluster.heal();
+    cluster.finish_transfer(0);
+    cluster.run(1_500);
+    assert_eq!(cluster.snapshots, 1, "it came while the log was fetched");
+    assert!(cluster.violations.is_empty(), "{:?}", cluster.violations);
+    assert_eq!(cluster.leader(), Some(2));
+    cluster.propose(2, "later").unwrap();
+    cluster.run(200);
+    assert_eq!(cluster.nodes[1].applied, cluster.nodes[2].applied);
+}
+
+#[test]
 fn what_is_not_from_a_member_or_not_a_message_is_ignored() {
     let mut cluster = led(3, options(Mutation::None));
     let before = cluster.replica(1).clone();

@@ -326,6 +326,10 @@ impl Replica {
         self.decided = self.decided.max(base.slot);
         self.staging = None;
         assert!(self.decided >= base.slot, "a snapshot holds only decided slots");
+        if matches!(self.role, Role::Candidate(_)) {
+            // What it said of its own log when it began, and what it fetches behind it, is of a log that is gone.
+            self.campaign();
+        }
     }
 
     fn on_compact(&mut self, slot: Slot, retain_bytes: usize) {

@@ -66,6 +66,14 @@ impl Node {
     }
 }
 
+/// A state on its way to a replica.
+#[derive(Clone)]
+pub(crate) struct Transfer {
+    from: usize,
+    to: usize,
+    state: Vec<Decided>,
+}
+
 /// What a watcher from outside found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Violation(pub(crate) String);
@@ -81,6 +89,9 @@ pub(crate) struct Cluster {
     pub(crate) acknowledged: Slot,
     pub(crate) reads_served: usize,
     pub(crate) snapshots: usize,
+    /// Whether snapshots take their time, until [`Self::finish_transfer`].
+    pub(crate) is_slow: bool,
+    pub(crate) transfers: Vec<Transfer>,
     pub(crate) persists: usize,
     pub(crate) cut: BTreeSet<(u8, u8)>,
     pub(crate) violations: Vec<Violation>,
@@ -106,6 +117,8 @@ impl Cluster {
             acknowledged: Slot::ZERO,
             reads_served: 0,
             snapshots: 0,
+            is_slow: false,
+            transfers: Vec::new(),
             persists: 0,
             cut: BTreeSet::new(),
             violations: Vec::new(),
@@ -144,6 +157,13 @@ impl Cluster {
 
     /// Ends a replica at once. Of the commits under way, the first `kept` reach the disk.
     pub(crate) fn crash(&mut self, index: usize, kept: usize) {
+        let of_node = |transfer: &Transfer| transfer.from == index || transfer.to == index;
+        let (ended, others) = std::mem::take(&mut self.transfers).into_iter().partition(of_node);
+        self.transfers = others;
+        for Transfer { from, to, .. } in ended {
+            // Who gave it gives it up, sooner or later.
+            self.step(from, Event::SnapshotEnded { to: ReplicaId(to as u8) });
+        }
         let node = &mut self.nodes[index];
         node.replica = None;
         let kept: Vec<Bytes> = node.pending.drain(..).take(kept).flat_map(|(records, _)| records).collect();
@@ -311,9 +331,18 @@ impl Cluster {
         node.applied.last().map(|decided| decided.base.slot)
     }
 
-    /// Copies the state machine of one replica to another, as a snapshot transfer would.
+    /// The state machine of one replica is on its way to another, as in a snapshot transfer.
     fn transfer(&mut self, from: usize, to: usize) {
         let state = self.nodes[from].applied.clone();
+        self.transfers.push(Transfer { from, to, state });
+        if !self.is_slow {
+            self.finish_transfer(self.transfers.len() - 1);
+        }
+    }
+
+    /// A state that was on its way is there.
+    pub(crate) fn finish_transfer(&mut self, position: usize) {
+        let Transfer { from, to, state } = self.transfers.remove(position);
         let node = &mut self.nodes[to];
         if node.replica.is_some()
             && state.len() > node.applied.len()

@@ -60,6 +60,7 @@ pub(crate) fn run(seed: u64, mutation: Mutation, steps: usize) -> (Vec<Violation
         (n, _) => Quorums::majority(n).unwrap(),
     };
     let mut cluster = Cluster::with_quorums(quorums, options);
+    cluster.is_slow = random.chance(50);
     let mut crashes = 0;
     for step in 0..steps {
         disturb(&mut cluster, &weather, &mut random, step, &mut crashes);
@@ -130,6 +131,10 @@ fn disturb(cluster: &mut Cluster, weather: &Weather, random: &mut Random, step: 
             cluster.read(at);
         }
     }
+    if !cluster.transfers.is_empty() && random.chance(5) {
+        let position = random.below(cluster.transfers.len());
+        cluster.finish_transfer(position);
+    }
     for _ in 0..random.below(4) {
         move_message(cluster, weather, random);
     }
@@ -166,6 +171,10 @@ fn move_message(cluster: &mut Cluster, weather: &Weather, random: &mut Random) {
 /// Faults stop: the cluster must elect a leader, decide, serve reads and agree.
 fn calm(cluster: &mut Cluster) {
     cluster.heal();
+    cluster.is_slow = false;
+    while !cluster.transfers.is_empty() {
+        cluster.finish_transfer(0);
+    }
     for index in 0..cluster.nodes.len() {
         if !cluster.is_up(index) {
             cluster.start(index);
