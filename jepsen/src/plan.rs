@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use std::collections::BTreeSet;
 use std::fmt;
 use tetrachord_consensus::Mutation;
+use tetrachord_consensus::pbft::Window;
 
 /// Crash or Byzantine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -79,6 +80,14 @@ pub struct Plan {
     pub retain_bytes: usize,
     /// Bytes of written state that are kept in memory.
     pub overlay_bytes_max: usize,
+    /// Bytes of entries in one message.
+    pub message_bytes: usize,
+    /// Entries that a leader sends to a replica ahead of its acknowledgements.
+    pub window_entries: usize,
+    /// Byzantine mode: how often there are checkpoints, and how far agreement runs ahead.
+    pub window: Window,
+    /// Byzantine mode: what waits for so long costs a primary its view, in milliseconds.
+    pub request_millis: u64,
     /// A deliberate defect, in tests of the tests.
     pub mutation: Mutation,
     /// The same, of what is around the nodes.
@@ -98,7 +107,7 @@ impl Plan {
         let mut random = Random::new(seed ^ 0x6a65_7073_656e);
         let drawn = if random.below(5) == 0 { Mode::Byzantine } else { Mode::Crash };
         let mode = mode.unwrap_or(drawn);
-        let is_possible = |nemesis: &Nemesis| mode == Mode::Byzantine || !nemesis.is_byzantine();
+        let is_possible = |nemesis: &Nemesis| mode == Mode::Byzantine || !nemesis.needs_byzantine(Kind::Sim);
         let nemeses = Nemesis::of(Kind::Sim).filter(is_possible).filter(|_| random.coin()).collect();
         let (nodes, replicas) = match mode {
             Mode::Byzantine => [(4, 4), (4, 4), (4, 4), (7, 7)][random.index(4)],
@@ -124,6 +133,14 @@ impl Plan {
             log_bytes_max: [15_000, 60_000, 400_000][random.index(3)],
             retain_bytes: [1_000, 4_000, 40_000][random.index(3)],
             overlay_bytes_max: [600, 20_000, 1 << 20][random.index(3)],
+            message_bytes: [300, 4_000, 256 << 10][random.index(3)],
+            window_entries: [3, 32, 1024][random.index(3)],
+            window: [
+                Window { interval: 8, length: 32 },
+                Window { interval: 4, length: 8 },
+                Window::default(),
+            ][random.index(3)],
+            request_millis: [400, 400, 1_000][random.index(3)],
             mutation: Mutation::None,
             defect: Defect::None,
         }
@@ -133,6 +150,19 @@ impl Plan {
     #[must_use]
     pub fn has(&self, nemesis: Nemesis) -> bool {
         self.nemeses.contains(&nemesis)
+    }
+
+    /// The place of a node that seeds choose evenly.
+    #[must_use]
+    pub fn unlucky(&self, number: usize) -> usize {
+        usize::try_from(self.seed.wrapping_add(number as u64) % self.nodes as u64).expect("few nodes")
+    }
+
+    /// The place of one of the nodes that may lie, forget, or be wrong about their state: the same ones in the whole run.
+    #[must_use]
+    pub fn faulty(&self, number: usize) -> usize {
+        // The first primary is among those that lie.
+        if self.has(Nemesis::Lies) { number + 1 } else { self.unlucky(number) }
     }
 
     /// How many nodes may lie, or be wrong about their state, at a time.

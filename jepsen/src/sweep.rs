@@ -4,7 +4,7 @@ use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
 use crate::world::Kind;
 use crate::world::sim::{self, Outcome};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What many runs came to.
 #[derive(Clone, Debug, Default)]
@@ -21,32 +21,47 @@ pub struct Totals {
     pub unknown: usize,
     /// Events.
     pub events: u64,
+    /// The longest, in crash and in Byzantine mode, until all was well again after faults had stopped, in virtual microseconds.
+    pub calm_micros: (u64, u64),
+    /// Pairs of nemeses that both changed something in one run.
+    pub pairs: BTreeSet<(Nemesis, Nemesis)>,
     /// How often each nemesis struck, and what it changed.
     pub strikes: BTreeMap<Nemesis, (u64, u64)>,
     /// Interesting things that happened.
     pub reached: BTreeMap<&'static str, u64>,
 }
 
-/// What must have happened somewhere in many runs; else they were too tame.
-pub const INTERESTING: [&str; 10] = [
-    "a leader was elected",
-    "a leader went on with several entries that may have been decided",
-    "a log was cut back",
-    "a new view carried over what was prepared",
-    "a view had to be skipped",
-    "a damaged state was noticed",
-    "a whole state was put in place",
-    "a damaged state was repaired",
-    "a view was entered behind the first",
-    "a crash lost what was not synced",
+/// What must have happened somewhere in many runs, of this mode or of any; else they were too tame.
+pub const INTERESTING: [(Option<Mode>, &str); 12] = [
+    (None, "a crash lost what was not synced"),
+    (None, "a whole state was put in place"),
+    (None, "links that healed delivered what they had kept"),
+    (Some(Mode::Crash), "a leader was elected"),
+    (Some(Mode::Crash), "a leader went on with several entries that may have been decided"),
+    (Some(Mode::Crash), "a log was cut back"),
+    (Some(Mode::Byzantine), "a new view carried over what was prepared"),
+    (Some(Mode::Byzantine), "a view had to be skipped"),
+    (Some(Mode::Byzantine), "a view was entered behind the first"),
+    (Some(Mode::Byzantine), "a damaged state was noticed"),
+    (Some(Mode::Byzantine), "a damaged state was repaired"),
+    (Some(Mode::Byzantine), "a node that had lost its disk caught up"),
 ];
 
 impl Totals {
     /// Adds a run.
     pub fn add(&mut self, plan: &Plan, outcome: &Outcome) {
+        let struck =
+            || outcome.strikes.iter().filter(|(_, (_, effects))| *effects > 0).map(|(nemesis, _)| *nemesis);
+        let is_byzantine = plan.mode == Mode::Byzantine;
+        let calm = outcome.calm_micros;
         self.merge(&Self {
+            calm_micros: if is_byzantine { (0, calm) } else { (calm, 0) },
+            pairs: struck()
+                .flat_map(|one| struck().map(move |other| (one, other)))
+                .filter(|(one, other)| one < other)
+                .collect(),
             seeds: 1,
-            byzantine: u64::from(plan.mode == Mode::Byzantine),
+            byzantine: u64::from(is_byzantine),
             micros: outcome.micros,
             operations: outcome.operations,
             unknown: outcome.unknown,
@@ -64,6 +79,9 @@ impl Totals {
         self.operations += other.operations;
         self.unknown += other.unknown;
         self.events += other.events;
+        self.calm_micros.0 = self.calm_micros.0.max(other.calm_micros.0);
+        self.calm_micros.1 = self.calm_micros.1.max(other.calm_micros.1);
+        self.pairs.extend(&other.pairs);
         for (nemesis, (strikes, effects)) in &other.strikes {
             let counted = self.strikes.entry(*nemesis).or_default();
             *counted = (counted.0 + strikes, counted.1 + effects);
@@ -78,11 +96,35 @@ impl Totals {
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
         let idle = |nemesis: &Nemesis| self.strikes.get(nemesis).is_none_or(|(_, effects)| *effects == 0);
-        let idle = Nemesis::of(Kind::Sim).filter(idle).map(|nemesis| {
+        let possible = Nemesis::of(Kind::Sim).filter(|nemesis| self.can_strike(*nemesis));
+        let idle = possible.filter(idle).map(|nemesis| {
             format!("{} had no effect ({})", nemesis.name(), nemesis.effect(Kind::Sim).unwrap_or_default())
         });
-        let never = INTERESTING.into_iter().filter(|what| !self.reached.contains_key(what));
-        idle.chain(never.map(|what| format!("it never happened that {what}"))).collect()
+        let apart = self.possible_pairs().into_iter().filter(|pair| !self.pairs.contains(pair));
+        let apart =
+            apart.map(|(one, other)| format!("{} and {} never worked together", one.name(), other.name()));
+        let wanted = INTERESTING.into_iter().filter(|(mode, _)| mode.is_none_or(|mode| self.has(mode)));
+        let never = wanted.filter(|(_, what)| !self.reached.contains_key(what));
+        idle.chain(apart).chain(never.map(|(_, what)| format!("it never happened that {what}"))).collect()
+    }
+
+    fn has(&self, mode: Mode) -> bool {
+        match mode {
+            Mode::Crash => self.byzantine < self.seeds,
+            Mode::Byzantine => self.byzantine > 0,
+        }
+    }
+
+    fn can_strike(&self, nemesis: Nemesis) -> bool {
+        self.has(Mode::Byzantine) || !nemesis.needs_byzantine(Kind::Sim)
+    }
+
+    /// Pairs of nemeses that one of these runs can have. Rot is a fault of honest nodes, so it comes without lies.
+    #[must_use]
+    pub fn possible_pairs(&self) -> Vec<(Nemesis, Nemesis)> {
+        let all = || Nemesis::of(Kind::Sim).filter(|nemesis| self.can_strike(*nemesis));
+        let pairs = all().flat_map(|one| all().map(move |other| (one, other)));
+        pairs.filter(|pair| pair.0 < pair.1 && *pair != (Nemesis::Rot, Nemesis::Lies)).collect()
     }
 }
 

@@ -154,6 +154,16 @@ fn print_totals(totals: &Totals, cpu_seconds: f64) {
         totals.events
     );
     println!("{} operations judged, {} of them unknown", totals.operations, totals.unknown);
+    println!(
+        "slowest return to full service after faults stopped: {:.1} virtual seconds in crash mode, {:.1} in Byzantine mode",
+        totals.calm_micros.0 as f64 / 1e6,
+        totals.calm_micros.1 as f64 / 1e6
+    );
+    println!(
+        "{} of {} pairs of nemeses worked together in a run",
+        totals.pairs.len(),
+        totals.possible_pairs().len()
+    );
     println!("nemesis            strikes    effect");
     for (nemesis, (strikes, effects)) in &totals.strikes {
         println!(

@@ -97,9 +97,10 @@ const REGISTER: [Entry; 19] = [
     entry(Nemesis::Rot, "rot", "a node's state is changed behind its back (Byzantine mode)",
         Some("rows changed"), Some("damages that a node noticed")),
     entry(Nemesis::Lies, "lies", "f nodes lie in every way (Byzantine mode)", Some("lies told"), Some("lies told")),
-    entry(Nemesis::DiskFull, "disk-full", "a disk has no room, or almost none", None, Some("disks that took no more")),
-    entry(Nemesis::WipedDisk, "wiped-disk", "a node finds an empty disk, must refuse to vote, and gets its own back", None,
-        Some("nodes that refused")),
+    entry(Nemesis::DiskFull, "disk-full", "a disk has no room, or almost none",
+        Some("writes refused for want of room"), Some("disks that took no more")),
+    entry(Nemesis::WipedDisk, "wiped-disk", "a node finds an empty disk; a real one must refuse to vote, and gets its own back",
+        Some("nodes that began anew"), Some("nodes that refused")),
 ];
 
 impl Nemesis {
@@ -154,6 +155,13 @@ impl Nemesis {
     #[must_use]
     pub fn is_byzantine(self) -> bool {
         matches!(self, Self::Rot | Self::Lies)
+    }
+
+    /// Whether in this world only Byzantine mode survives it. A simulated node that finds an empty disk does not refuse to run: it
+    /// has no witness.
+    #[must_use]
+    pub fn needs_byzantine(self, world: World) -> bool {
+        self.is_byzantine() || (self == Self::WipedDisk && world == World::Sim)
     }
 
     /// Whether some nodes do not hear others.

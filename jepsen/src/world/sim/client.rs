@@ -7,6 +7,7 @@
 use super::network::{Parcel, index_of};
 use super::node::{CLIENT_SECRETS, CLUSTER, EPOCH_MICROS, secret};
 use super::{Event, World};
+use crate::nemesis::Nemesis;
 use crate::plan::{Defect, Mode, Plan};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -251,6 +252,9 @@ impl World {
             }
             Answer::Reply { reply, .. } if open.ids.contains(&answer.id) => Some(reply),
             Answer::Value { found, .. } if open.ids.contains(&answer.id) => Some(Reply::Value { found }),
+            Answer::Unavailable { .. } if self.nodes[index_of(from)].is_short => {
+                return self.count(Nemesis::DiskFull, 0, 1);
+            }
             // Not here, not now: it asks again after a while.
             _ => None,
         };

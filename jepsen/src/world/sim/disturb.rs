@@ -4,9 +4,10 @@ use super::{Event, World};
 use crate::nemesis::{Nemesis, partition};
 use crate::plan::Mode;
 use tetrachord::node::core::NodeCore;
+use tetrachord::storage::memory::MemoryDisk;
 
 /// Kinds of faults that strike at a moment; the others are at work all the time.
-const STRIKES: [Nemesis; 10] = [
+const STRIKES: [Nemesis; 12] = [
     Nemesis::Kill,
     Nemesis::PowerCut,
     Nemesis::Pause,
@@ -17,6 +18,8 @@ const STRIKES: [Nemesis; 10] = [
     Nemesis::OneWay,
     Nemesis::ClockJump,
     Nemesis::Rot,
+    Nemesis::DiskFull,
+    Nemesis::WipedDisk,
 ];
 
 impl World {
@@ -46,6 +49,11 @@ impl World {
                 self.start(index);
             }
         }
+        for index in 0..self.nodes.len() {
+            if self.nodes[index].is_short && self.random.per_mille(300) {
+                self.empty_disk(index);
+            }
+        }
         if !self.network.cut.is_empty() && self.random.per_mille(500) {
             self.trace.note(|| "links heal".to_string());
             self.heal();
@@ -72,13 +80,19 @@ impl World {
                 // In Byzantine mode a wrong clock is a fault like any other: no more than f nodes ever have one. If more had,
                 // ordered time could come to lie an hour ahead, and every request would be void until then.
                 let victim = match self.plan.mode {
-                    Mode::Byzantine => usize::try_from(self.plan.seed % count as u64).expect("few nodes"),
+                    Mode::Byzantine => self.plan.unlucky(0),
                     Mode::Crash => victim,
                 };
                 self.nodes[victim].wall_offset = micros;
                 self.count(nemesis, 1, 1);
             }
             Nemesis::Rot => self.rot(),
+            Nemesis::DiskFull => {
+                self.count(nemesis, 1, 0);
+                self.nodes[victim].is_short = true;
+                self.tell_room(victim);
+            }
+            Nemesis::WipedDisk => self.wipe(),
             partition => self.cut(partition),
         }
     }
@@ -133,15 +147,31 @@ impl World {
         self.network.cut = cut.into_iter().map(|pair| (pair, nemesis)).collect();
     }
 
+    /// A disk has room again.
+    pub(super) fn empty_disk(&mut self, index: usize) {
+        if std::mem::take(&mut self.nodes[index].is_short) {
+            self.trace.note(|| format!("the disk of n{} has room again", index + 1));
+            self.tell_room(index);
+        }
+    }
+
+    /// One of the faulty nodes ends, and finds an empty disk when it comes back.
+    fn wipe(&mut self) {
+        let victim = self.plan.faulty(self.random.index(self.plan.liars()));
+        self.crash(victim, 0);
+        self.nodes[victim].disk = MemoryDisk::default();
+        self.nodes[victim].is_forgetful = true;
+        self.durable.forget(victim);
+        self.count(Nemesis::WipedDisk, 1, 1);
+    }
+
     /// Changes a row of a node's state. The same `f` nodes suffer it in the whole run: damage that is not found yet counts as
     /// well, and so do the roots that a node signed before its repair.
     fn rot(&mut self) {
-        let count = self.nodes.len() as u64;
-        let place = self.plan.seed.wrapping_add(self.random.index(self.plan.liars()) as u64) % count;
-        let victim = usize::try_from(place).expect("few nodes");
         if self.plan.has(Nemesis::Lies) {
             return;
         }
+        let victim = self.plan.faulty(self.random.index(self.plan.liars()));
         let node = &self.nodes[victim];
         let is_told = |core: &NodeCore| core.groups().any(|group| group.damage().is_some());
         let rows = node.disk.rows(b"d");

@@ -10,6 +10,7 @@
 mod client;
 mod disturb;
 mod durable;
+mod end;
 mod invariant;
 mod network;
 mod node;
@@ -25,26 +26,19 @@ use invariant::{Invariants, REPAIRED};
 use network::{Network, Parcel};
 use node::Node;
 use said::{Said, Statement};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use tetrachord::gateway::ConnectionId;
 use tetrachord::group::engine_message;
 use tetrachord::node::core::{NodeEffect, NodeEvent};
 use tetrachord::ring::{GroupId, NodeId, RingMap};
 use tetrachord::wire::{self, PeerMessage};
-use tetrachord_checker::{History, Limits, Operation, Verdict, check};
+use tetrachord_checker::Operation;
 use tetrachord_consensus::codec;
 use tetrachord_consensus::pbft::{Lie, Verifier};
 use trace::Trace;
 
 /// Clocks tick this often, in microseconds.
 const TICK_MICROS: u64 = 10_000;
-
-/// Once faults stop, the nodes must answer and be equal within so many virtual milliseconds. Replicas that have lost their
-/// patience with many primaries in a row wait for up to a minute for the next one.
-const CALM_MILLIS: u64 = 240_000;
-
-/// How long the judge searches; histories here are short.
-const JUDGE: Limits = Limits { configurations: 1_000_000 };
 
 /// Everything that can happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +62,8 @@ pub struct Outcome {
     pub violation: Option<String>,
     /// Virtual microseconds.
     pub micros: u64,
+    /// Of these, until all was well again after faults had stopped.
+    pub calm_micros: u64,
     /// Operations that were answered, and those of which nobody knows.
     pub operations: usize,
     /// Operations of which nobody knows what became.
@@ -99,6 +95,7 @@ pub(crate) struct World {
     history: Vec<Operation>,
     last_process: u64,
     is_calm: bool,
+    calm_micros: u64,
     invariants: Invariants,
     said: Said,
     durable: Durable,
@@ -134,6 +131,7 @@ impl World {
             history: Vec::new(),
             last_process: 0,
             is_calm: false,
+            calm_micros: 0,
             invariants: Invariants::default(),
             said: Said::default(),
             durable: Durable::new(plan.nodes, plan.mode == Mode::Byzantine),
@@ -218,7 +216,7 @@ impl World {
     /// A node is told something, and what it wants done is done.
     fn step(&mut self, index: usize, event: NodeEvent) {
         let node = &mut self.nodes[index];
-        let is_wrong = node.lies || node.is_rotten;
+        let is_wrong = node.is_excused() || node.is_rotten;
         let Some(core) = node.core.as_mut() else { return };
         let before = self.trace.wants_lines().then(|| invariant::applied(core));
         core.step(event);
@@ -254,7 +252,7 @@ impl World {
         let from = NodeId(u32::try_from(index).expect("few nodes") + 1);
         match effect {
             NodeEffect::Send { to, class, frame } => {
-                if !self.nodes[index].lies
+                if !self.nodes[index].is_excused()
                     && let Some(wrong) = self.listen(index, &frame[4..])
                 {
                     self.violate(|| wrong);
@@ -278,9 +276,9 @@ impl World {
                     self.after(micros, Event::Checked { node: index, life });
                 }
             }
-            NodeEffect::Stop { reason } if self.nodes[index].lies => {
-                // A liar may trip over its own lies.
-                self.trace.note(|| format!("{from}, which lies, stops: {reason}"));
+            NodeEffect::Stop { reason } if self.nodes[index].is_excused() => {
+                // A liar may trip over its own lies, and one that forgot over what it said.
+                self.trace.note(|| format!("{from}, which is one of the faulty, stops: {reason}"));
                 self.crash(index, 0);
             }
             NodeEffect::Stop { reason } => self.violate(|| format!("{from} stops: {reason}")),
@@ -301,84 +299,6 @@ impl World {
         contradiction.or_else(|| self.durable.check_statement(index, group, &statement))
     }
 
-    /// Faults stop, lies go on. Everybody answers and is equal again within a bound.
-    fn calm(&mut self) {
-        self.is_calm = true;
-        self.heal();
-        self.set_clocks();
-        for index in 0..self.nodes.len() {
-            self.resume(index);
-            if self.nodes[index].core.is_none() {
-                self.start(index);
-            }
-        }
-        let answered: Vec<u64> = self.clients.iter().map(|client| client.answered).collect();
-        let end = self.now + CALM_MILLIS * 1_000;
-        let mut is_well = false;
-        while !is_well && self.now < end && self.violation.is_none() {
-            let slice = self.now + 200_000;
-            self.run_until(slice);
-            let mut clients = self.clients.iter().zip(&answered);
-            is_well = clients.all(|(client, before)| client.answered >= before + 3);
-        }
-        if !is_well {
-            let states = self.describe();
-            self.violate(|| format!("the cluster does not come back after faults stopped\n{states}"));
-        }
-        self.clients.iter_mut().for_each(|client| client.is_done = true);
-        while self.violation.is_none() && self.now < end {
-            let slice = self.now + 200_000;
-            self.run_until(slice);
-            if self.is_even() {
-                return;
-            }
-        }
-        if self.violation.is_none() {
-            let states = self.describe();
-            self.violate(|| format!("honest nodes do not become equal after faults stopped\n{states}"));
-        }
-    }
-
-    /// Whether nobody waits any more, and all honest replicas of each group have applied the same.
-    fn is_even(&self) -> bool {
-        let mut applied: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
-        for core in self.nodes.iter().filter(|node| !node.lies).filter_map(|node| node.core.as_ref()) {
-            for group in core.groups() {
-                applied.entry(group.place().id.0).or_default().insert(group.machine().applied().slot);
-            }
-        }
-        self.clients.iter().all(Client::is_idle) && applied.values().all(|slots| slots.len() == 1)
-    }
-
-    fn describe(&self) -> String {
-        let describe = |node: &Node| match &node.core {
-            Some(core) => format!("lies={} {:?}\n", node.lies, core.status().groups),
-            None => "down\n".to_string(),
-        };
-        self.nodes.iter().map(describe).collect()
-    }
-
-    /// What clients saw must have an explanation.
-    fn judge(&mut self) {
-        let open: Vec<Operation> = self.clients.iter_mut().filter_map(Client::give_up).collect();
-        self.history.extend(open);
-        if self.violation.is_some() {
-            return;
-        }
-        let history = History { operations: std::mem::take(&mut self.history), failed: 0 };
-        let judgement = check(&history, JUDGE);
-        match judgement.verdict {
-            Verdict::Violation { key } => {
-                let example = tetrachord_checker::counterexample::find(&history, &key);
-                let why = example.map(|example| example.explanation).unwrap_or_default();
-                self.violate(|| format!("not linearizable: {why}"));
-            }
-            Verdict::Linearizable => {}
-            Verdict::Undecided { .. } => self.reach("a history that was too hard to judge"),
-        }
-        self.history = history.operations;
-    }
-
     fn outcome(mut self) -> Outcome {
         (0..self.nodes.len()).for_each(|index| self.count_lies(index));
         if self.said.carried > 0 {
@@ -388,6 +308,7 @@ impl World {
         Outcome {
             violation: self.violation,
             micros: self.now,
+            calm_micros: self.calm_micros,
             operations: self.history.len(),
             unknown: self.history.iter().filter(|operation| operation.end.is_none()).count(),
             strikes: self.strikes,

@@ -63,6 +63,9 @@ impl World {
     pub(super) fn heal(&mut self) {
         self.network.cut.clear();
         let kept = std::mem::take(&mut self.network.kept);
+        if !kept.is_empty() {
+            self.reach("links that healed delivered what they had kept");
+        }
         kept.into_iter().for_each(|parcel| self.dispatch(parcel));
     }
 

@@ -6,10 +6,11 @@ use crate::plan::{Defect, Mode, Plan};
 use std::collections::VecDeque;
 use tetrachord::group::{Byzantine, Settings};
 use tetrachord::limits::Limits;
-use tetrachord::node::core::{NodeCore, NodeEvent, NodeSettings};
+use tetrachord::node::core::{NodeCore, NodeEvent, NodeSettings, Room};
 use tetrachord::ring::{GroupId, NodeId};
 use tetrachord::storage::memory::MemoryDisk;
-use tetrachord_consensus::pbft::{ClientSigner, Unverified, Window};
+use tetrachord::wire::ProcessStats;
+use tetrachord_consensus::pbft::{ClientSigner, Unverified};
 use tetrachord_consensus::{Options, Ticks, Timestamp};
 
 use super::network::Parcel;
@@ -34,6 +35,10 @@ pub(super) struct Node {
     /// Whether a row was changed and the state was not repaired since.
     pub(super) is_rotten: bool,
     pub(super) lie_turn: u64,
+    /// Whether its disk was replaced by an empty one, so that it may have forgotten what it said.
+    pub(super) is_forgetful: bool,
+    /// Whether its disk is almost full.
+    pub(super) is_short: bool,
     /// When this life began, and how many thousandths of real time its clock runs.
     started: u64,
     pub(super) rate_per_mille: u64,
@@ -72,6 +77,8 @@ impl Node {
             is_rotten: false,
             lies: plan.has(Nemesis::Lies) && (1..=plan.liars()).contains(&index),
             lie_turn: 0,
+            is_forgetful: false,
+            is_short: false,
             started: 0,
             rate_per_mille: 1_000,
             wall_offset: 0,
@@ -80,6 +87,11 @@ impl Node {
 
     pub(super) fn is(&self, life: u64) -> bool {
         self.core.is_some() && self.life == life
+    }
+
+    /// Whether it is one of the faulty, so that it may say anything.
+    pub(super) fn is_excused(&self) -> bool {
+        self.lies || self.is_forgetful
     }
 
     fn ticks(&self, now: u64) -> Ticks {
@@ -97,7 +109,8 @@ impl World {
         let options = Options {
             seed: self.random.next_number() >> 20,
             mutation: plan.mutation,
-            message_bytes: 4_000,
+            message_bytes: plan.message_bytes,
+            window_entries: plan.window_entries,
             ..Options::default()
         };
         let byzantine = (plan.mode == Mode::Byzantine).then(|| Byzantine {
@@ -105,8 +118,8 @@ impl World {
             secret: secret(index),
             nodes: (0..plan.nodes).map(|at| (NodeId(at as u32 + 1), public(at))).collect(),
             clients: (0..plan.clients).map(|at| public(CLIENT_SECRETS + at)).collect(),
-            request_millis: 400,
-            window: Window { interval: 8, length: 32 },
+            request_millis: plan.request_millis,
+            window: plan.window,
             scrub_millis: 3_000,
             chaos: self.nodes[index].lies.then_some(plan.seed ^ index as u64),
         });
@@ -132,6 +145,7 @@ impl World {
             node.disk = MemoryDisk::default();
             self.durable.forget(index);
         }
+        let is_short = node.is_short;
         let (storage, recovery) = node.disk.open();
         node.life += 1;
         node.started = self.now;
@@ -152,6 +166,9 @@ impl World {
         self.at(self.now, Event::Tick { node: index, life });
         if lies {
             self.lie_anew(index);
+        }
+        if is_short {
+            self.tell_room(index);
         }
         self.introduce_clients(index);
     }
@@ -184,6 +201,13 @@ impl World {
             self.look_at_logs(index);
         }
         self.after(TICK_MICROS, Event::Tick { node: index, life });
+    }
+
+    /// A node learns whether its disk has room.
+    pub(super) fn tell_room(&mut self, index: usize) {
+        let room =
+            if self.nodes[index].is_short { Room::Short { reserve_bytes: 1 << 20 } } else { Room::Enough };
+        self.step(index, NodeEvent::Process(ProcessStats::default(), room));
     }
 
     fn look_at_logs(&mut self, index: usize) {

@@ -2,7 +2,9 @@
 
 use super::Event;
 use super::network::Parcel;
-use tetrachord::wire::{self, AnswerFrame};
+use tetrachord::group::engine_message;
+use tetrachord::wire::{self, AnswerFrame, PeerMessage};
+use tetrachord_consensus::{codec, paxos, pbft};
 
 pub(super) struct Trace {
     hasher: blake3::Hasher,
@@ -67,14 +69,35 @@ impl Trace {
 fn describe(parcel: &Parcel) -> String {
     let hash = &blake3::hash(parcel.frame()).to_hex()[..8];
     let bytes = parcel.frame().len();
+    let body = parcel.frame().get(4..).unwrap_or_default();
     match parcel {
-        Parcel::Peer { from, to, class, .. } => format!("{from} -> {to} {class:?} {bytes} bytes {hash}"),
+        Parcel::Peer { from, to, class, .. } => {
+            format!("{from} -> {to} {class:?} {bytes} bytes {hash} {}", short(describe_peer(body)))
+        }
         Parcel::Request { to, client, .. } => format!("client {client} -> {to} {bytes} bytes {hash}"),
-        Parcel::Answer { from, client, frame } => {
-            let answer = wire::decode::<AnswerFrame>(frame.get(4..).unwrap_or_default());
-            let mut answer = answer.map_or("nonsense".to_string(), |answer| format!("{:?}", answer.answer));
-            answer.truncate(answer.char_indices().nth(160).map_or(answer.len(), |(at, _)| at));
-            format!("{from} -> client {client} {answer}")
+        Parcel::Answer { from, client, .. } => {
+            let answer = wire::decode::<AnswerFrame>(body);
+            let answer = answer.map_or("nonsense".to_string(), |answer| format!("{:?}", answer.answer));
+            format!("{from} -> client {client} {}", short(answer))
         }
     }
+}
+
+/// What nodes say to one another, as far as it is about ordering.
+fn describe_peer(body: &[u8]) -> String {
+    let Ok(PeerMessage::Group { group, body }) = wire::decode(body) else { return String::new() };
+    let Some(message) = engine_message(&body) else { return format!("{group} state") };
+    // A message of one protocol may be readable as one of the other; which one is spoken is the same in all of a run.
+    match (codec::decode::<paxos::Message>(&message), codec::decode::<pbft::Message>(&message)) {
+        (Ok(message), Err(_)) => format!("{group} {message:?}"),
+        (Err(_), Ok(message)) => format!("{group} {message:?}"),
+        (Ok(one), Ok(other)) => format!("{group} {one:?}, or {other:?}"),
+        (Err(_), Err(_)) => format!("{group} nonsense"),
+    }
+}
+
+/// A line stays a line.
+fn short(mut text: String) -> String {
+    text.truncate(text.char_indices().nth(160).map_or(text.len(), |(at, _)| at));
+    text
 }
