@@ -18,7 +18,7 @@ fn every_rule_that_is_switched_off_is_noticed() {
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
     for mutation in Mutation::PAXOS {
-        match caught_after(mutation, 4000) {
+        match caught_after(mutation, 10_000) {
             Some(seed) => println!("{mutation:?}: caught by seed {seed}"),
             None => missed.push(mutation),
         }

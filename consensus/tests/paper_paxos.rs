@@ -5,7 +5,7 @@ mod harness;
 
 use bytes::Bytes;
 use harness::{Cluster, Envelope, describe};
-use tetrachord_consensus::paxos::{Ballot, Message, Role};
+use tetrachord_consensus::paxos::{Ballot, Message, Reason, Role};
 use tetrachord_consensus::{
     Engine, Epoch, Event, Mutation, Options, Proposal, ProposeError, Quorums, ReplicaId, Slot, Ticks,
     Timestamp, codec,
@@ -201,6 +201,43 @@ fn a_gap_is_reported_and_filled() {
     cluster.propose(0, "next").unwrap();
     cluster.settle();
     assert_eq!(cluster.replica(1).status().last, Slot(3));
+}
+
+#[test]
+fn a_gap_is_filled_once_however_often_it_is_reported() {
+    // One entry in a message, so that many are in flight.
+    let mut cluster = led(3, Options { message_bytes: 1, ..options(Mutation::None) });
+    for number in 0..40 {
+        cluster.propose(0, &format!("v{number}")).unwrap();
+    }
+    let is_accept_to = |envelope: &Envelope, to: u8| {
+        envelope.to == ReplicaId(to) && describe(&envelope.message).starts_with("Accept ")
+    };
+    let first = cluster.network.iter().position(|envelope| is_accept_to(envelope, 2)).unwrap();
+    cluster.network.remove(first);
+    let before = cluster.network.len();
+    while let Some(next) = cluster.network.iter().position(|envelope| is_accept_to(envelope, 2)) {
+        cluster.deliver(next);
+    }
+    let is_gap = |words: &String| words.contains("GapAt(1)");
+    assert_eq!(
+        under_way(&cluster).iter().filter(|words| is_gap(words)).count(),
+        39,
+        "all others are refused"
+    );
+    let gap = |cluster: &Cluster| under_way(cluster).iter().position(is_gap);
+    while let Some(next) = gap(&cluster) {
+        cluster.deliver(next);
+    }
+    let again = cluster.network.iter().filter(|envelope| is_accept_to(envelope, 2)).count();
+    assert_eq!(again, 1, "of {before}: one message fills the gap, the others follow when it is acknowledged");
+    cluster.settle();
+    cluster.run(200);
+    assert_eq!(cluster.nodes[2].applied.len(), 41);
+    // A refusal that comes late, of what has long been acknowledged, is not believed.
+    let late = Message::Reject { ballot: ballot(1, 0), reason: Reason::GapAt(Slot(1)) };
+    inject(&mut cluster, 2, 0, &late);
+    assert_eq!(under_way(&cluster), Vec::<String>::new());
 }
 
 #[test]

@@ -42,6 +42,9 @@ pub struct Peer {
     pub contact: Option<Ticks>,
     /// The end of its log when the heartbeat of this round was sent to it: `(round, next)`.
     pub probe: (u64, Slot),
+    /// It has refused entries because those behind this slot had not come. While they are on their way again nothing else is: all
+    /// that was in flight will be refused too, and each refusal would cost another window.
+    gap: Option<Slot>,
     in_flight: VecDeque<(Slot, usize)>,
     in_flight_bytes: usize,
 }
@@ -53,6 +56,7 @@ impl Peer {
             durable: Slot::ZERO,
             contact: None,
             probe: (0, Slot::ZERO),
+            gap: None,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
         }
@@ -62,8 +66,28 @@ impl Peer {
     pub fn replicate_from(&mut self, next: Slot) {
         assert!(next > Slot::ZERO, "the first entry has slot 1");
         self.stage = Stage::Replicate { next };
+        self.gap = None;
         self.in_flight.clear();
         self.in_flight_bytes = 0;
+    }
+
+    /// Goes on behind `last`, where it says that its log ends, with one message. True if that is news: what it holds durably it
+    /// cannot lack, and what is on its way again need not be sent once more.
+    pub fn fill_gap(&mut self, last: Slot) -> bool {
+        let Stage::Replicate { next } = self.stage else { return false };
+        let is_known = self.gap.is_some_and(|gap| last >= gap);
+        let is_news = last < next.previous() && last >= self.durable && !is_known;
+        if is_news {
+            self.replicate_from(last.next());
+            self.gap = Some(last);
+        }
+        is_news
+    }
+
+    /// Whether something fills a gap, so that nothing is sent behind it.
+    #[must_use]
+    pub fn is_filling(&self) -> bool {
+        self.gap.is_some() && !self.in_flight.is_empty()
     }
 
     /// Entries up to `last` were sent.
@@ -75,6 +99,7 @@ impl Peer {
     /// Entries up to `durable` are durable there.
     pub fn acknowledged(&mut self, durable: Slot) {
         self.durable = self.durable.max(durable);
+        self.gap = self.gap.filter(|gap| durable <= *gap);
         while let Some(&(last, bytes)) = self.in_flight.front().filter(|(last, _)| *last <= durable) {
             self.in_flight.pop_front();
             self.in_flight_bytes -= bytes;

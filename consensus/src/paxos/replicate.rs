@@ -157,7 +157,8 @@ impl Replica {
                 return self.request_snapshot_for(to);
             }
             let ahead = usize::try_from(next.0 - 1 - peer.durable.0.min(next.0 - 1)).unwrap_or(usize::MAX);
-            if next > last || ahead >= entries_max || peer.in_flight_bytes() >= bytes_max {
+            let is_full = ahead >= entries_max || peer.in_flight_bytes() >= bytes_max;
+            if next > last || is_full || peer.is_filling() {
                 return;
             }
             let log = self.acceptor.log();
@@ -492,14 +493,10 @@ impl Replica {
         self.send_sync(from);
     }
 
+    /// Entries were lost on the way, or overtaken.
     fn on_gap(&mut self, from: ReplicaId, last: Slot) {
-        let Some(peer) = self.leader_mut().peers.get_mut(&from) else {
-            return;
-        };
-        if let Stage::Replicate { next } = peer.stage
-            && last < next.previous()
-        {
-            peer.replicate_from(last.next());
+        let peer = self.leader_mut().peers.get_mut(&from);
+        if peer.is_some_and(|peer| peer.fill_gap(last)) {
             self.replicate_to(from);
         }
     }

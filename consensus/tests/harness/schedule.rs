@@ -17,6 +17,8 @@ struct Weather {
     slow_disk_percent: u64,
     /// Whether somebody ends the epoch, late in the run.
     ends: bool,
+    /// Whether what is sent over links that are cut comes when they heal, as from a transport that sends again.
+    keeps: bool,
 }
 
 impl Weather {
@@ -33,6 +35,7 @@ impl Weather {
             tick_percent: 4 + random.next() % 12,
             slow_disk_percent: random.next() % 90,
             ends: random.chance(25),
+            keeps: random.chance(50),
         }
     }
 }
@@ -152,6 +155,10 @@ fn move_message(cluster: &mut Cluster, weather: &Weather, random: &mut Random) {
         return;
     }
     let position = random.below(cluster.network.len());
+    let envelope = &cluster.network[position];
+    if weather.keeps && cluster.cut.contains(&(envelope.from.0, envelope.to.0)) {
+        return;
+    }
     if random.chance(weather.duplicate_percent) {
         let copy = cluster.network[position].clone();
         cluster.network.push(copy);
