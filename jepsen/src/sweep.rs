@@ -21,6 +21,8 @@ pub struct Totals {
     pub unknown: usize,
     /// Events.
     pub events: u64,
+    /// The hashes of all traces in one, whatever their order: equal seeds come to equal ones, on any machine and in any build.
+    pub traces: u64,
     /// The longest, in crash and in Byzantine mode, until all was well again after faults had stopped, in virtual microseconds.
     pub calm_micros: (u64, u64),
     /// Pairs of nemeses that both changed something in one run.
@@ -66,6 +68,7 @@ impl Totals {
             operations: outcome.operations,
             unknown: outcome.unknown,
             events: outcome.events,
+            traces: u64::from_be_bytes(outcome.trace_hash[..8].try_into().expect("eight of 32 bytes")),
             strikes: outcome.strikes.clone(),
             reached: outcome.reached.clone(),
         });
@@ -79,6 +82,7 @@ impl Totals {
         self.operations += other.operations;
         self.unknown += other.unknown;
         self.events += other.events;
+        self.traces ^= other.traces;
         self.calm_micros.0 = self.calm_micros.0.max(other.calm_micros.0);
         self.calm_micros.1 = self.calm_micros.1.max(other.calm_micros.1);
         self.pairs.extend(&other.pairs);

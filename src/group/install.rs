@@ -228,6 +228,11 @@ impl Install {
         index < self.next_index
     }
 
+    /// Whether a piece is missing that the sender will not give again: it was taken, and forgotten since.
+    pub(super) fn misses(&self, first: u64) -> bool {
+        self.next_index < first && self.phase == Phase::Gathering
+    }
+
     /// Whether the state is the new one already, though not in place.
     pub(super) fn has_switched(&self) -> bool {
         self.phase != Phase::Gathering

@@ -34,8 +34,8 @@ pub(super) enum GroupMessage {
         /// Which piece.
         index: u64,
     },
-    /// A piece came that is not the first, of a transfer of which the receiver knows nothing: it has restarted, or is done
-    /// with it. The sender begins anew, if it still has to.
+    /// A piece came of a transfer that the receiver does not take: it has restarted, is done with it, or has begun a later one.
+    /// The sender begins anew, if it still has to.
     PieceUnknown {
         /// Which transfer.
         transfer: u64,
@@ -54,6 +54,8 @@ pub(super) struct Piece {
     pub(super) transfer: u64,
     /// Counts the pieces from 0.
     pub(super) index: u64,
+    /// All pieces below this one are stored at the receiver, as the sender knows: they will not be given again.
+    pub(super) first: u64,
     /// Raw keys and records.
     pub(super) rows: Vec<(Bytes, Bytes)>,
     /// In the last piece: what the snapshot is, and the hash over all its rows.

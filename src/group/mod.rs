@@ -219,6 +219,8 @@ pub struct Group {
     snapshots_wanted: VecDeque<ReplicaId>,
     transfers: u64,
     install: Option<Install>,
+    /// The latest snapshot that was begun from each node: their names grow, so what is not above it is of the past.
+    begun: BTreeMap<NodeId, u64>,
     digests: BTreeMap<u64, [u8; 32]>,
     /// In Byzantine mode, what only that mode needs.
     signed: Option<byzantine::Signed>,
@@ -292,6 +294,7 @@ impl Group {
             snapshots_wanted: VecDeque::new(),
             transfers: 0,
             install,
+            begun: BTreeMap::new(),
             digests: BTreeMap::new(),
             signed,
             outputs: Vec::new(),

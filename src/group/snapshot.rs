@@ -29,7 +29,7 @@ pub(super) struct Transfer {
     applied: Applied,
     next_index: u64,
     is_read: bool,
-    unstored: VecDeque<(u64, Bytes)>,
+    unstored: VecDeque<Piece>,
     /// The message that offers the state, until the receiver has said what it takes.
     offer: Option<Bytes>,
     progress_at: Ticks,
@@ -105,12 +105,12 @@ impl Transfer {
             let rows = self.read_rows(storage)?;
             self.hasher.add(&rows);
             let end = self.is_read.then(|| (self.applied.clone(), self.hasher.finish()));
-            let piece = Piece { transfer: self.id, index: self.next_index, rows, end };
-            let message = super::encode(&GroupMessage::Piece(piece));
-            self.unstored.push_back((self.next_index, message.clone()));
+            let first = self.unstored.front().map_or(self.next_index, |piece| piece.index);
+            let piece = Piece { transfer: self.id, index: self.next_index, first, rows, end };
+            messages.push(super::encode(&GroupMessage::Piece(piece.clone())));
+            self.unstored.push_back(piece);
             self.next_index += 1;
             self.sent_at = now;
-            messages.push(message);
         }
         assert!(self.unstored.len() as u64 <= SNAPSHOT_WINDOW, "the window is bounded");
         Ok(messages)
@@ -131,8 +131,8 @@ impl Transfer {
 
     /// A piece is stored at the receiver.
     pub(super) fn stored(&mut self, transfer: u64, index: u64, now: Ticks) {
-        if transfer == self.id && self.unstored.front().is_some_and(|(first, _)| *first <= index) {
-            self.unstored.retain(|(unstored, _)| *unstored > index);
+        if transfer == self.id && self.unstored.front().is_some_and(|piece| piece.index <= index) {
+            self.unstored.retain(|piece| piece.index > index);
             self.progress_at = now;
         }
     }
@@ -150,7 +150,9 @@ impl Transfer {
             return (Progress::UnderWay, Vec::new());
         }
         self.sent_at = now;
-        let unstored = self.unstored.iter().map(|(_, message)| message.clone());
+        let first = self.unstored.front().map_or(self.next_index, |piece| piece.index);
+        let again = |piece: &Piece| super::encode(&GroupMessage::Piece(Piece { first, ..piece.clone() }));
+        let unstored = self.unstored.iter().map(again);
         (Progress::UnderWay, self.offer.iter().cloned().chain(unstored).collect())
     }
 }

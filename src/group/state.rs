@@ -146,18 +146,26 @@ impl Group {
             if !self.is_quiet() || self.signed.is_some() {
                 return Ok(());
             }
-            if piece.index != 0 {
-                let body = encode(&GroupMessage::PieceUnknown { transfer });
-                self.outputs.push(Output::Send { to: from, is_bulk: true, body });
+            // A first piece that is late, or comes twice, must not begin again what is over, or take the place of what goes on:
+            // the sender does not give its first pieces twice.
+            let is_past = self.begun.get(&from).is_some_and(|begun| transfer <= *begun);
+            if piece.index != 0 || is_past {
+                self.refuse_piece(from, transfer);
                 return Ok(());
             }
             let (install, clearing) =
                 Install::begin(storage, self.place.id, self.place.range, from, transfer)?;
             self.install = Some(install);
+            self.begun.insert(from, transfer);
             self.writes.extend(clearing.into_iter().map(|writes| (writes, None)));
         }
         let index = piece.index;
         let install = self.install.as_mut().expect("it was just begun");
+        if install.misses(piece.first) {
+            install.refuse();
+            self.refuse_piece(from, transfer);
+            return Ok(());
+        }
         if install.has_taken(index) {
             self.acknowledge_again(from, transfer, index);
             return Ok(());
@@ -168,6 +176,12 @@ impl Group {
             self.on_bad_state(from);
         }
         Ok(())
+    }
+
+    /// Nothing will come of this transfer: its sender may begin another.
+    fn refuse_piece(&mut self, to: NodeId, transfer: u64) {
+        let body = encode(&GroupMessage::PieceUnknown { transfer });
+        self.outputs.push(Output::Send { to, is_bulk: true, body });
     }
 
     /// A piece came again: its acknowledgement was lost, unless it is not durable yet.

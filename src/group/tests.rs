@@ -76,7 +76,7 @@ fn a_last_piece_with_a_foreign_row_makes_no_snapshot() {
         let mut hasher = message::RowHasher::default();
         hasher.add(&rows);
         let applied = Applied { slot: 7, ..Applied::default() };
-        Piece { transfer: 1, index: 0, rows, end: Some((applied, hasher.finish())) }
+        Piece { transfer: 1, index: 0, first: 0, rows, end: Some((applied, hasher.finish())) }
     };
     let mut good = begin();
     assert!(good.gather(piece(keys::data(Position(1), b"k"))).is_some());
@@ -111,7 +111,7 @@ fn taking(root: &StateRoot, earlier: Option<Install>) -> Install {
 
 fn give(install: &mut Install, index: u64, rows: &[Row], is_last: bool) -> bool {
     let end = is_last.then(|| (Applied::default(), [0; 32]));
-    install.gather(Piece { transfer: 3, index, rows: rows.to_vec(), end }).is_some()
+    install.gather(Piece { transfer: 3, index, first: 0, rows: rows.to_vec(), end }).is_some()
 }
 
 #[test]
@@ -173,4 +173,44 @@ fn what_was_gathered_of_another_state_is_not_copied_into_the_empty_one() {
     assert_eq!(storage.scan(&from, &to, 1 << 20).unwrap(), Vec::new());
     let (from, to) = keys::staged_bounds(GROUP);
     assert_eq!(storage.scan(&from, &to, 1 << 20).unwrap(), Vec::new());
+}
+
+/// Pieces come over links that lose their order when they are made anew. Once its first piece had been acknowledged, a
+/// snapshot that was begun again could not go on: nobody would give that piece again.
+#[test]
+fn a_first_piece_that_is_late_begins_nothing_again() {
+    let disk = MemoryDisk::default();
+    let (mut storage, _) = disk.open();
+    let mut group = Group::open(&storage, place(), NodeId(1), &settings(), &[]).unwrap();
+    let mut last = 0;
+    let mut receive = |transfer: u64, index: u64, first: u64| {
+        let rows = vec![(keys::data(Position(index), b"k"), Bytes::from_static(b"record"))];
+        let piece = GroupMessage::Piece(Piece { transfer, index, first, rows, end: None });
+        group.receive(&storage, NodeId(2), &encode(&piece)).unwrap();
+        last += 1;
+        let writes = group.take_writes(CommitId(last));
+        if !writes.is_empty() {
+            let commit = submit(&disk, &mut storage, last, writes);
+            group.written(&storage, commit).unwrap();
+        }
+        let answers = group.take_outputs().into_iter().filter_map(|output| match output {
+            Output::Send { body, .. } => decode(&body),
+            _ => None,
+        });
+        answers.collect::<Vec<_>>()
+    };
+    let stored = |transfer, index| vec![GroupMessage::PieceStored { transfer, index }];
+    let unknown = |transfer| vec![GroupMessage::PieceUnknown { transfer }];
+    assert_eq!(receive(7, 0, 0), stored(7, 0));
+    assert_eq!(receive(9, 0, 0), stored(9, 0));
+    assert_eq!(receive(7, 0, 0), unknown(7), "it would take the place of what goes on");
+    assert_eq!(receive(9, 1, 0), stored(9, 1));
+    assert_eq!(receive(9, 0, 0), stored(9, 0), "its acknowledgement was lost");
+    assert_eq!(receive(9, 3, 2), [], "the one before it is still to come");
+    assert_eq!(receive(9, 2, 2), stored(9, 2));
+    assert_eq!(receive(11, 0, 0), stored(11, 0), "the sender begins anew");
+    // As after a restart in the middle of it, when the first piece comes once more.
+    assert_eq!(receive(11, 3, 2), unknown(11), "the second piece was acknowledged, and is not here");
+    assert_eq!(receive(11, 1, 0), unknown(11), "it is over");
+    assert_eq!(receive(13, 0, 0), stored(13, 0));
 }

@@ -153,7 +153,10 @@ fn print_totals(totals: &Totals, cpu_seconds: f64) {
         hours / (cpu_seconds / 3_600.0),
         totals.events
     );
-    println!("{} operations judged, {} of them unknown", totals.operations, totals.unknown);
+    println!(
+        "{} operations judged, {} of them unknown; all traces {:016x}",
+        totals.operations, totals.unknown, totals.traces
+    );
     println!(
         "slowest return to full service after faults stopped: {:.1} virtual seconds in crash mode, {:.1} in Byzantine mode",
         totals.calm_micros.0 as f64 / 1e6,

@@ -99,7 +99,7 @@ impl Durable {
             News::Leads { ballot } => {
                 let Some(promised) = ballot_of(ballot) else {
                     return Some(format!(
-                        "n{} leads {} in {ballot}, and has promised another",
+                        "n{} leads {} in {ballot}, which its disk does not hold",
                         index + 1,
                         place.id
                     ));

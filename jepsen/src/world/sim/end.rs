@@ -11,7 +11,7 @@ use tetrachord_checker::{History, Limits, Operation, Verdict, check};
 /// Once faults stop, the nodes must answer and be equal within so many virtual milliseconds. In Byzantine mode replicas that have
 /// lost their patience with many primaries in a row wait for up to a minute for the next one.
 const CALM_MILLIS: u64 = 10_000;
-const BYZANTINE_CALM_MILLIS: u64 = 120_000;
+const BYZANTINE_CALM_MILLIS: u64 = 60_000;
 
 /// How long the judge searches; histories here are short.
 const JUDGE: Limits = Limits { configurations: 1_000_000 };

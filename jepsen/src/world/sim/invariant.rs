@@ -6,11 +6,13 @@
 //! | what a replica has applied only grows, but for a state that is repaired or put in place | prefix |
 //! | a ballot is led by one node; in Byzantine mode a view's primary follows from its number | election safety |
 //! | nobody stops, but who lies | availability |
+//! | state that waits for the tree, and the log in memory, stay within their limits and a little | bounded memory |
 //!
 //! What disks hold is looked at in [`super::durable`], what is signed in [`super::said`].
 //!
 //! That nothing acknowledged is lost, that requests apply once and that reads are fresh is for the checker of the history.
 
+use crate::plan::Plan;
 use std::collections::BTreeMap;
 use tetrachord::group::Group;
 use tetrachord::node::core::NodeCore;
@@ -63,9 +65,15 @@ pub(super) fn applied(core: &NodeCore) -> Vec<String> {
     core.groups().map(of_group).collect()
 }
 
+/// Bytes beside the limits of a plan that what is kept in memory may take: what arrives while a limit is reached, or what a log held
+/// when its node was started.
+const SLACK_BYTES: usize = 512 << 10;
+
 /// Watches all nodes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Invariants {
+    unwritten_bytes_max: usize,
+    log_bytes_max: usize,
     /// The digest after each slot of each group, by whoever came there first.
     digests: BTreeMap<(u32, u64), ([u8; 32], usize)>,
     leaders: BTreeMap<(u32, String), usize>,
@@ -76,18 +84,40 @@ pub(super) struct Invariants {
 const DIGESTS_MAX: usize = 20_000;
 
 impl Invariants {
-    /// Looks at logs now and then: that one has become shorter says that a leader has replaced what another had begun.
-    pub(super) fn look_at_logs(&mut self, index: usize, core: &NodeCore) -> Vec<&'static str> {
-        let mut reached = Vec::new();
+    pub(super) fn new(plan: &Plan) -> Self {
+        Self {
+            // Above four times the limit a follower acknowledges nothing more.
+            unwritten_bytes_max: 4 * plan.overlay_bytes_max + SLACK_BYTES,
+            // What is applied leaves it when the tree holds it.
+            log_bytes_max: plan.retain_bytes + 4 * plan.overlay_bytes_max + SLACK_BYTES,
+            digests: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            seen: BTreeMap::new(),
+        }
+    }
+
+    /// Looks at memory and logs now and then: that one has become shorter says that a leader has replaced what another had begun.
+    pub(super) fn look_around(&mut self, index: usize, core: &NodeCore) -> Told {
+        let mut told = Told::default();
         for group in core.groups() {
-            let (name, last) = (group.place().id.0, group.engine().last.0);
+            let status = group.engine();
+            let (name, last) = (group.place().id.0, status.last.0);
+            for (what, bytes, max) in [
+                ("of state wait for its tree", group.machine().unwritten_bytes(), self.unwritten_bytes_max),
+                ("of its log are in memory", status.log_bytes, self.log_bytes_max),
+            ] {
+                if bytes > max {
+                    told.violation =
+                        Some(format!("n{} g{name}: {bytes} bytes {what}, more than {max}", index + 1));
+                }
+            }
             let seen = self.seen.entry((index, name)).or_default();
             if last < seen.last && !group.is_installing() && group.damage().is_none() {
-                reached.push("a log was cut back");
+                told.reached.push("a log was cut back");
             }
             seen.last = last;
         }
-        reached
+        told
     }
 
     /// A node starts anew: it may have lost what it had applied.

@@ -132,7 +132,7 @@ impl World {
             last_process: 0,
             is_calm: false,
             calm_micros: 0,
-            invariants: Invariants::default(),
+            invariants: Invariants::new(plan),
             said: Said::default(),
             durable: Durable::new(plan.nodes, plan.mode == Mode::Byzantine),
             strikes: BTreeMap::new(),

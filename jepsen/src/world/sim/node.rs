@@ -198,7 +198,7 @@ impl World {
         if !node.is_paused {
             let (now, wall) = (node.ticks(self.now), node.wall(self.now));
             self.step(index, NodeEvent::Tick { now, wall });
-            self.look_at_logs(index);
+            self.look_around(index);
         }
         self.after(TICK_MICROS, Event::Tick { node: index, life });
     }
@@ -210,10 +210,13 @@ impl World {
         self.step(index, NodeEvent::Process(ProcessStats::default(), room));
     }
 
-    fn look_at_logs(&mut self, index: usize) {
+    fn look_around(&mut self, index: usize) {
         let Some(core) = self.nodes[index].core.as_ref() else { return };
-        let reached = self.invariants.look_at_logs(index, core);
-        reached.into_iter().for_each(|what| self.reach(what));
+        let told = self.invariants.look_around(index, core);
+        told.reached.into_iter().for_each(|what| self.reach(what));
+        if let Some(violation) = told.violation {
+            self.violate(|| violation);
+        }
     }
 
     /// Whatever waits for the disk gets its turn, all at once.
