@@ -322,6 +322,9 @@ pub trait Engine {
     /// Entries that are proposed but not decided; the same as in [`Self::status`], for those who ask often.
     fn undecided(&self) -> usize;
 
+    /// Bytes of the entries held in memory; the same as in [`Self::status`], for those who ask often.
+    fn log_bytes(&self) -> usize;
+
     /// Whether the state after this slot, which was executed here, is settled: in Byzantine mode, whether a checkpoint there
     /// or later is stable.
     fn is_settled(&self, slot: Slot) -> bool {

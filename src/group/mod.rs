@@ -341,6 +341,12 @@ impl Group {
         self.install.as_ref().is_some_and(Install::has_switched)
     }
 
+    /// Whether a snapshot is being given, so that the tree stands still and what is applied gathers in memory.
+    #[must_use]
+    pub fn is_giving(&self) -> bool {
+        self.transfer.is_some()
+    }
+
     /// Time passed.
     pub fn tick(&mut self, storage: &dyn Storage, now: Ticks, wall: Timestamp) -> Result<(), StorageError> {
         assert!(now >= self.now, "ticks never go back");
@@ -472,8 +478,7 @@ impl Group {
             self.carry_out(storage)?;
         }
         self.end_turn(storage)?;
-        let is_urgent = self.machine.unwritten_bytes() >= self.overlay_bytes_max;
-        if is_urgent && self.wants_checkpoint() {
+        if self.wants_checkpoint() && self.is_checkpoint_urgent() {
             self.checkpoint(storage)?;
         }
         Ok(())
@@ -703,6 +708,13 @@ impl Group {
     /// Whether the tree should be brought up to date as soon as there is time. In Byzantine mode checkpoints decide when.
     fn wants_checkpoint(&self) -> bool {
         self.signed.is_none() && self.machine.wants_checkpoint() && self.transfer.is_none()
+    }
+
+    /// Whether what waits for the tree, or the log that is kept until it is there, takes as much memory as it may: the log of one key
+    /// that is written over and over grows while its state does not.
+    fn is_checkpoint_urgent(&self) -> bool {
+        let log_bytes_max = self.retain_bytes + self.overlay_bytes_max;
+        self.machine.unwritten_bytes() >= self.overlay_bytes_max || self.engine.log_bytes() >= log_bytes_max
     }
 
     fn serve(

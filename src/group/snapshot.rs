@@ -137,13 +137,13 @@ impl Transfer {
         }
     }
 
-    /// How the transfer stands, and what must be sent again.
-    pub(super) fn check(&mut self, now: Ticks, unwritten_bytes: usize) -> (Progress, Vec<Bytes>) {
+    /// How the transfer stands, and what must be sent again. `waiting_bytes` is what gathers in memory meanwhile.
+    pub(super) fn check(&mut self, now: Ticks, waiting_bytes: usize) -> (Progress, Vec<Bytes>) {
         if self.is_read && self.unstored.is_empty() {
             return (Progress::Done, Vec::new());
         }
         let is_stuck = now.since(self.progress_at) >= SNAPSHOT_PATIENCE_MILLIS;
-        if is_stuck || unwritten_bytes > OVERLAY_BYTES_STREAMING_MAX {
+        if is_stuck || waiting_bytes > OVERLAY_BYTES_STREAMING_MAX {
             return (Progress::GivenUp, Vec::new());
         }
         if now.since(self.sent_at) < RESEND_MILLIS || now.since(self.progress_at) < RESEND_MILLIS {

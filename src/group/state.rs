@@ -45,7 +45,10 @@ impl Group {
         let Some(transfer) = self.transfer.as_mut() else {
             return self.start_transfer(storage);
         };
-        let (progress, mut messages) = transfer.check(self.now, self.machine.unwritten_bytes());
+        // The log cannot be dropped behind what the tree holds, and may grow where the state does not.
+        let log_bytes = if self.signed.is_none() { self.engine.log_bytes() } else { 0 };
+        let waiting_bytes = self.machine.unwritten_bytes().max(log_bytes.saturating_sub(self.retain_bytes));
+        let (progress, mut messages) = transfer.check(self.now, waiting_bytes);
         let to = transfer.to;
         if progress == Progress::UnderWay {
             match transfer.next_pieces(storage, self.now) {

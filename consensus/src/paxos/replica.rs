@@ -411,7 +411,7 @@ impl Engine for Replica {
             signatures_made: 0,
             signatures_checked: 0,
             undecided: self.undecided(),
-            log_bytes: log.bytes(),
+            log_bytes: self.log_bytes(),
         }
     }
 
@@ -422,5 +422,9 @@ impl Engine for Replica {
     fn undecided(&self) -> usize {
         let undecided = self.acceptor.log().last().slot.0 - self.decided.0;
         usize::try_from(undecided).expect("a log in memory has fewer entries")
+    }
+
+    fn log_bytes(&self) -> usize {
+        self.acceptor.log().bytes()
     }
 }

@@ -431,7 +431,7 @@ impl Engine for Replica {
             last: last.max(self.executed.slot),
             base: self.base.slot,
             undecided: self.undecided(),
-            log_bytes: self.slots.values().map(SlotState::bytes).sum(),
+            log_bytes: self.log_bytes(),
             stable: self.stable_slot(),
             suspects: self.suspects(),
             rejected: self.rejected.values().sum(),
@@ -457,6 +457,10 @@ impl Engine for Replica {
     fn undecided(&self) -> usize {
         let open = |state: &SlotState| state.decided.is_none() && state.accepted_in(self.view).is_some();
         self.slots.range(self.executed.slot.next()..).filter(|(_, state)| open(state)).count()
+    }
+
+    fn log_bytes(&self) -> usize {
+        self.slots.values().map(SlotState::bytes).sum()
     }
 }
 
