@@ -140,6 +140,7 @@ fn one(args: &TestArgs, machine: &Machine, scratch: &Path) -> anyhow::Result<Exi
 /// A trial for each nemesis that the real world has. Those that this machine does not permit are named.
 fn every_nemesis(args: &TestArgs, machine: &Machine, scratch: &Path) -> anyhow::Result<ExitCode> {
     let (mut worst, mut skipped) = (0, Vec::new());
+    let (mut trials, mut operations) = (0, 0);
     for (turn, nemesis) in Nemesis::of(Kind::Real).enumerate() {
         if let Some(lack) = machine.lacks(nemesis) {
             skipped.push(format!("{}: {lack}", nemesis.name()));
@@ -153,6 +154,7 @@ fn every_nemesis(args: &TestArgs, machine: &Machine, scratch: &Path) -> anyhow::
         let outcome = carry_out(&options)?;
         let page = write(args, &options, &outcome, nemesis.name())?;
         println!("{}", in_a_line(nemesis, &options, &outcome));
+        (trials, operations) = (trials + 1, operations + outcome.judgement.operations);
         let code = code_of(&outcome);
         if code != 0 {
             println!("  {}\n  {}", outcome.verdict(), page.display());
@@ -160,6 +162,7 @@ fn every_nemesis(args: &TestArgs, machine: &Machine, scratch: &Path) -> anyhow::
         worst = worst.max(code);
     }
     skipped.iter().for_each(|lack| println!("skipped      {lack}"));
+    println!("operations   {operations} in {trials} trials");
     println!("reports      {}", args.output.display());
     let verdict = match worst {
         0 => "everything held",
