@@ -100,6 +100,23 @@ fn where_all_disks_are_almost_full_leadership_does_not_go_in_circles() {
     assert!((2..=4).contains(&leaders.len()), "{leaders:?}");
 }
 
+/// What is overwritten takes no room in the state that waits for the tree; the log behind it does.
+#[test]
+fn the_log_of_one_key_that_is_written_over_and_over_stays_small_in_memory() {
+    let overlay_bytes_max = 20_000;
+    let mut sim = Sim::new(Plan { nodes: 3, overlay_bytes_max, ..Plan::default() }, 1);
+    sim.run(2_000);
+    sim.work(8, 1);
+    let mut most = 0;
+    for _ in 0..400 {
+        sim.run(10);
+        most = most.max(sim.log_bytes());
+    }
+    assert!(sim.answered() > 500, "{} answers", sim.answered());
+    // What is kept for others, the limit, and what comes while the tree is brought up to date.
+    assert!(most > 20_000 && most < 100_000, "{most} bytes");
+}
+
 #[test]
 fn a_replica_that_missed_a_truncated_log_comes_back_by_snapshot() {
     let mut sim = Sim::new(Plan { nodes: 3, log_bytes_max: 20_000, ..Plan::default() }, 5);

@@ -224,7 +224,6 @@ impl Sim {
         self.crash(node.0 as usize - 1, 0);
     }
 
-    /// Stops a node right after so many flushes of its disk.
     /// The node that leads the first group.
     pub(super) fn leader(&self) -> Option<NodeId> {
         let leads = |core: &NodeCore| core.groups().next().is_some_and(Group::is_leading);
@@ -238,6 +237,13 @@ impl Sim {
         self.step(node.0 as usize - 1, NodeEvent::Process(ProcessStats::default(), room));
     }
 
+    /// Bytes of the longest log that a node holds in memory.
+    pub(super) fn log_bytes(&self) -> usize {
+        let groups = self.nodes.iter().filter_map(|node| node.core.as_ref()).flat_map(NodeCore::groups);
+        groups.map(|group| group.engine().log_bytes).max().unwrap_or(0)
+    }
+
+    /// Stops a node right after so many flushes of its disk.
     pub(super) fn stop_after_flushes(&mut self, node: NodeId, flushes: u64) {
         self.nodes[node.0 as usize - 1].flushes_left = Some(flushes);
     }
