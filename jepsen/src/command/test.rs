@@ -33,8 +33,11 @@ pub(crate) const ALIASES: [(&str, &str, IsMember); 4] = [
     ("network", "loss, delay, duplication, reordering", |nemesis| {
         nemesis.is_of_network() && !nemesis.is_partition()
     }),
-    ("disk", "power-cut, slow-disk, disk-full, wiped-disk", |nemesis| {
-        matches!(nemesis, Nemesis::PowerCut | Nemesis::SlowDisk | Nemesis::DiskFull | Nemesis::WipedDisk)
+    ("disk", "power-cut, slow-disk, disk-full, wiped-disk, bit-flip", |nemesis| {
+        matches!(
+            nemesis,
+            Nemesis::PowerCut | Nemesis::SlowDisk | Nemesis::DiskFull | Nemesis::WipedDisk | Nemesis::BitFlip
+        )
     }),
     ("all", "every one that the mode survives and this machine permits", |_| true),
 ];

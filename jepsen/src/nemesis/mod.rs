@@ -38,6 +38,8 @@ pub enum Nemesis {
     DiskFull,
     /// A disk is replaced by an empty one.
     WipedDisk,
+    /// A bit of a node's log is turned over.
+    BitFlip,
     /// Wall clocks jump.
     ClockJump,
     /// Monotonic clocks run fast or slow.
@@ -73,7 +75,7 @@ const PACKETS_CUT_OFF: Option<&str> = Some("packets cut off");
 
 /// The register of all nemeses.
 #[rustfmt::skip]
-const REGISTER: [Entry; 19] = [
+const REGISTER: [Entry; 20] = [
     entry(Nemesis::Kill, "kill", "a node ends at once; in the simulator it loses what it had not synced",
         Some("nodes killed"), Some("nodes killed")),
     entry(Nemesis::PowerCut, "power-cut", "all nodes end in one moment, and lose what they had not synced",
@@ -101,6 +103,8 @@ const REGISTER: [Entry; 19] = [
         Some("writes refused for want of room"), Some("disks that took no more")),
     entry(Nemesis::WipedDisk, "wiped-disk", "a node finds an empty disk; a real one must refuse to vote, and gets its own back",
         Some("nodes that began anew"), Some("nodes that refused")),
+    entry(Nemesis::BitFlip, "bit-flip", "one bit of a node's log is turned over; it must refuse to vote, and gets the bit back", None,
+        Some("nodes that refused")),
 ];
 
 impl Nemesis {

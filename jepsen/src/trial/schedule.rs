@@ -57,7 +57,7 @@ fn lasts(nemesis: Nemesis) -> (u64, u64) {
     match nemesis {
         Nemesis::SlowDisk => (100, 1_200),
         Nemesis::PowerCut => (100, 500),
-        Nemesis::Rot | Nemesis::WipedDisk => (500, 1_500),
+        Nemesis::Rot | Nemesis::WipedDisk | Nemesis::BitFlip => (500, 1_500),
         _ => (500, 3_000),
     }
 }

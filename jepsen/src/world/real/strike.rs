@@ -28,7 +28,7 @@ impl RealWorld {
         let nodes = match nemesis {
             nemesis if nemesis.is_of_network() || nemesis == Nemesis::Lies => Vec::new(),
             Nemesis::PowerCut => (0..self.nodes.len()).collect(),
-            Nemesis::WipedDisk => vec![self.random.index(self.nodes.len())],
+            Nemesis::WipedDisk | Nemesis::BitFlip => vec![self.random.index(self.nodes.len())],
             // The same ones in a whole run: more than f that are wrong about the time, or the state, are more than is survived.
             Nemesis::Rot => vec![self.nodes.len() - 1],
             Nemesis::ClockJump if self.is_byzantine => vec![self.nodes.len() - 1],
@@ -63,6 +63,7 @@ impl RealWorld {
                 words += if to_the_last { " (full)" } else { " (almost full)" };
             }
             Nemesis::WipedDisk => broken = self.wipe(nodes[0])?,
+            Nemesis::BitFlip => self.flip(nodes[0])?,
             Nemesis::ClockJump => words += &self.jump(&nodes)?,
             Nemesis::Rot => self.rot(nodes[0])?,
             Nemesis::Lies => words = format!("lies: {}", in_words(&self.liars())),
@@ -203,6 +204,29 @@ impl RealWorld {
         Ok((!has_refused).then(|| format!("n{} does not refuse to run on an empty disk: {words}", index + 1)))
     }
 
+    /// A bit of what a node has written down is turned over while it does not run: it must not take that for a log that ended early, or
+    /// for its own word. Once it has refused to run, it gets the bit back. Segments are used again, and a bit of an earlier use means
+    /// nothing: a node that is not disturbed by it goes on, and is judged like the others.
+    fn flip(&mut self, index: usize) -> anyhow::Result<()> {
+        self.kill_node(index)?;
+        let file = log_of(&data_of(&self.nodes[index].file))?;
+        let before = std::fs::read(&file)?;
+        let written: Vec<usize> = (FRAMES_START..before.len()).filter(|at| before[*at] != 0).collect();
+        anyhow::ensure!(!written.is_empty(), "{} holds no frame", file.display());
+        let at = written[self.random.index(written.len())];
+        let mut after = before.clone();
+        after[at] ^= 1 << self.random.index(8);
+        std::fs::write(&file, after)?;
+        self.start_node(index)?;
+        let status = self.nodes[index].process.wait_for_end(REFUSAL);
+        let words = self.nodes[index].process.last_words();
+        if status.is_some_and(|status| !status.success()) && words.contains("damaged") {
+            self.count_effect(Nemesis::BitFlip, 1);
+            std::fs::write(&file, before)?;
+        }
+        Ok(())
+    }
+
     /// Changes bytes of the state of a node that does not run.
     fn rot(&mut self, index: usize) -> anyhow::Result<()> {
         self.kill_node(index)?;
@@ -230,6 +254,17 @@ fn tree_of(data: &Path) -> anyhow::Result<PathBuf> {
     let trees = entries.into_iter().map(|entry| entry.path()).filter_map(|path| Some((number(&path)?, path)));
     let newest = trees.max().ok_or_else(|| anyhow::anyhow!("{} holds no tree", data.display()))?;
     Ok(newest.1.join("db"))
+}
+
+/// Where frames begin in a segment of the log.
+const FRAMES_START: usize = 4096;
+
+/// The newest segment of the log, with the latest that the node promised.
+fn log_of(data: &Path) -> anyhow::Result<PathBuf> {
+    let entries: Vec<_> = std::fs::read_dir(data.join("log"))?.collect::<Result<_, _>>()?;
+    let paths = entries.into_iter().map(|entry| entry.path());
+    let segments = paths.filter(|path| path.extension().is_some_and(|end| end == "seg"));
+    segments.max().ok_or_else(|| anyhow::anyhow!("{} holds no log", data.display()))
 }
 
 fn in_words(nodes: &[usize]) -> String {
