@@ -12,7 +12,7 @@
 //!
 //! That nothing acknowledged is lost, that requests apply once and that reads are fresh is for the checker of the history.
 
-use crate::plan::Plan;
+use crate::plan::{Mode, Plan};
 use std::collections::BTreeMap;
 use tetrachord::group::Group;
 use tetrachord::limits::OVERLAY_BYTES_STREAMING_MAX;
@@ -71,14 +71,20 @@ pub(super) fn applied(core: &NodeCore) -> Vec<String> {
 /// when its node was started.
 const SLACK_BYTES: usize = 512 << 10;
 
-/// While a snapshot is given the tree stands still, and what is applied gathers; so many looks later it has been brought up to date.
+/// While a snapshot is given the tree stands still, and what is applied gathers; so many looks later it has been brought up to date. In
+/// Byzantine mode more of the log is kept for ten seconds for whoever was given a state.
 const LOOKS_TO_CATCH_UP: u64 = 300;
+const BYZANTINE_LOOKS_TO_CATCH_UP: u64 = 1_300;
+
+/// Byzantine mode: bytes that a slot of the window takes, with the votes of seven replicas.
+const SLOT_BYTES: usize = 32 << 10;
 
 /// Watches all nodes.
 #[derive(Debug)]
 pub(super) struct Invariants {
     unwritten_bytes_max: usize,
     log_bytes_max: usize,
+    looks_to_catch_up: u64,
     /// The digest after each slot of each group, by whoever came there first.
     digests: BTreeMap<(u32, u64), ([u8; 32], usize)>,
     leaders: BTreeMap<(u32, String), usize>,
@@ -90,11 +96,17 @@ const DIGESTS_MAX: usize = 20_000;
 
 impl Invariants {
     pub(super) fn new(plan: &Plan) -> Self {
+        let window = usize::try_from(plan.window.length).expect("a small window");
+        let (window_bytes, looks_to_catch_up) = match plan.mode {
+            Mode::Crash => (0, LOOKS_TO_CATCH_UP),
+            Mode::Byzantine => (window * SLOT_BYTES, BYZANTINE_LOOKS_TO_CATCH_UP),
+        };
         Self {
+            looks_to_catch_up,
             // Above four times the limit a follower acknowledges nothing more.
             unwritten_bytes_max: 4 * plan.overlay_bytes_max + SLACK_BYTES,
             // What is applied leaves it when the tree holds it.
-            log_bytes_max: plan.retain_bytes + plan.overlay_bytes_max + SLACK_BYTES,
+            log_bytes_max: plan.retain_bytes + plan.overlay_bytes_max + window_bytes + SLACK_BYTES,
             digests: BTreeMap::new(),
             leaders: BTreeMap::new(),
             seen: BTreeMap::new(),
@@ -109,8 +121,11 @@ impl Invariants {
             let (name, last) = (group.place().id.0, status.last.0);
             let seen = self.seen.entry((index, name)).or_default();
             seen.looks_since_giving = if group.is_giving() { 0 } else { seen.looks_since_giving + 1 };
-            let more =
-                if seen.looks_since_giving < LOOKS_TO_CATCH_UP { OVERLAY_BYTES_STREAMING_MAX } else { 0 };
+            let more = if seen.looks_since_giving < self.looks_to_catch_up {
+                OVERLAY_BYTES_STREAMING_MAX
+            } else {
+                0
+            };
             for (what, bytes, max) in [
                 (
                     "of state wait for its tree",
