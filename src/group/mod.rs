@@ -478,7 +478,7 @@ impl Group {
             self.carry_out(storage)?;
         }
         self.end_turn(storage)?;
-        if self.wants_checkpoint() && self.is_checkpoint_urgent() {
+        if self.is_checkpoint_urgent() && self.wants_checkpoint() {
             self.checkpoint(storage)?;
         }
         Ok(())
@@ -711,10 +711,12 @@ impl Group {
     }
 
     /// Whether what waits for the tree, or the log that is kept until it is there, takes as much memory as it may: the log of one key
-    /// that is written over and over grows while its state does not.
+    /// that is written over and over grows while its state does not. It may take more: where much is overwritten, a tree that is written
+    /// seldom is written less.
     fn is_checkpoint_urgent(&self) -> bool {
-        let log_bytes_max = self.retain_bytes + self.overlay_bytes_max;
-        self.machine.unwritten_bytes() >= self.overlay_bytes_max || self.engine.log_bytes() >= log_bytes_max
+        let log_bytes_max = self.retain_bytes + 4 * self.overlay_bytes_max;
+        self.machine.unwritten_bytes() >= self.overlay_bytes_max
+            || self.signed.is_none() && self.engine.log_bytes() >= log_bytes_max
     }
 
     fn serve(

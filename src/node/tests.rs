@@ -113,8 +113,8 @@ fn the_log_of_one_key_that_is_written_over_and_over_stays_small_in_memory() {
         most = most.max(sim.log_bytes());
     }
     assert!(sim.answered() > 500, "{} answers", sim.answered());
-    // What is kept for others, the limit, and what comes while the tree is brought up to date.
-    assert!(most > 20_000 && most < 100_000, "{most} bytes");
+    // What is kept for others, four times the limit, and what comes while the tree is brought up to date.
+    assert!(most > 80_000 && most < 200_000, "{most} bytes");
 }
 
 #[test]

@@ -106,7 +106,7 @@ impl Invariants {
             // Above four times the limit a follower acknowledges nothing more.
             unwritten_bytes_max: 4 * plan.overlay_bytes_max + SLACK_BYTES,
             // What is applied leaves it when the tree holds it.
-            log_bytes_max: plan.retain_bytes + plan.overlay_bytes_max + window_bytes + SLACK_BYTES,
+            log_bytes_max: plan.retain_bytes + 4 * plan.overlay_bytes_max + window_bytes + SLACK_BYTES,
             digests: BTreeMap::new(),
             leaders: BTreeMap::new(),
             seen: BTreeMap::new(),
