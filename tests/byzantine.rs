@@ -62,8 +62,11 @@ fn what_replicas_signed_can_be_shown_and_is_judged_without_a_cluster() {
     let (key, changed) = (r#""key": "k""#, r#""key": "other""#);
     std::fs::write(file, proof.replace(key, changed)).unwrap();
     assert_eq!(cluster.code(&["proof", "check", file, "--genesis", genesis]), 9, "it is about another key");
-    // "v" is the byte 118.
-    std::fs::write(file, proof.replace("118", "119")).unwrap();
+    // "v" is the byte 118, on a line of its own; other numbers may have these digits too.
+    let (before, found) = proof.split_once(r#""found""#).unwrap();
+    let changed = found.replacen(" 118\n", " 119\n", 1);
+    assert_ne!(found, changed);
+    std::fs::write(file, format!(r#"{before}"found"{changed}"#)).unwrap();
     assert_eq!(cluster.code(&["proof", "check", file, "--genesis", genesis]), 9, "nobody signed that");
 }
 
