@@ -63,7 +63,12 @@ pub const OUTCOMES_FRAME_BYTES: usize = 1 << 20;
 /// is bounded by the speed of the disk, not by that of the clients.
 pub const OVERLAY_BYTES_MAX: usize = 8 << 20;
 
-/// The same while a snapshot streams and nothing may be written to the tree; above it the transfer is given up.
+/// In crash mode the log in memory may take so many times as much above what is kept for lagging replicas; then the tree is
+/// brought up to date, however small the state that waits for it: keys that are written over and over fill the log alone.
+pub const LOG_OVERLAYS_MAX: usize = 4;
+
+/// The same as [`OVERLAY_BYTES_MAX`] while a snapshot streams and nothing may be written to the tree, for state and in crash mode
+/// for the log; above it the transfer is given up.
 pub const OVERLAY_BYTES_STREAMING_MAX: usize = 32 << 20;
 
 /// Written state reaches the tree at least this often, in milliseconds.

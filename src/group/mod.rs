@@ -28,7 +28,9 @@ pub use requests::Ticket;
 
 use crate::error::StorageError;
 use crate::kv::{self, Machine, Reply, RequestId, Versioned};
-use crate::limits::{BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, Limits, PEER_FRAME_BYTES_MAX};
+use crate::limits::{
+    BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, LOG_OVERLAYS_MAX, Limits, PEER_FRAME_BYTES_MAX,
+};
 use crate::ring::{GroupId, GroupPlace, NodeId};
 use crate::storage::{CommitId, StateWrite, Storage, keys};
 use bytes::Bytes;
@@ -714,7 +716,7 @@ impl Group {
     /// that is written over and over grows while its state does not. It may take more: where much is overwritten, a tree that is written
     /// seldom is written less.
     fn is_checkpoint_urgent(&self) -> bool {
-        let log_bytes_max = self.retain_bytes + 4 * self.overlay_bytes_max;
+        let log_bytes_max = self.retain_bytes + LOG_OVERLAYS_MAX * self.overlay_bytes_max;
         self.machine.unwritten_bytes() >= self.overlay_bytes_max
             || self.signed.is_none() && self.engine.log_bytes() >= log_bytes_max
     }

@@ -150,7 +150,7 @@ impl Group {
                 return Ok(());
             }
             // A first piece that is late, or comes twice, must not begin again what is over, or take the place of what goes on:
-            // the sender does not give its first pieces twice.
+            // what was stored once is not given again.
             let is_past = self.begun.get(&from).is_some_and(|begun| transfer <= *begun);
             if piece.index != 0 || is_past {
                 self.refuse_piece(from, transfer);

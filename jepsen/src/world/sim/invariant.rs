@@ -105,7 +105,7 @@ impl Invariants {
             looks_to_catch_up,
             // Above four times the limit a follower acknowledges nothing more.
             unwritten_bytes_max: 4 * plan.overlay_bytes_max + SLACK_BYTES,
-            // What is applied leaves it when the tree holds it.
+            // At four times the limit above what is kept for others the tree is brought up to date.
             log_bytes_max: plan.retain_bytes + 4 * plan.overlay_bytes_max + window_bytes + SLACK_BYTES,
             digests: BTreeMap::new(),
             leaders: BTreeMap::new(),
@@ -205,38 +205,41 @@ impl Invariants {
                 told.violation = Some(what);
             }
             if group.is_leading() != before.leads {
-                seen.leads = group.is_leading();
-                let status = group.engine();
-                if status.view.0 > before.view {
-                    told.reached.push("a view was entered behind the first");
-                    if status.view.0 > before.view + 1 {
-                        told.reached.push("a view had to be skipped");
-                    }
-                    seen.view = status.view.0;
-                }
-                if seen.leads {
-                    told.reached.push("a leader was elected");
-                    if status.undecided > 2 {
-                        told.reached.push("a leader went on with several entries that may have been decided");
-                    }
-                    let ballot = status.ballot.clone();
-                    told.news.push((group.place().id, News::Leads { ballot: ballot.clone() }));
-                    let leader = *self.leaders.entry((name, ballot)).or_insert(index);
-                    if leader != index {
-                        let what = format!(
-                            "n{} and n{} both lead g{name} in {}",
-                            leader + 1,
-                            index + 1,
-                            status.ballot
-                        );
-                        told.violation = Some(what);
-                    }
-                }
+                self.check_leadership(index, group, &mut told);
             }
         }
         while self.digests.len() > DIGESTS_MAX {
             self.digests.pop_first();
         }
         told
+    }
+
+    /// A replica begins to lead, or ends.
+    fn check_leadership(&mut self, index: usize, group: &Group, told: &mut Told) {
+        let name = group.place().id.0;
+        let seen = self.seen.entry((index, name)).or_default();
+        seen.leads = group.is_leading();
+        let status = group.engine();
+        if status.view.0 > seen.view {
+            told.reached.push("a view was entered behind the first");
+            if status.view.0 > seen.view + 1 {
+                told.reached.push("a view had to be skipped");
+            }
+            seen.view = status.view.0;
+        }
+        if !seen.leads {
+            return;
+        }
+        told.reached.push("a leader was elected");
+        if status.undecided > 2 {
+            told.reached.push("a leader went on with several entries that may have been decided");
+        }
+        let ballot = status.ballot;
+        told.news.push((group.place().id, News::Leads { ballot: ballot.clone() }));
+        let leader = *self.leaders.entry((name, ballot.clone())).or_insert(index);
+        if leader != index {
+            let what = format!("n{} and n{} both lead g{name} in {ballot}", leader + 1, index + 1);
+            told.violation = Some(what);
+        }
     }
 }
