@@ -183,6 +183,8 @@ pub enum Effect {
         token: PersistToken,
         /// Whether a promise is among them: a store that keeps a witness of its durability updates it first.
         promises: bool,
+        /// Whether they hold everything that must not be forgotten, so that what was persisted before may go.
+        is_whole: bool,
     },
     /// Send a message. It may be lost, delayed, duplicated and reordered.
     Send {

@@ -76,6 +76,9 @@ pub enum Mutation {
     /// PBFT: a PREPARE leaves before its acceptance is durable.
     #[cfg(feature = "mutants")]
     PrepareUndurable,
+    /// Around the engines: the write-ahead log is replaced although an engine that has stopped gave nothing for it.
+    #[cfg(feature = "mutants")]
+    ReplaceWithoutAll,
 }
 
 impl Mutation {
@@ -110,6 +113,19 @@ impl Mutation {
         Self::RequestsUnchecked,
         Self::PrepareUndurable,
     ];
+
+    /// Every defect of what a node does around its engines.
+    #[cfg(feature = "mutants")]
+    pub const NODE: [Self; 1] = [Self::ReplaceWithoutAll];
+
+    /// Whether a node replaces its log without the records of an engine that has stopped.
+    #[must_use]
+    pub fn replaces_without_all(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::ReplaceWithoutAll;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
 }
 
 /// Whether the options switch the named rule off. A constant `false` without the feature `mutants`.

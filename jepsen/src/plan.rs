@@ -107,7 +107,10 @@ impl Plan {
         let mut random = Random::new(seed ^ 0x6a65_7073_656e);
         let drawn = if random.below(5) == 0 { Mode::Byzantine } else { Mode::Crash };
         let mode = mode.unwrap_or(drawn);
-        let is_possible = |nemesis: &Nemesis| mode == Mode::Byzantine || !nemesis.needs_byzantine(Kind::Sim);
+        let is_possible = |nemesis: &Nemesis| match mode {
+            Mode::Byzantine => !nemesis.needs_crash(),
+            Mode::Crash => !nemesis.needs_byzantine(Kind::Sim),
+        };
         let nemeses = Nemesis::of(Kind::Sim).filter(is_possible).filter(|_| random.coin()).collect();
         let (nodes, replicas) = match mode {
             Mode::Byzantine => [(4, 4), (4, 4), (4, 4), (7, 7)][random.index(4)],

@@ -120,7 +120,11 @@ impl Totals {
     }
 
     fn can_strike(&self, nemesis: Nemesis) -> bool {
-        self.has(Mode::Byzantine) || !nemesis.needs_byzantine(Kind::Sim)
+        match (nemesis.needs_byzantine(Kind::Sim), nemesis.needs_crash()) {
+            (true, _) => self.has(Mode::Byzantine),
+            (false, true) => self.has(Mode::Crash),
+            (false, false) => true,
+        }
     }
 
     /// Pairs of nemeses that one of these runs can have. Rot is a fault of honest nodes, so it comes without lies.
@@ -128,7 +132,12 @@ impl Totals {
     pub fn possible_pairs(&self) -> Vec<(Nemesis, Nemesis)> {
         let all = || Nemesis::of(Kind::Sim).filter(|nemesis| self.can_strike(*nemesis));
         let pairs = all().flat_map(|one| all().map(move |other| (one, other)));
-        pairs.filter(|pair| pair.0 < pair.1 && *pair != (Nemesis::Rot, Nemesis::Lies)).collect()
+        let is_possible = |(one, other): &(Nemesis, Nemesis)| {
+            let is_of_both_modes = (one.needs_byzantine(Kind::Sim) && other.needs_crash())
+                || (one.needs_crash() && other.needs_byzantine(Kind::Sim));
+            one < other && !is_of_both_modes && (*one, *other) != (Nemesis::Rot, Nemesis::Lies)
+        };
+        pairs.filter(is_possible).collect()
     }
 }
 

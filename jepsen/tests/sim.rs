@@ -129,10 +129,11 @@ fn whatever_is_wrong_on_purpose_is_found() {
     let paxos = Mutation::PAXOS.into_iter().map(|rule| (Wrong::Rule(rule), Mode::Crash));
     let pbft = Mutation::PBFT.into_iter().map(|rule| (Wrong::Rule(rule), Mode::Byzantine));
     let mode_of = |defect| if defect == Defect::OneReply { Mode::Byzantine } else { Mode::Crash };
+    let nodes = Mutation::NODE.into_iter().map(|rule| (Wrong::Rule(rule), Mode::Crash));
     let around = Defect::ALL.into_iter().map(|defect| (Wrong::Around(defect), mode_of(defect)));
     let is_wanted =
         |(wrong, _): &(Wrong, Mode)| !matches!(wrong, Wrong::Rule(rule) if OF_CORES_ALONE.contains(rule));
-    let all: Vec<(Wrong, Mode)> = paxos.chain(pbft).chain(around).filter(is_wanted).collect();
+    let all: Vec<(Wrong, Mode)> = paxos.chain(pbft).chain(nodes).chain(around).filter(is_wanted).collect();
     let missed = hunt(&all);
     assert!(missed.is_empty(), "{missed:?}");
 }

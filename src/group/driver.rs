@@ -12,11 +12,21 @@ use tetrachord_consensus::{PersistToken, ReplicaId};
 /// A message on its way to another replica.
 pub(super) type Outgoing = (ReplicaId, Bytes);
 
+/// Records of one engine that should become durable together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Records {
+    /// In order.
+    pub records: Vec<Bytes>,
+    /// Whether a promise is among them.
+    pub promises: bool,
+    /// Whether they hold everything that the engine must not forget: older ones may go when these are durable.
+    pub is_whole: bool,
+}
+
 /// Records and messages of one engine.
 #[derive(Debug, Default)]
 pub(super) struct Driver {
-    records: Vec<Bytes>,
-    promises: bool,
+    waiting: Records,
     latest: PersistToken,
     submitted: VecDeque<(CommitId, PersistToken)>,
     durable: PersistToken,
@@ -25,10 +35,11 @@ pub(super) struct Driver {
 
 impl Driver {
     /// The engine wants these records to become durable.
-    pub(super) fn persist(&mut self, records: Vec<Bytes>, token: PersistToken, promises: bool) {
+    pub(super) fn persist(&mut self, new: Records, token: PersistToken) {
         assert!(token > self.latest, "tokens grow");
-        self.records.extend(records);
-        self.promises |= promises;
+        self.waiting.records.extend(new.records);
+        self.waiting.promises |= new.promises;
+        self.waiting.is_whole |= new.is_whole;
         self.latest = token;
     }
 
@@ -49,11 +60,10 @@ impl Driver {
         }
     }
 
-    /// The records that wait to be submitted as one commit, and whether a promise is among them.
-    pub(super) fn take_records(&mut self) -> Option<(Vec<Bytes>, bool)> {
-        let promises = std::mem::take(&mut self.promises);
-        let records = std::mem::take(&mut self.records);
-        (!records.is_empty()).then_some((records, promises))
+    /// The records that wait to be submitted as one commit.
+    pub(super) fn take_records(&mut self) -> Option<Records> {
+        let taken = std::mem::take(&mut self.waiting);
+        (!taken.records.is_empty()).then_some(taken)
     }
 
     /// Everything taken so far was submitted under this commit.
@@ -92,15 +102,31 @@ mod tests {
         Bytes::from_static(text.as_bytes())
     }
 
+    fn records(texts: &[&'static str], promises: bool, is_whole: bool) -> Records {
+        Records { records: texts.iter().map(|text| message(text)).collect(), promises, is_whole }
+    }
+
+    #[test]
+    fn records_are_whole_if_any_that_are_taken_together_were() {
+        let mut driver = Driver::default();
+        driver.persist(records(&["vote"], false, false), PersistToken(1));
+        driver.persist(records(&["all"], true, true), PersistToken(2));
+        driver.persist(records(&["more"], false, false), PersistToken(3));
+        assert_eq!(driver.take_records(), Some(records(&["vote", "all", "more"], true, true)));
+        assert_eq!(driver.take_records(), None);
+        driver.persist(records(&["vote"], false, false), PersistToken(4));
+        assert_eq!(driver.take_records(), Some(records(&["vote"], false, false)));
+    }
+
     #[test]
     fn a_message_leaves_only_when_its_record_is_durable() {
         let mut driver = Driver::default();
-        driver.persist(vec![message("r1")], PersistToken(1), true);
+        driver.persist(records(&["r1"], true, false), PersistToken(1));
         assert_eq!(driver.send(ReplicaId(1), message("promise"), Some(PersistToken(1))), None);
         assert!(driver.send(ReplicaId(1), message("free"), None).is_some());
-        assert_eq!(driver.take_records(), Some((vec![message("r1")], true)));
+        assert_eq!(driver.take_records(), Some(records(&["r1"], true, false)));
         driver.submitted(CommitId(4));
-        driver.persist(vec![message("r2")], PersistToken(3), false);
+        driver.persist(records(&["r2"], false, false), PersistToken(3));
         assert_eq!(driver.send(ReplicaId(2), message("ack"), Some(PersistToken(3))), None);
         assert_eq!(driver.durable(CommitId(3)), (None, vec![]));
         assert_eq!(driver.durable(CommitId(4)).1, vec![(ReplicaId(1), message("promise"))]);

@@ -24,6 +24,7 @@ mod snapshot;
 mod state;
 
 pub use byzantine::{Byzantine, Outcomes};
+pub use driver::Records;
 pub use requests::Ticket;
 
 use crate::error::StorageError;
@@ -261,6 +262,9 @@ impl Group {
         let applied = install.as_ref().and_then(Install::applied).unwrap_or(machine.applied());
         let base = base_of(applied);
         let durable_slot = applied.slot;
+        if durable_slot > 0 && records.is_empty() {
+            return Err(lost_records(group, durable_slot).into());
+        }
         let (engine, signed): (Box<dyn Engine + Send>, _) = match &settings.byzantine {
             Some(byzantine) => {
                 let (base, mutation) = (is_found.then_some(base), settings.options.mutation);
@@ -486,8 +490,8 @@ impl Group {
         Ok(())
     }
 
-    /// The records that should become durable, and whether a promise is among them.
-    pub fn take_records(&mut self) -> Option<(Vec<Bytes>, bool)> {
+    /// The records that should become durable.
+    pub fn take_records(&mut self) -> Option<Records> {
         self.driver.take_records()
     }
 
@@ -647,7 +651,9 @@ impl Group {
     fn carry_out(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         for effect in self.engine.take_effects() {
             match effect {
-                Effect::Persist { records, token, promises } => self.driver.persist(records, token, promises),
+                Effect::Persist { records, token, promises, is_whole } => {
+                    self.driver.persist(Records { records, promises, is_whole }, token);
+                }
                 Effect::Send { to, message, after } => {
                     if let Some((to, message)) = self.driver.send(to, message, after) {
                         self.send_engine(to, message);
@@ -776,6 +782,12 @@ pub fn engine_message(body: &[u8]) -> Option<Bytes> {
     }
 }
 
+/// What a replica's engine would say, as a group message; for those who play one.
+#[must_use]
+pub fn as_engine(message: Bytes) -> Bytes {
+    encode(&GroupMessage::Engine(message))
+}
+
 /// How many parts of a state a message asks for, for watchers.
 #[cfg(test)]
 pub(crate) fn parts_taken(body: &[u8]) -> usize {
@@ -819,6 +831,14 @@ fn open_paxos(
     let config = GroupConfig { epoch: Epoch(1), quorums };
     Replica::recover(me, config, settings.options.clone(), records, base)
         .map_err(|source| OpenError::Recover { group, source })
+}
+
+/// Whoever has applied something has promised something before, and written that down.
+fn lost_records(group: GroupId, applied: u64) -> StorageError {
+    StorageError::StateLost(format!(
+        "group {group} has applied slot {applied}, but the write-ahead log holds no record of it: what this node had \
+         promised is lost. It must not vote under its old identity; add it as a new node"
+    ))
 }
 
 fn base_of(applied: &kv::Applied) -> LogBase {

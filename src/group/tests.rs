@@ -6,6 +6,8 @@ use crate::kv::{Applied, StateRoot};
 use crate::ring::{Position, RingInterval};
 use crate::storage::memory::{MemoryDisk, MemoryStorage};
 use crate::storage::{Commit, keys};
+use tetrachord_consensus::codec;
+use tetrachord_consensus::paxos::{Ballot, Record};
 
 const GROUP: GroupId = GroupId(1);
 const RANGE: RingInterval = RingInterval { start: Position(u64::MAX), end: Position(u64::MAX) };
@@ -31,6 +33,29 @@ fn submit(disk: &MemoryDisk, storage: &mut MemoryStorage, id: u64, state: Vec<Ve
     disk.settle().expect("one commit is pending")
 }
 
+/// What a replica that was given a state has logged at least.
+fn promised() -> Vec<Bytes> {
+    let ballot = Ballot { epoch: Epoch(1), round: 1, replica: ReplicaId(1) };
+    vec![codec::encode(&Record::Promise { ballot })]
+}
+
+/// A replica that has applied something and knows of no promise has forgotten one.
+#[test]
+fn a_state_without_any_record_of_its_group_is_refused() {
+    let disk = MemoryDisk::default();
+    let (mut storage, _) = disk.open();
+    let applied = Applied { slot: 7, chain: [3; 32], ..Applied::default() };
+    let row = (keys::applied(GROUP), Some(kv::encode_applied(&keys::applied(GROUP), &applied)));
+    submit(&disk, &mut storage, 1, vec![vec![row]]);
+    let open = |records: &[Bytes]| Group::open(&storage, place(), NodeId(1), &settings(), records);
+    let refused = open(&[]).unwrap_err();
+    assert!(
+        matches!(&refused, OpenError::Storage(StorageError::StateLost(text)) if text.contains("slot 7")),
+        "{refused}"
+    );
+    assert!(open(&promised()).is_ok());
+}
+
 #[test]
 fn a_crash_between_clearing_and_copying_is_finished_at_the_next_start() {
     let disk = MemoryDisk::default();
@@ -48,7 +73,8 @@ fn a_crash_between_clearing_and_copying_is_finished_at_the_next_start() {
         (old_value.clone(), Some(Bytes::from_static(b"of the old state"))),
     ];
     let mut last = submit(&disk, &mut storage, 1, vec![state]);
-    let mut group = Group::open(&storage, place(), NodeId(1), &settings(), &[]).expect("the snapshot counts");
+    let mut group =
+        Group::open(&storage, place(), NodeId(1), &settings(), &promised()).expect("the snapshot counts");
     assert!(group.is_installing());
     for round in 2..20 {
         let writes = group.take_writes(CommitId(round));
@@ -64,7 +90,7 @@ fn a_crash_between_clearing_and_copying_is_finished_at_the_next_start() {
     assert_eq!(storage.get(&old_value).unwrap(), None);
     assert_eq!(group.engine().decided, Slot(7));
     drop(group);
-    assert!(Group::open(&storage, place(), NodeId(1), &settings(), &[]).is_ok());
+    assert!(Group::open(&storage, place(), NodeId(1), &settings(), &promised()).is_ok());
 }
 
 #[test]
@@ -181,7 +207,7 @@ fn what_was_gathered_of_another_state_is_not_copied_into_the_empty_one() {
 fn a_first_piece_that_is_late_begins_nothing_again() {
     let disk = MemoryDisk::default();
     let (mut storage, _) = disk.open();
-    let mut group = Group::open(&storage, place(), NodeId(1), &settings(), &[]).unwrap();
+    let mut group = Group::open(&storage, place(), NodeId(1), &settings(), &promised()).unwrap();
     let mut last = 0;
     let mut receive = |transfer: u64, index: u64, first: u64| {
         let rows = vec![(keys::data(Position(index), b"k"), Bytes::from_static(b"record"))];

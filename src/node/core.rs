@@ -359,23 +359,30 @@ impl NodeCore {
         Ok(())
     }
 
-    /// Hands everything that should become durable to the store as one commit.
-    fn submit(&mut self, replaces_log: bool) {
+    /// Hands everything that should become durable to the store as one commit. It replaces the log if it should and holds the
+    /// whole state of every engine: one that has stopped gives nothing any more, and what it promised stands in the old log
+    /// alone.
+    fn submit(&mut self, should_replace_log: bool) {
         let id = CommitId(self.last_commit.0 + 1);
-        let mut commit = Commit { id, replaces_log, ..Commit::default() };
+        let mut commit = Commit { id, ..Commit::default() };
+        let mut is_whole = true;
         for (name, group) in &mut self.groups {
-            if let Some((records, promises)) = group.take_records() {
-                commit.log.extend(records.into_iter().map(|record| (*name, record)));
-                commit.promises |= promises;
+            let taken = group.take_records();
+            is_whole &= taken.as_ref().is_some_and(|taken| taken.is_whole);
+            if let Some(taken) = taken {
+                commit.log.extend(taken.records.into_iter().map(|record| (*name, record)));
+                commit.promises |= taken.promises;
                 group.submitted(id);
             }
             commit.state.extend(group.take_writes(id));
         }
+        let is_careless = self.settings.group.options.mutation.replaces_without_all();
+        commit.replaces_log = should_replace_log && (is_whole || is_careless);
         if commit.log.is_empty() && commit.state.is_empty() {
             return;
         }
         self.last_commit = id;
-        assert!(!replaces_log || !commit.log.is_empty(), "a log is replaced by something");
+        assert!(!commit.replaces_log || !commit.log.is_empty(), "a log is replaced by something");
         self.storage.submit(commit);
     }
 
@@ -790,6 +797,12 @@ impl NodeCore {
             process: self.process,
             groups: self.groups.iter().map(|(name, group)| group_status(*name, group)).collect(),
         }
+    }
+
+    /// Whether the log is rewritten as soon as the trees hold enough, for watchers.
+    #[must_use]
+    pub fn is_about_to_rewrite(&self) -> bool {
+        matches!(self.compaction, Compaction::Hastened(_))
     }
 
     /// The node's replicas, for watchers.

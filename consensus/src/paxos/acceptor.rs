@@ -40,6 +40,8 @@ pub struct Acceptor {
     durable_token: PersistToken,
     claims: VecDeque<Claim>,
     records: Vec<Bytes>,
+    /// Whether the whole acceptor is among the records that were not handed out yet.
+    is_whole: bool,
 }
 
 impl Acceptor {
@@ -68,6 +70,7 @@ impl Acceptor {
             durable_token: PersistToken(0),
             claims: VecDeque::new(),
             records: Vec::new(),
+            is_whole: false,
         };
         if is_moved {
             // The records on disk lead to another log; what follows must not be read as its continuation.
@@ -210,20 +213,23 @@ impl Acceptor {
         self.durable > before
     }
 
-    /// Hands out the records made since the last call, with the token that stands for all of them.
-    pub fn take_records(&mut self) -> Option<(Vec<Bytes>, PersistToken)> {
+    /// Hands out the records made since the last call, with the token that stands for all of them, and whether the whole
+    /// acceptor is among them.
+    pub fn take_records(&mut self) -> Option<(Vec<Bytes>, PersistToken, bool)> {
         let records = std::mem::take(&mut self.records);
+        let is_whole = std::mem::take(&mut self.is_whole);
         assert!(
             records.is_empty() || self.last_token > self.durable_token,
             "a new record is not durable yet"
         );
-        (!records.is_empty()).then_some((records, self.last_token))
+        (!records.is_empty()).then_some((records, self.last_token, is_whole))
     }
 
     fn persist_all(&mut self) {
         let (promised, accepted, base) = (self.promised, self.accepted, self.log.base());
         self.record(&Record::State { promised, accepted, base, entries: Vec::new() });
         self.record_appends(self.log.above(base.slot));
+        self.is_whole = true;
         self.claims.push_back(Claim { token: self.last_token, accepted, last: self.log.last().slot });
     }
 

@@ -378,8 +378,8 @@ impl Engine for Replica {
     fn take_effects(&mut self) -> Vec<Effect> {
         let mut effects = Vec::with_capacity(self.effects.len() + 1);
         let promises = self.acceptor.promise_token().is_some();
-        if let Some((records, token)) = self.acceptor.take_records() {
-            effects.push(Effect::Persist { records, token, promises });
+        if let Some((records, token, is_whole)) = self.acceptor.take_records() {
+            effects.push(Effect::Persist { records, token, promises, is_whole });
         }
         effects.extend(self.effects.drain(..).map(|note| match note {
             Note::Send { to, message, after } => Effect::Send { to, message, after },

@@ -198,6 +198,8 @@ pub(super) struct VoteLog {
     records: Vec<Bytes>,
     /// Whether a view was left or entered among them.
     promises: bool,
+    /// Whether a whole log begins among them.
+    is_whole: bool,
     /// Whether somebody waits for one of them.
     urgent: bool,
     /// The last record that somebody may wait for.
@@ -214,23 +216,29 @@ impl VoteLog {
             self.awaited = self.last;
         }
         self.promises |= matches!(record, Record::Left(_) | Record::Entered(_) | Record::Begin { .. });
+        if matches!(record, Record::Begin { .. }) {
+            self.is_whole = true;
+            // They are void, and would stand in front of a log that begins here.
+            self.records.clear();
+        }
         self.records.push(codec::encode(record));
         self.last
     }
 
-    /// The records made since the last call, with the token that stands for all of them, and whether a store that keeps a
-    /// witness must update it at once: a view that was left must not be forgotten. Single votes are covered as all records
-    /// are, by the witness's own interval.
+    /// The records made since the last call, with the token that stands for all of them; whether a store that keeps a
+    /// witness must update it at once: a view that was left must not be forgotten, single votes are covered as all records
+    /// are, by the witness's own interval; and whether they hold the whole log.
     ///
     /// Records that nobody waits for stay until one comes that somebody does, or until they are [hurried](Self::hurry): a
     /// barrier of their own would cost a third of all barriers.
-    pub(super) fn take(&mut self) -> Option<(Vec<Bytes>, PersistToken, bool)> {
+    pub(super) fn take(&mut self) -> Option<(Vec<Bytes>, PersistToken, bool, bool)> {
         if !std::mem::take(&mut self.urgent) {
             return None;
         }
         let records = std::mem::take(&mut self.records);
         let promises = std::mem::take(&mut self.promises);
-        (!records.is_empty()).then_some((records, self.last, promises))
+        let is_whole = std::mem::take(&mut self.is_whole);
+        (!records.is_empty()).then_some((records, self.last, promises, is_whole))
     }
 
     /// Lets records go that nobody waits for.

@@ -413,8 +413,8 @@ impl Engine for Replica {
             self.announced = leader;
             self.effects.push(Effect::LeaderChanged { leader });
         }
-        if let Some((records, token, promises)) = self.log.take() {
-            effects.push(Effect::Persist { records, token, promises });
+        if let Some((records, token, promises, is_whole)) = self.log.take() {
+            effects.push(Effect::Persist { records, token, promises, is_whole });
         }
         effects.append(&mut self.effects);
         effects

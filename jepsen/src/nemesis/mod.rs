@@ -40,6 +40,8 @@ pub enum Nemesis {
     WipedDisk,
     /// A bit of a node's log is turned over.
     BitFlip,
+    /// An engine of a node is told what cannot be, and stops the node.
+    Halt,
     /// Wall clocks jump.
     ClockJump,
     /// Monotonic clocks run fast or slow.
@@ -75,7 +77,7 @@ const PACKETS_CUT_OFF: Option<&str> = Some("packets cut off");
 
 /// The register of all nemeses.
 #[rustfmt::skip]
-const REGISTER: [Entry; 20] = [
+const REGISTER: [Entry; 21] = [
     entry(Nemesis::Kill, "kill", "a node ends at once; in the simulator it loses what it had not synced",
         Some("nodes killed"), Some("nodes killed")),
     entry(Nemesis::PowerCut, "power-cut", "all nodes end in one moment, and lose what they had not synced",
@@ -105,6 +107,8 @@ const REGISTER: [Entry; 20] = [
         Some("nodes that began anew"), Some("nodes that refused")),
     entry(Nemesis::BitFlip, "bit-flip", "one bit of a node's log is turned over; it must refuse to vote, and gets the bit back", None,
         Some("nodes that refused")),
+    entry(Nemesis::Halt, "halt", "a replica is told what cannot be, and stops its node while the node's other groups go on (crash mode)",
+        Some("nodes that stopped"), None),
 ];
 
 impl Nemesis {
@@ -166,6 +170,12 @@ impl Nemesis {
     #[must_use]
     pub fn needs_byzantine(self, world: World) -> bool {
         self.is_byzantine() || (self == Self::WipedDisk && world == World::Sim)
+    }
+
+    /// Whether only crash mode knows it: where replicas may lie, none stops because of what another says.
+    #[must_use]
+    pub fn needs_crash(self) -> bool {
+        self == Self::Halt
     }
 
     /// Whether some nodes do not hear others.

@@ -1,13 +1,18 @@
 //! The nemesis at work: every now and then something breaks, or is mended.
 
+use super::network::index_of;
 use super::{Event, World};
 use crate::nemesis::{Nemesis, partition};
 use crate::plan::Mode;
-use tetrachord::node::core::NodeCore;
+use tetrachord::group::as_engine;
+use tetrachord::node::core::{NodeCore, NodeEvent};
 use tetrachord::storage::memory::MemoryDisk;
+use tetrachord::wire::{self, PeerMessage};
+use tetrachord_consensus::paxos::Message;
+use tetrachord_consensus::{Digest, LogBase, Slot, codec};
 
 /// Kinds of faults that strike at a moment; the others are at work all the time.
-const STRIKES: [Nemesis; 12] = [
+const STRIKES: [Nemesis; 13] = [
     Nemesis::Kill,
     Nemesis::PowerCut,
     Nemesis::Pause,
@@ -20,6 +25,7 @@ const STRIKES: [Nemesis; 12] = [
     Nemesis::Rot,
     Nemesis::DiskFull,
     Nemesis::WipedDisk,
+    Nemesis::Halt,
 ];
 
 impl World {
@@ -93,6 +99,7 @@ impl World {
                 self.tell_room(victim);
             }
             Nemesis::WipedDisk => self.wipe(),
+            Nemesis::Halt => self.halt(victim, None),
             partition => self.cut(partition),
         }
     }
@@ -145,6 +152,34 @@ impl World {
         self.network.keeps = self.random.coin();
         let cut = partition::draw(nemesis, self.nodes.len(), &mut self.random);
         self.network.cut = cut.into_iter().map(|pair| (pair, nemesis)).collect();
+    }
+
+    /// One of the victim's replicas is told what its leader cannot mean, together with something else that happens: it stops, while the
+    /// node's other replicas go on until the end of the turn.
+    pub(super) fn halt(&mut self, victim: usize, with: Option<NodeEvent>) {
+        let nonsense = self.nonsense_for(victim);
+        self.count(Nemesis::Halt, u64::from(nonsense.is_some()), 0);
+        self.nodes[victim].is_told_nonsense = true;
+        self.turn(victim, with.into_iter().chain(nonsense));
+        self.nodes[victim].is_told_nonsense = false;
+    }
+
+    /// An Accept whose entries would follow another log than the one that the replica accepted in the same ballot.
+    fn nonsense_for(&self, victim: usize) -> Option<NodeEvent> {
+        let groups = self.nodes[victim].core.iter().flat_map(|core| core.groups());
+        groups
+            .filter_map(|group| {
+                let place = group.place();
+                let ballot = self.durable.accepted_in(victim, place.id)?;
+                let from = place.nodes[usize::from(ballot.replica.0)];
+                let previous = LogBase { slot: group.engine().last, chain: Digest([9; 32]), sealed: false };
+                let accept =
+                    Message::Accept { ballot, previous, entries: vec![], decided: Slot(0), quorate: true };
+                let body = as_engine(codec::encode(&accept));
+                let frame = wire::encode(&PeerMessage::Group { group: place.id, body });
+                (index_of(from) != victim).then(|| NodeEvent::Peer { from, body: frame.slice(4..) })
+            })
+            .next()
     }
 
     /// A disk has room again.

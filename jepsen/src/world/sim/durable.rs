@@ -5,6 +5,7 @@
 //! |---|---|
 //! | a promise, an acknowledgement or a signed statement leaves when the disk holds what it rests on | persist before send |
 //! | who leads, to whom a quorum has durably promised (crash mode) | Paxos, phase 1 |
+//! | a log that is rewritten still speaks of every group, and of promises no lower (crash mode) | promises are kept |
 //! | what any replica has applied, a quorum durably holds; what a leader has, accepted in its ballot or later (crash mode) | Paxos, phase 2 |
 //!
 //! They are stronger than that nothing is lost: they do not wait for the one crash that loses it.
@@ -25,6 +26,8 @@ struct Disk {
     read: usize,
     replacements: u64,
     logs: BTreeMap<GroupId, Recovered>,
+    /// What it promised in each group of which there are records; in Byzantine mode only that there are some.
+    spoken_of: BTreeMap<GroupId, Ballot>,
     /// In Byzantine mode, all that was ever written down: what is signed once may be said again for ever.
     written: HashSet<(GroupId, Statement)>,
 }
@@ -120,25 +123,42 @@ impl Durable {
         }
     }
 
-    /// Reads what has come to a disk. To be told of every commit: what is written down may be replaced by the next one.
-    pub(super) fn follow(&mut self, index: usize, disk: &MemoryDisk) {
+    /// The ballot in which a replica has accepted its log, if it has promised none since.
+    pub(super) fn accepted_in(&self, index: usize, group: GroupId) -> Option<Ballot> {
+        let log = self.disks[index].logs.get(&group)?;
+        (log.accepted == log.promised && log.accepted > Ballot::ZERO).then_some(log.accepted)
+    }
+
+    /// Reads what has come to a disk. To be told of every commit: what is written down may be replaced by the next one. What is
+    /// wrong with it, if anything.
+    pub(super) fn follow(&mut self, index: usize, disk: &MemoryDisk) -> Option<String> {
         let followed = &mut self.disks[index];
+        let before = followed.spoken_of.clone();
         let (mut records, replacements) = disk.durable_log_from(followed.read);
         if replacements != followed.replacements {
             (followed.read, followed.replacements) = (0, replacements);
             followed.logs.clear();
+            followed.spoken_of.clear();
             records = disk.durable_log_from(0).0;
         }
         for (group, record) in records {
             if self.is_signed {
                 let record = codec::decode(&record).expect("what is durable can be read");
                 followed.written.extend(statements(&record).into_iter().map(|statement| (group, statement)));
+                followed.spoken_of.entry(group).or_default();
             } else {
                 let log = followed.logs.entry(group).or_default();
                 log.replay_one(followed.read, &record).expect("what is durable can be read");
+                followed.spoken_of.insert(group, log.promised);
             }
             followed.read += 1;
         }
+        let forgotten = before
+            .iter()
+            .find(|(group, promised)| followed.spoken_of.get(group).is_none_or(|now| now < *promised));
+        forgotten.map(|(group, promised)| {
+            format!("the disk of n{} held a promise of {promised} in {group}, and forgets it", index + 1)
+        })
     }
 }
 

@@ -215,11 +215,16 @@ impl World {
 
     /// A node is told something, and what it wants done is done.
     fn step(&mut self, index: usize, event: NodeEvent) {
+        self.turn(index, [event]);
+    }
+
+    /// A node is told several things that came together.
+    fn turn(&mut self, index: usize, events: impl IntoIterator<Item = NodeEvent>) {
         let node = &mut self.nodes[index];
         let is_wrong = node.is_excused() || node.is_rotten;
         let Some(core) = node.core.as_mut() else { return };
         let before = self.trace.wants_lines().then(|| invariant::applied(core));
-        core.step(event);
+        events.into_iter().for_each(|event| core.step(event));
         let effects = core.flush();
         if let Some(before) = before {
             let news = invariant::applied(core).into_iter().filter(|now| !before.contains(now));
@@ -240,7 +245,11 @@ impl World {
             .iter()
             .any(|effect| matches!(effect, NodeEffect::Send { .. } | NodeEffect::Answer { .. }));
         for effect in effects {
+            let is_end = matches!(effect, NodeEffect::Stop { .. });
             self.carry_out(index, effect);
+            if is_end {
+                break;
+            }
         }
         self.schedule_disk(index);
         if speaks {
@@ -280,6 +289,13 @@ impl World {
                 // A liar may trip over its own lies, and one that forgot over what it said.
                 self.trace.note(|| format!("{from}, which is one of the faulty, stops: {reason}"));
                 self.crash(index, 0);
+            }
+            NodeEffect::Stop { reason } if self.nodes[index].is_told_nonsense => {
+                self.trace.note(|| format!("{from} stops: {reason}"));
+                self.count(Nemesis::Halt, 0, 1);
+                // What it had handed to its disk before may get there all the same.
+                let kept = self.random.index(self.nodes[index].disk.pending() + 1);
+                self.crash(index, kept);
             }
             NodeEffect::Stop { reason } => self.violate(|| format!("{from} stops: {reason}")),
         }

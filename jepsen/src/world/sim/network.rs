@@ -110,7 +110,7 @@ impl World {
     }
 
     /// Whether a nemesis that is at work all the time strikes this time.
-    fn strikes_now(&mut self, nemesis: Nemesis, per_mille: u64) -> bool {
+    pub(super) fn strikes_now(&mut self, nemesis: Nemesis, per_mille: u64) -> bool {
         !self.is_calm && self.plan.has(nemesis) && self.random.per_mille(per_mille)
     }
 

@@ -37,6 +37,8 @@ pub(super) struct Node {
     pub(super) lie_turn: u64,
     /// Whether its disk was replaced by an empty one, so that it may have forgotten what it said.
     pub(super) is_forgetful: bool,
+    /// Whether it was just told what cannot be, so that it may stop.
+    pub(super) is_told_nonsense: bool,
     /// Whether its disk is almost full.
     pub(super) is_short: bool,
     /// When this life began, and how many thousandths of real time its clock runs.
@@ -78,6 +80,7 @@ impl Node {
             lies: plan.has(Nemesis::Lies) && (1..=plan.liars()).contains(&index),
             lie_turn: 0,
             is_forgetful: false,
+            is_told_nonsense: false,
             is_short: false,
             started: 0,
             rate_per_mille: 1_000,
@@ -182,10 +185,10 @@ impl World {
         }
         let lost = node.disk.pending().saturating_sub(kept);
         node.disk.crash(kept);
-        self.durable.follow(index, &node.disk);
         node.checks.clear();
         node.stalled.clear();
         node.is_paused = false;
+        self.look_at_disk(index);
         if lost > 0 {
             self.reach("a crash lost what was not synced");
         }
@@ -245,10 +248,11 @@ impl World {
         node.is_syncing = false;
         let left = if self.plan.defect == Defect::EarlyBarrier { EARLY_COMMITS } else { 0 };
         let last = node.disk.newest_pending();
-        while node.disk.pending() > left {
-            node.disk.flush_one();
-            self.durable.follow(index, &node.disk);
+        while self.nodes[index].disk.pending() > left {
+            self.nodes[index].disk.flush_one();
+            self.look_at_disk(index);
         }
+        let node = &mut self.nodes[index];
         let writes = !std::mem::replace(&mut node.is_writing, true);
         let life = node.life;
         if writes {
@@ -260,6 +264,12 @@ impl World {
         }
     }
 
+    fn look_at_disk(&mut self, index: usize) {
+        if let Some(wrong) = self.durable.follow(index, &self.nodes[index].disk) {
+            self.violate(|| wrong);
+        }
+    }
+
     pub(super) fn state_written(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         node.is_writing = false;
@@ -268,6 +278,11 @@ impl World {
             node.is_writing = true;
             let micros = self.random.between(200, 20_000);
             self.after(micros, Event::StateWritten { node: index, life });
+            // What was written is what a rewrite of the log waits for: an engine that stops just then has nothing to give for it.
+            let is_close = self.nodes[index].core.as_ref().is_some_and(NodeCore::is_about_to_rewrite);
+            if self.strikes_now(Nemesis::Halt, if is_close { 150 } else { 5 }) {
+                return self.halt(index, Some(NodeEvent::Written(commit)));
+            }
             self.step(index, NodeEvent::Written(commit));
         }
     }
