@@ -32,6 +32,9 @@ pub enum StorageError {
     /// The store is missing something that this node had promised.
     #[error("{0}")]
     StateLost(String),
+    /// The store belongs to somebody else.
+    #[error("{0}")]
+    Foreign(String),
     /// Another process uses the directory.
     #[error("the data directory {0} is in use by another process; stop it first")]
     InUse(String),

@@ -5,8 +5,9 @@ mod common;
 
 use bytes::Bytes;
 use common::{Cluster, program, wait_for};
+use tetrachord::config::NodeConfig;
 use tetrachord::storage::disk::{DiskOptions, DiskStorage, PackingRule, Report};
-use tetrachord::storage::{Commit, CommitId, Storage};
+use tetrachord::storage::{Commit, CommitId, Owner, Storage};
 
 fn refusal(args: &[&str]) -> String {
     let dir = tempfile::tempdir().unwrap();
@@ -156,13 +157,19 @@ fn data_of(cluster: &Cluster, index: usize) -> std::path::PathBuf {
     cluster.node_file(index).with_file_name("data")
 }
 
+fn owner_of(cluster: &Cluster, index: usize) -> Owner {
+    let config = NodeConfig::load(&cluster.node_file(index)).unwrap();
+    Owner { cluster: config.genesis.cluster, node: config.node }
+}
+
 /// Opens the store of a node that is stopped, and changes one value as somebody would who knows how: with a right checksum.
 fn change_a_value_by_hand(cluster: &Cluster, index: usize) {
     let packing = PackingRule { above_bytes: u64::MAX, idle: std::time::Duration::MAX };
     let options = DiskOptions { cache_bytes: 4 << 20, segment_bytes: 4 << 20, packing, is_repairable: false };
     let (sender, reports) = std::sync::mpsc::channel();
     let report = move |report| drop(sender.send(report));
-    let (mut storage, _) = DiskStorage::open(&data_of(cluster, index), options, report).unwrap();
+    let (mut storage, _) =
+        DiskStorage::open(&data_of(cluster, index), &owner_of(cluster, index), options, report).unwrap();
     let (raw, record) = storage.scan(b"d", b"e", 1).unwrap().remove(0);
     let mut body = record[4..].to_vec();
     *body.last_mut().unwrap() ^= 1;

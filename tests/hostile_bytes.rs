@@ -65,6 +65,8 @@ fn core(node: u32, disk: &MemoryDisk) -> NodeCore {
             byzantine: None,
         },
         log_bytes_max: 4_000,
+        nodes: (1..=NODES).map(NodeId).collect(),
+        opening: recovery.incarnation,
     };
     NodeCore::open(settings, Box::new(storage), recovery).unwrap()
 }

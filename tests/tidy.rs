@@ -55,6 +55,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("node/core", &["gateway", "group", "kv", "ring", "router", "storage", "wire"]),
     ("node/run", &["config", "group", "node", "ring", "storage", "transport", "wire"]),
+    ("node/roster", &["ring", "storage", "wire"]),
     ("proof", &["kv", "ring"]),
     ("ring", &[]),
     ("router", &["kv", "ring", "wire"]),

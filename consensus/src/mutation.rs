@@ -79,6 +79,12 @@ pub enum Mutation {
     /// Around the engines: the write-ahead log is replaced although an engine that has stopped gave nothing for it.
     #[cfg(feature = "mutants")]
     ReplaceWithoutAll,
+    /// Around the engines: a node with a new store votes before the others have noted it.
+    #[cfg(feature = "mutants")]
+    VoteUnknown,
+    /// Around the engines: whatever store a node comes with is noted anew.
+    #[cfg(feature = "mutants")]
+    NoteAnew,
 }
 
 impl Mutation {
@@ -116,13 +122,31 @@ impl Mutation {
 
     /// Every defect of what a node does around its engines.
     #[cfg(feature = "mutants")]
-    pub const NODE: [Self; 1] = [Self::ReplaceWithoutAll];
+    pub const NODE: [Self; 3] = [Self::ReplaceWithoutAll, Self::VoteUnknown, Self::NoteAnew];
 
     /// Whether a node replaces its log without the records of an engine that has stopped.
     #[must_use]
     pub fn replaces_without_all(self) -> bool {
         #[cfg(feature = "mutants")]
         return self == Self::ReplaceWithoutAll;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
+    /// Whether a node with a new store votes at once.
+    #[must_use]
+    pub fn votes_unknown(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::VoteUnknown;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
+    /// Whether a node takes whatever store comes under a name.
+    #[must_use]
+    pub fn notes_anew(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::NoteAnew;
         #[cfg(not(feature = "mutants"))]
         false
     }

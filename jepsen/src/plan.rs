@@ -109,7 +109,7 @@ impl Plan {
         let mode = mode.unwrap_or(drawn);
         let is_possible = |nemesis: &Nemesis| match mode {
             Mode::Byzantine => !nemesis.needs_crash(),
-            Mode::Crash => !nemesis.needs_byzantine(Kind::Sim),
+            Mode::Crash => !nemesis.is_byzantine(),
         };
         let nemeses = Nemesis::of(Kind::Sim).filter(is_possible).filter(|_| random.coin()).collect();
         let (nodes, replicas) = match mode {

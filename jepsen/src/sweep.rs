@@ -34,7 +34,7 @@ pub struct Totals {
 }
 
 /// What must have happened somewhere in many runs, of this mode or of any; else they were too tame.
-pub const INTERESTING: [(Option<Mode>, &str); 12] = [
+pub const INTERESTING: [(Option<Mode>, &str); 11] = [
     (None, "a crash lost what was not synced"),
     (None, "a whole state was put in place"),
     (None, "links that healed delivered what they had kept"),
@@ -46,7 +46,6 @@ pub const INTERESTING: [(Option<Mode>, &str); 12] = [
     (Some(Mode::Byzantine), "a view was entered behind the first"),
     (Some(Mode::Byzantine), "a damaged state was noticed"),
     (Some(Mode::Byzantine), "a damaged state was repaired"),
-    (Some(Mode::Byzantine), "a node that had lost its disk caught up"),
 ];
 
 impl Totals {
@@ -120,7 +119,7 @@ impl Totals {
     }
 
     fn can_strike(&self, nemesis: Nemesis) -> bool {
-        match (nemesis.needs_byzantine(Kind::Sim), nemesis.needs_crash()) {
+        match (nemesis.is_byzantine(), nemesis.needs_crash()) {
             (true, _) => self.has(Mode::Byzantine),
             (false, true) => self.has(Mode::Crash),
             (false, false) => true,
@@ -133,8 +132,8 @@ impl Totals {
         let all = || Nemesis::of(Kind::Sim).filter(|nemesis| self.can_strike(*nemesis));
         let pairs = all().flat_map(|one| all().map(move |other| (one, other)));
         let is_possible = |(one, other): &(Nemesis, Nemesis)| {
-            let is_of_both_modes = (one.needs_byzantine(Kind::Sim) && other.needs_crash())
-                || (one.needs_crash() && other.needs_byzantine(Kind::Sim));
+            let is_of_both_modes =
+                (one.is_byzantine() && other.needs_crash()) || (one.needs_crash() && other.is_byzantine());
             one < other && !is_of_both_modes && (*one, *other) != (Nemesis::Rot, Nemesis::Lies)
         };
         pairs.filter(is_possible).collect()

@@ -78,6 +78,13 @@ fn print_tables(answers: &[(NodeId, Result<NodeStatus, String>)]) {
     }
     println!("{nodes}\n\n{groups}");
     for (node, status) in answers.iter().filter_map(|(node, answer)| Some((node, answer.as_ref().ok()?))) {
+        if !status.awaits.is_empty() {
+            let missing: Vec<String> = status.awaits.iter().map(ToString::to_string).collect();
+            println!(
+                "{node}: its data directory is new; it votes when more of {} have noted it. Start them",
+                missing.join(" ")
+            );
+        }
         for group in &status.groups {
             if let Some(damage) = &group.damage {
                 println!(
@@ -104,6 +111,7 @@ fn node_json(node: NodeId, answer: &Result<NodeStatus, String>) -> Value {
             "incarnation": status.incarnation,
             "uptime_ms": status.uptime_millis,
             "connected": status.connected.iter().map(|peer| peer.0).collect::<Vec<_>>(),
+            "awaits": status.awaits.iter().map(|peer| peer.0).collect::<Vec<_>>(),
             "open_requests": status.open_requests,
             "log_bytes": status.log_bytes,
             "cpu_us": status.process.cpu_micros,

@@ -172,6 +172,10 @@ impl Storage for AsWritten<'_> {
         unreachable!("single rows are read")
     }
 
+    fn log_end(&self) -> u64 {
+        self.storage.log_end()
+    }
+
     fn log_bytes(&self) -> u64 {
         self.storage.log_bytes()
     }

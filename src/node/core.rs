@@ -9,22 +9,26 @@
 //! Invariants:
 //! * a commit holds the records of all groups that had any, in order; one barrier serves them all;
 //! * the log is replaced only by a commit that holds the whole state of every group's engine;
-//! * every request that was let in is answered, or its connection is gone.
+//! * every request that was let in is answered, or its connection is gone;
+//! * replicas take part in their groups only once others know which store they have, and hear only nodes whose store they
+//!   know ([`super::roster`]).
 
+use super::roster::{self, OWN, Roster, RosterSettings};
 use crate::error::StorageError;
 use crate::gateway::{self, ConnectionId, Gateway, Origin, Watchers};
 use crate::group::{Freshness, Group, OpenError, Outcome, Outcomes, Output, Settings, Ticket};
 use crate::kv::{self, Command};
-use crate::ring::{GroupId, NodeId, RingMap};
+use crate::ring::{GroupId, GroupPlace, NodeId, RingMap};
 use crate::router;
 use crate::storage::{Commit, CommitId, Recovery, Storage};
 use crate::wire::{
-    self, Answer, AnswerFrame, Consistency, GroupStatus, NodeStatus, PeerMessage, ProcessStats, Request,
-    RequestFrame, RetryReason, Served,
+    self, Answer, AnswerFrame, Consistency, GroupStatus, Life, NodeStatus, PeerMessage, ProcessStats,
+    Request, RequestFrame, RetryReason, Served,
 };
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use tetrachord_consensus::pbft::{Lie, Rejected, Unverified, Verified, Verifier};
+use tetrachord_consensus::quorum::liars;
 use tetrachord_consensus::{Ticks, Timestamp};
 
 /// Something that happened to the node.
@@ -179,12 +183,17 @@ pub struct NodeSettings {
     pub group: Settings,
     /// The write-ahead log is rewritten when it has grown to this many bytes.
     pub log_bytes_max: u64,
+    /// All nodes of the cluster.
+    pub nodes: BTreeSet<NodeId>,
+    /// Drawn anew for every start.
+    pub opening: u64,
 }
 
 /// The node. See the module's essay.
 pub struct NodeCore {
     settings: NodeSettings,
     storage: Box<dyn Storage + Send>,
+    roster: Roster,
     groups: BTreeMap<GroupId, Group>,
     gateway: Gateway,
     watchers: Watchers,
@@ -231,12 +240,14 @@ impl NodeCore {
     pub fn open(
         settings: NodeSettings,
         storage: Box<dyn Storage + Send>,
-        recovery: Recovery,
+        mut recovery: Recovery,
     ) -> Result<Self, OpenError> {
         let mut records: BTreeMap<GroupId, Vec<Bytes>> = BTreeMap::new();
-        for (group, record) in recovery.log {
+        for (group, record) in std::mem::take(&mut recovery.log) {
             records.entry(group).or_default().push(record);
         }
+        let own = records.remove(&OWN).unwrap_or_default();
+        let roster = open_roster(&settings, storage.as_ref(), &recovery, &own)?;
         let mut groups = BTreeMap::new();
         for place in settings.ring.groups().iter().filter(|place| place.nodes.contains(&settings.node)) {
             let records = records.remove(&place.id).unwrap_or_default();
@@ -256,6 +267,7 @@ impl NodeCore {
         Ok(Self {
             settings,
             storage,
+            roster,
             groups,
             gateway: Gateway::default(),
             watchers: Watchers::default(),
@@ -289,10 +301,14 @@ impl NodeCore {
         match event {
             NodeEvent::Tick { now, wall } => self.on_tick(now, wall)?,
             NodeEvent::Peer { from, body } => self.on_peer(from, &body)?,
-            NodeEvent::PeerLink { node, is_up: true } => drop(self.linked.insert(node)),
-            NodeEvent::PeerLink { node, is_up: false } => {
-                self.linked.remove(&node);
-                self.give_up_forwards(|forward| forward.to == node);
+            NodeEvent::PeerLink { node, is_up } => {
+                self.roster.on_link(node, is_up);
+                if is_up {
+                    self.linked.insert(node);
+                } else {
+                    self.linked.remove(&node);
+                    self.give_up_forwards(|forward| forward.to == node);
+                }
             }
             NodeEvent::Client { connection, body } => self.on_client(connection, &body)?,
             NodeEvent::ClientGone { connection } => {
@@ -346,10 +362,12 @@ impl NodeCore {
     }
 
     fn try_flush(&mut self) -> Result<(), StorageError> {
-        for group in self.groups.values_mut() {
-            group.flush(self.storage.as_ref())?;
+        if self.roster.may_vote() {
+            for group in self.groups.values_mut() {
+                group.flush(self.storage.as_ref())?;
+            }
+            self.compact_if_ready()?;
         }
-        self.compact_if_ready()?;
         self.watch_leaders();
         if let Some(reason) = self.collect() {
             self.rebuild_tree(&reason)?;
@@ -366,10 +384,14 @@ impl NodeCore {
         let id = CommitId(self.last_commit.0 + 1);
         let mut commit = Commit { id, ..Commit::default() };
         let mut is_whole = true;
+        let own = self.roster.take_records(id, should_replace_log);
+        commit.promises = !own.is_empty();
+        commit.log.extend(own.into_iter().map(|record| (OWN, record)));
         for (name, group) in &mut self.groups {
             let taken = group.take_records();
             is_whole &= taken.as_ref().is_some_and(|taken| taken.is_whole);
             if let Some(taken) = taken {
+                self.roster.on_logged();
                 commit.log.extend(taken.records.into_iter().map(|record| (*name, record)));
                 commit.promises |= taken.promises;
                 group.submitted(id);
@@ -389,8 +411,11 @@ impl NodeCore {
     fn on_tick(&mut self, now: Ticks, wall: Timestamp) -> Result<(), StorageError> {
         self.now = now;
         self.started.get_or_insert(now);
-        for group in self.groups.values_mut() {
-            group.tick(self.storage.as_ref(), now, wall)?;
+        self.roster.tick(now, self.storage.log_end());
+        if self.roster.may_vote() {
+            for group in self.groups.values_mut() {
+                group.tick(self.storage.as_ref(), now, wall)?;
+            }
         }
         self.give_up_forwards(|forward| now.since(forward.since) >= FORWARD_PATIENCE_MILLIS);
         Ok(())
@@ -431,10 +456,17 @@ impl NodeCore {
 
     fn on_peer(&mut self, from: NodeId, body: &[u8]) -> Result<(), StorageError> {
         match wire::decode::<PeerMessage>(body) {
-            Ok(PeerMessage::Group { group, body }) => match self.groups.get_mut(&group) {
-                Some(group) => group.receive(self.storage.as_ref(), from, &body),
-                None => Ok(()),
-            },
+            Ok(PeerMessage::Group { group, body }) if self.roster.may_vote() && self.roster.hears(from) => {
+                match self.groups.get_mut(&group) {
+                    Some(group) => group.receive(self.storage.as_ref(), from, &body),
+                    None => Ok(()),
+                }
+            }
+            Ok(PeerMessage::Group { .. }) => Ok(()),
+            Ok(PeerMessage::Introduction(said)) => {
+                self.roster.on_said(from, said);
+                Ok(())
+            }
             Ok(PeerMessage::Forward { id, request }) => {
                 self.take_request(Origin::Peer { node: from, id }, request)
             }
@@ -618,6 +650,7 @@ impl NodeCore {
     }
 
     fn on_durable(&mut self, commit: CommitId) -> Result<(), StorageError> {
+        self.roster.durable(commit);
         for group in self.groups.values_mut() {
             group.durable(self.storage.as_ref(), commit)?;
         }
@@ -699,6 +732,15 @@ impl NodeCore {
     /// Turns what the groups put out into the node's effects; returns why a new tree is needed, if one is.
     fn collect(&mut self) -> Option<String> {
         let mut rebuild = None;
+        for output in self.roster.take_outputs() {
+            self.effects.push(match output {
+                roster::Output::Send(to, said) => {
+                    let frame = wire::encode(&PeerMessage::Introduction(said));
+                    NodeEffect::Send { to, class: Class::Consensus, frame }
+                }
+                roster::Output::Stop(reason) => NodeEffect::Stop { reason },
+            });
+        }
         let names: Vec<GroupId> = self.groups.keys().copied().collect();
         for name in names {
             let outputs = self.groups.get_mut(&name).map(Group::take_outputs).unwrap_or_default();
@@ -792,6 +834,7 @@ impl NodeCore {
             incarnation: self.incarnation,
             uptime_millis: self.started.map_or(0, |started| self.now.since(started)),
             connected: self.linked.iter().copied().collect(),
+            awaits: self.roster.awaited(),
             open_requests: self.gateway.open_requests() as u64,
             log_bytes: self.storage.log_bytes(),
             process: self.process,
@@ -815,6 +858,35 @@ impl NodeCore {
     pub(crate) fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
         self.groups.values_mut()
     }
+}
+
+/// Who the others are, and who of them judges this node: the members of each of its groups.
+fn open_roster(
+    settings: &NodeSettings,
+    storage: &dyn Storage,
+    recovery: &Recovery,
+    records: &[Bytes],
+) -> Result<Roster, StorageError> {
+    let me = settings.node;
+    let places = settings.ring.groups().iter().filter(|place| place.nodes.contains(&me));
+    let may_lie = |members: usize| if settings.group.byzantine.is_some() { liars(members) } else { 0 };
+    let jury = |place: &GroupPlace| {
+        let others = place.nodes.iter().copied().filter(|node| *node != me).collect();
+        (others, may_lie(place.nodes.len()))
+    };
+    let life = Life {
+        store: recovery.store,
+        incarnation: recovery.incarnation,
+        opening: settings.opening,
+        log_end: storage.log_end(),
+    };
+    let of_roster = RosterSettings {
+        me,
+        others: settings.nodes.iter().copied().filter(|node| *node != me).collect(),
+        juries: places.map(jury).collect(),
+        mutation: settings.group.options.mutation,
+    };
+    Roster::open(of_roster, life, records)
 }
 
 fn group_status(name: GroupId, group: &Group) -> GroupStatus {

@@ -2,6 +2,7 @@
 
 pub mod core;
 mod pool;
+pub mod roster;
 pub mod run;
 
 #[cfg(test)]

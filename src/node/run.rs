@@ -11,7 +11,7 @@ use crate::group::{Byzantine, Settings};
 use crate::limits::{OVERLAY_BYTES_MAX, WINDOW};
 use crate::ring::GroupId;
 use crate::storage::disk::{DiskOptions, DiskStorage, PackingRule, Report};
-use crate::storage::free_bytes;
+use crate::storage::{Owner, free_bytes};
 use crate::transport::{Inbound, PeerAddress, PublicKey, Transport, TransportSettings};
 use crate::wire::{self, Hello, ProcessStats};
 use anyhow::Context;
@@ -53,10 +53,11 @@ pub fn run(config: NodeConfig) -> anyhow::Result<()> {
 async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     let (reports, reported) = mpsc::unbounded_channel();
     let report = move |report| drop(reports.send(report));
-    let (storage, recovery) = DiskStorage::open(&config.data_dir, disk_options(&config), report)
+    let owner = Owner { cluster: config.genesis.cluster.clone(), node: config.node };
+    let (storage, recovery) = DiskStorage::open(&config.data_dir, &owner, disk_options(&config), report)
         .with_context(|| format!("{} cannot use {}", config.node, config.data_dir.display()))?;
     let incarnation = recovery.incarnation;
-    let core = NodeCore::open(node_settings(&config, incarnation), Box::new(storage), recovery)?;
+    let core = NodeCore::open(node_settings(&config, incarnation)?, Box::new(storage), recovery)?;
     let (verdicts, judged) = mpsc::unbounded_channel();
     let verifiers = core.verifiers();
     let pool =
@@ -96,7 +97,7 @@ fn disk_options(config: &NodeConfig) -> DiskOptions {
     DiskOptions { cache_bytes: config.storage.cache_bytes, segment_bytes, packing, is_repairable }
 }
 
-fn node_settings(config: &NodeConfig, incarnation: u64) -> NodeSettings {
+fn node_settings(config: &NodeConfig, incarnation: u64) -> anyhow::Result<NodeSettings> {
     let genesis = &config.genesis;
     let options = Options {
         heartbeat_ticks: genesis.timing.heartbeat_millis,
@@ -108,7 +109,9 @@ fn node_settings(config: &NodeConfig, incarnation: u64) -> NodeSettings {
     let hosted = ring.groups().iter().filter(|place| place.nodes.contains(&config.node)).count();
     let groups = hosted.max(1);
     let quorums = genesis.quorums.map(|quorums| (quorums.phase1, quorums.phase2));
-    NodeSettings {
+    let mut opening = [0; 8];
+    getrandom::fill(&mut opening).context("draw a name for this start")?;
+    Ok(NodeSettings {
         node: config.node,
         ring,
         group: Settings {
@@ -120,7 +123,9 @@ fn node_settings(config: &NodeConfig, incarnation: u64) -> NodeSettings {
             byzantine: byzantine(config),
         },
         log_bytes_max: config.storage.log_max_bytes,
-    }
+        nodes: genesis.nodes.iter().map(|node| node.id).collect(),
+        opening: u64::from_be_bytes(opening),
+    })
 }
 
 fn byzantine(config: &NodeConfig) -> Option<Byzantine> {

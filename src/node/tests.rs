@@ -227,6 +227,8 @@ fn an_answer_meant_for_an_earlier_life_is_nobodys() {
                 byzantine: None,
             },
             log_bytes_max: 1 << 20,
+            nodes: (1..=4).map(NodeId).collect(),
+            opening: recovery.incarnation,
         };
         NodeCore::open(settings, Box::new(storage), recovery).unwrap()
     };

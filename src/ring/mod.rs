@@ -9,6 +9,8 @@
 
 mod id;
 mod map;
+mod store;
 
 pub use id::{Position, RingInterval, slot_of, tag_of};
 pub use map::{GroupId, GroupPlace, NodeId, RingMap};
+pub use store::StoreId;

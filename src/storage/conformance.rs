@@ -3,6 +3,7 @@
 use super::disk::{BOOTSTRAP_FILE, DiskOptions, DiskStorage, PackingRule, Report};
 use super::memory::MemoryDisk;
 use super::*;
+use crate::ring::NodeId;
 use std::sync::mpsc::{Receiver, channel};
 
 /// A disk that can be opened again and again, and how to wait for what it reports.
@@ -60,12 +61,17 @@ impl Disk {
     }
 }
 
+/// Whose store it is.
+fn owner() -> Owner {
+    Owner { cluster: "some cluster".to_string(), node: NodeId(1) }
+}
+
 /// The threads of the store before let go of the directory when they notice that their store was dropped.
 pub(super) fn open_when_free(
     dir: &std::path::Path,
     report: impl Fn(Report) + Clone + Send + 'static,
 ) -> Result<(DiskStorage, Recovery), StorageError> {
-    let open = || DiskStorage::open(dir, OPTIONS, report.clone());
+    let open = || DiskStorage::open(dir, &owner(), OPTIONS, report.clone());
     let mut opened =
         std::iter::repeat_with(open).filter(|result| !matches!(result, Err(StorageError::InUse(_))));
     opened.next().unwrap()
@@ -212,7 +218,7 @@ fn a_wiped_disk_and_a_lost_witness_are_refused() {
 
     let mut bench = Disk::new();
     let (mut storage, _) = bench.open();
-    let second = DiskStorage::open(bench.dir.path(), OPTIONS, |_| {}).unwrap_err().to_string();
+    let second = DiskStorage::open(bench.dir.path(), &owner(), OPTIONS, |_| {}).unwrap_err().to_string();
     assert!(second.contains("in use by another process"));
     storage.submit(log_commit(1, 1, "a"));
     bench.wait_until_durable(CommitId(1));

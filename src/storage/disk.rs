@@ -16,23 +16,24 @@
 //! # Opening
 //!
 //! 1. An empty directory opens only with the one-time `bootstrap` file that `tetrachord init` left there: a node whose
-//!    disk was wiped must not come back under its old name.
-//! 2. The directory is locked. What a first start left that never ended is cleared away: nothing rests on it.
+//!    disk was wiped must not come back under its old name. That such a file was copied once more is for the other nodes to
+//!    notice ([`crate::node::roster`]).
+//! 2. The directory is locked, and must be the opener's ([`format`](super::format)). What a first start left that never ended is cleared away: nothing rests on it.
 //! 3. A state job that a crash interrupted is carried out again.
 //! 4. The log is read and verified, and the witness must find in it the frame that it remembers.
 //! 5. What was read is synced before anybody acts on it.
 
 use super::generation::Generation;
-use super::log::frame::{LogEnd, Payload, StoreId};
+use super::log::frame::{LogEnd, Payload};
 use super::log::{Log, ReadLog, sync_directory};
 use super::redo::Redo;
 use super::state::{SharedTree, StateWriter, Task};
 use super::tree::pack::Packing;
 use super::tree::{Barrier, Tree};
 use super::witness::{Testimony, Witness};
-use super::{Commit, CommitId, Recovery, Storage};
+use super::{Commit, CommitId, Owner, Recovery, Storage, format};
 use crate::error::StorageError;
-use crate::ring::GroupId;
+use crate::ring::{GroupId, StoreId};
 use bytes::Bytes;
 use std::fs::{File, TryLockError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -91,24 +92,27 @@ pub struct DiskStorage {
     tree: SharedTree,
     commits: Sender<Commit>,
     log_bytes: Arc<AtomicU64>,
+    log_end: Arc<AtomicU64>,
 }
 
 impl DiskStorage {
-    /// Opens the store in `dir` and starts its threads. `report` is called from them.
+    /// Opens the store in `dir`, which must be its owner's, and starts its threads. `report` is called from them.
     pub fn open(
         dir: &Path,
+        owner: &Owner,
         options: DiskOptions,
         report: impl Fn(Report) + Clone + Send + 'static,
     ) -> Result<(Self, Recovery), StorageError> {
-        let (mut log_writer, state_writer, tree, recovery) = open_parts(dir, options)?;
+        let (mut log_writer, state_writer, tree, recovery) = open_parts(dir, owner, options)?;
         let (commits, inbox) = channel();
         let log_bytes = Arc::clone(&log_writer.log_bytes);
+        let log_end = Arc::clone(&log_writer.log_end);
         let (jobs, job_inbox) = channel();
         log_writer.jobs = Some(jobs);
         let log_report = report.clone();
         spawn("log", move || guarded(&log_report.clone(), || log_writer.run(&inbox, &log_report)))?;
         spawn("state", move || guarded(&report.clone(), || state_writer.run(&job_inbox, &report)))?;
-        Ok((Self { tree, commits, log_bytes }, recovery))
+        Ok((Self { tree, commits, log_bytes, log_end }, recovery))
     }
 }
 
@@ -138,6 +142,10 @@ impl Storage for DiskStorage {
         self.tree.now().scan(from, to, bytes_max)
     }
 
+    fn log_end(&self) -> u64 {
+        self.log_end.load(Ordering::Relaxed)
+    }
+
     fn log_bytes(&self) -> u64 {
         self.log_bytes.load(Ordering::Relaxed)
     }
@@ -151,6 +159,7 @@ struct LogWriter {
     testified: Testimony,
     testified_at: Instant,
     log_bytes: Arc<AtomicU64>,
+    log_end: Arc<AtomicU64>,
     jobs: Option<Sender<Task>>,
 }
 
@@ -204,6 +213,7 @@ impl LogWriter {
         if !payload.is_empty() {
             self.log.append(payload, is_base)?;
             self.log_bytes.store(self.log.bytes(), Ordering::Relaxed);
+            self.log_end.store(self.log.end().number, Ordering::Relaxed);
         }
         if promises || is_base || self.testified_at.elapsed() >= WITNESS_INTERVAL {
             self.testify()?;
@@ -230,11 +240,13 @@ impl LogWriter {
 
 fn open_parts(
     dir: &Path,
+    owner: &Owner,
     options: DiskOptions,
 ) -> Result<(LogWriter, StateWriter, SharedTree, Recovery), StorageError> {
     let bootstrap = dir.join(BOOTSTRAP_FILE);
     refuse_blank_directory(dir)?;
     let lock = Arc::new(lock_directory(dir)?);
+    let named = format::check(dir, owner)?;
     let (witness, said) = Witness::open(&dir.join("witness"))?;
     let is_first = said.is_none() && bootstrap.exists();
     if said.is_none() && !is_first {
@@ -251,7 +263,15 @@ fn open_parts(
             dir.display()
         )));
     }
-    let store = said.map_or_else(draw_store_id, |testimony| Ok(testimony.store))?;
+    let store = match said {
+        Some(testimony) => testimony.store,
+        None => draw_store_id()?,
+    };
+    match (said, named) {
+        (None, _) => format::write(dir, owner, store)?,
+        (Some(_), Some(named)) if named == store => {}
+        (Some(_), _) => return Err(unnamed(dir)),
+    }
     let state = open_state(dir, &lock, store, options, is_first)?;
     let tree = state.tree();
     let log_dir = dir.join("log");
@@ -266,6 +286,7 @@ fn open_parts(
     let incarnation = said.map_or(1, |testimony| testimony.incarnation + 1);
     let testified = Testimony { store, incarnation, end: log.end() };
     let log_bytes = Arc::new(AtomicU64::new(log.bytes()));
+    let log_end = Arc::new(AtomicU64::new(log.end().number));
     let mut writer = LogWriter {
         _lock: lock,
         log,
@@ -273,6 +294,7 @@ fn open_parts(
         testified,
         testified_at: Instant::now(),
         log_bytes,
+        log_end,
         jobs: None,
     };
     sync_all_names(dir)?;
@@ -283,7 +305,7 @@ fn open_parts(
             .map_err(|error| StorageError::io("use up the bootstrap file", error))?;
         sync_all_names(dir)?;
     }
-    Ok((writer, state, tree, Recovery { log: read.records, incarnation }))
+    Ok((writer, state, tree, Recovery { log: read.records, store, incarnation }))
 }
 
 /// Opens the tree and finishes what a crash interrupted. One that cannot be read is replaced, if that may be.
@@ -348,6 +370,14 @@ pub(super) fn replacing_tree(
     Ok((next, tree, barrier))
 }
 
+fn unnamed(dir: &Path) -> StorageError {
+    StorageError::StateLost(format!(
+        "the format file in {} is missing, damaged or of another store than what lies beside it: an earlier build made this store, or \
+         files of two directories were mixed. The node must not vote with it; put its own data back, whole",
+        dir.display()
+    ))
+}
+
 fn refuse_blank_directory(dir: &Path) -> Result<(), StorageError> {
     std::fs::create_dir_all(dir).map_err(|error| StorageError::io("make the data directory", error))?;
     if Generation::exist(dir)? || dir.join("witness").exists() || dir.join(BOOTSTRAP_FILE).exists() {
@@ -386,7 +416,7 @@ fn hold_against_witness(read: &ReadLog, testimony: &Testimony) -> Result<(), Sto
 
 fn draw_store_id() -> Result<StoreId, StorageError> {
     let mut id = StoreId::default();
-    getrandom::fill(&mut id).map_err(|error| StorageError::other("draw a name for the store", error))?;
+    getrandom::fill(&mut id.0).map_err(|error| StorageError::other("draw a name for the store", error))?;
     Ok(id)
 }
 

@@ -6,7 +6,7 @@
 use super::{Commit, CommitId, Recovery, StateWrite, Storage};
 use crate::error::StorageError;
 use crate::limits::RECORD_BYTES_MAX;
-use crate::ring::GroupId;
+use crate::ring::{GroupId, StoreId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,7 +18,9 @@ struct Disk {
     state: BTreeMap<Bytes, Bytes>,
     pending: VecDeque<Commit>,
     unwritten: VecDeque<(CommitId, Unwritten)>,
+    store: StoreId,
     incarnation: u64,
+    flushed: u64,
     replacements: u64,
 }
 
@@ -38,6 +40,32 @@ impl MemoryDisk {
         self.0.lock().expect("no holder of the lock panics while it holds it")
     }
 
+    /// An empty disk whose store has this name; the default one has a name of zeros.
+    #[must_use]
+    pub fn named(store: StoreId) -> Self {
+        Self(Arc::new(Mutex::new(Disk { store, ..Disk::default() })))
+    }
+
+    /// A copy of what is durable, as somebody makes who keeps one to put it back.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let disk = self.disk();
+        Self(Arc::new(Mutex::new(Disk {
+            log: disk.log.clone(),
+            state: disk.state.clone(),
+            pending: VecDeque::new(),
+            unwritten: VecDeque::new(),
+            ..*disk
+        })))
+    }
+
+    /// How often the store was opened, and how far its log is durable.
+    #[must_use]
+    pub fn age(&self) -> (u64, u64) {
+        let disk = self.disk();
+        (disk.incarnation, disk.flushed)
+    }
+
     /// Opens the store. What was pending is lost: call [`Self::crash`] first to keep a part of it.
     #[must_use]
     pub fn open(&self) -> (MemoryStorage, Recovery) {
@@ -45,7 +73,7 @@ impl MemoryDisk {
         disk.pending.clear();
         disk.unwritten.clear();
         disk.incarnation += 1;
-        let recovery = Recovery { log: disk.log.clone(), incarnation: disk.incarnation };
+        let recovery = Recovery { log: disk.log.clone(), store: disk.store, incarnation: disk.incarnation };
         (MemoryStorage { disk: self.clone() }, recovery)
     }
 
@@ -132,6 +160,7 @@ impl Disk {
             self.log_bytes = 0;
             self.replacements += 1;
         }
+        self.flushed += u64::from(!commit.log.is_empty());
         self.log_bytes += commit.log.iter().map(|(_, record)| record.len() as u64).sum::<u64>();
         self.log.extend(commit.log);
         if !commit.state.is_empty() {
@@ -187,6 +216,10 @@ impl Storage for MemoryStorage {
             fits
         });
         Ok(rows.map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+
+    fn log_end(&self) -> u64 {
+        self.disk.disk().flushed
     }
 
     fn log_bytes(&self) -> u64 {

@@ -18,6 +18,7 @@
 //! | `log/spare-N` | void segments, to be used again | [`log`] |
 //! | `redo` | state writes that are being carried out | [`redo`], [`state`] |
 //! | `witness` | what was durable, in a place of its own | [`witness`] |
+//! | `format` | whose directory this is, and how its store is named | [`format`](mod@format) |
 //! | `lock` | held by the one process that uses the directory | [`disk`] |
 //! | `tree-N/whole` | that this is the tree, if no higher one has it | [`generation`] |
 //! | `tree-N/db`, `conf`, `blobs`, `snap.*` | sled's: applied state | [`tree`] |
@@ -41,6 +42,7 @@
 //! exceeds [`crate::limits::RECORD_BYTES_MAX`].
 
 pub mod disk;
+mod format;
 mod generation;
 pub mod keys;
 mod log;
@@ -50,13 +52,14 @@ mod state;
 mod tree;
 mod witness;
 
+pub use format::Owner;
 pub use state::free_bytes;
 
 #[cfg(test)]
 mod conformance;
 
 use crate::error::StorageError;
-use crate::ring::GroupId;
+use crate::ring::{GroupId, StoreId};
 use bytes::Bytes;
 
 /// Names a commit. Ids grow by one.
@@ -88,6 +91,8 @@ pub struct Commit {
 pub struct Recovery {
     /// Every record of the write-ahead log, in order.
     pub log: Vec<(GroupId, Bytes)>,
+    /// The store's name.
+    pub store: StoreId,
     /// How often this store has been opened, this time included.
     pub incarnation: u64,
 }
@@ -103,6 +108,10 @@ pub trait Storage {
 
     /// Reads rows with keys in `[from, to)` in order, at least one if there is one, until about `bytes_max`.
     fn scan(&self, from: &[u8], to: &[u8], bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, StorageError>;
+
+    /// How many commits of log records have become durable in the life of this store, or more than that, by a count that grows with
+    /// them and never goes back from one opening to the next: a store that says less than it once did is an older copy.
+    fn log_end(&self) -> u64;
 
     /// Bytes of the write-ahead log that a new `replaces_log` commit would make void, about.
     fn log_bytes(&self) -> u64;

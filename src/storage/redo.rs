@@ -15,8 +15,8 @@
 
 use super::StateWrite;
 use super::log::forget_cached_pages;
-use super::log::frame::StoreId;
 use crate::error::StorageError;
+use crate::ring::StoreId;
 use bytes::{Buf, BufMut, Bytes};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -75,7 +75,7 @@ fn encode(job: &Job, store: StoreId) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEAD_BYTES + HASH_BYTES + body_bytes);
     bytes.put_slice(MAGIC);
     bytes.put_u8(VERSION);
-    bytes.put_slice(&store);
+    bytes.put_slice(&store.0);
     bytes.put_u64(job.number);
     bytes.put_u64(body_bytes as u64);
     bytes.put_slice(&[0; HASH_BYTES]);
@@ -99,7 +99,7 @@ fn hash_of(head: &[u8], body: &[u8]) -> [u8; HASH_BYTES] {
 
 fn decode(bytes: &Bytes, store: StoreId) -> Option<Job> {
     let head = bytes.get(..HEAD_BYTES)?;
-    let mut rest = head.strip_prefix(MAGIC)?.strip_prefix(&[VERSION])?.strip_prefix(&store)?;
+    let mut rest = head.strip_prefix(MAGIC)?.strip_prefix(&[VERSION])?.strip_prefix(&store.0)?;
     let (number, body_bytes) = (rest.get_u64(), usize::try_from(rest.get_u64()).ok()?);
     let body_start = HEAD_BYTES + HASH_BYTES;
     let body = bytes.get(body_start..body_start.checked_add(body_bytes)?)?;
@@ -137,25 +137,25 @@ mod tests {
     fn the_last_whole_job_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("redo");
-        let (redo, found) = Redo::open(&path, [1; 16]).unwrap();
+        let (redo, found) = Redo::open(&path, StoreId([1; 16])).unwrap();
         assert_eq!(found, None);
         redo.write(&Job { writes: vec![(Bytes::from(vec![1; 50]), None); 50], ..job(1) }).unwrap();
         redo.write(&job(2)).unwrap();
-        assert_eq!(Redo::open(&path, [1; 16]).unwrap().1, Some(job(2)));
-        assert_eq!(Redo::open(&path, [2; 16]).unwrap().1, None, "another store wrote it");
+        assert_eq!(Redo::open(&path, StoreId([1; 16])).unwrap().1, Some(job(2)));
+        assert_eq!(Redo::open(&path, StoreId([2; 16])).unwrap().1, None, "another store wrote it");
     }
 
     #[test]
     fn no_flipped_bit_and_no_cut_passes() {
-        let bytes = encode(&job(7), [1; 16]);
-        assert_eq!(decode(&bytes.clone().into(), [1; 16]), Some(job(7)));
+        let bytes = encode(&job(7), StoreId([1; 16]));
+        assert_eq!(decode(&bytes.clone().into(), StoreId([1; 16])), Some(job(7)));
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(decode(&damaged.into(), [1; 16]), None, "bit {bit}");
+            assert_eq!(decode(&damaged.into(), StoreId([1; 16])), None, "bit {bit}");
         }
         for length in 0..bytes.len() {
-            assert_eq!(decode(&Bytes::copy_from_slice(&bytes[..length]), [1; 16]), None);
+            assert_eq!(decode(&Bytes::copy_from_slice(&bytes[..length]), StoreId([1; 16])), None);
         }
     }
 }

@@ -6,13 +6,13 @@
 
 use super::disk::{DiskOptions, Report, replacing_tree};
 use super::generation::Generation;
-use super::log::frame::StoreId;
 use super::redo::{Job, Redo};
 use super::tree::pack::Packing;
 use super::tree::{Barrier, Mark, Tree};
 use super::{CommitId, StateWrite};
 use crate::error::StorageError;
 use crate::limits::STATE_JOB_BYTES_MAX;
+use crate::ring::StoreId;
 use bytes::Bytes;
 use std::fs::File;
 use std::path::Path;

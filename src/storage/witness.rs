@@ -6,8 +6,9 @@
 //!
 //! Two slots are written in turn, so a crash while one is written leaves the other.
 
-use super::log::frame::{LogEnd, StoreId};
+use super::log::frame::LogEnd;
 use crate::error::StorageError;
+use crate::ring::StoreId;
 use bytes::{Buf, BufMut};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -54,7 +55,7 @@ impl Witness {
         let mut slot = Vec::with_capacity(SLOT_BYTES);
         slot.put_slice(MAGIC);
         slot.put_u64(self.counter);
-        slot.put_slice(&testimony.store);
+        slot.put_slice(&testimony.store.0);
         slot.put_u64(testimony.incarnation);
         slot.put_u64(testimony.end.number);
         slot.put_slice(&testimony.end.hash);
@@ -75,7 +76,7 @@ fn read_slot(file: &File, slot: u64) -> Option<(u64, Testimony)> {
     let mut rest = &body[4..];
     let counter = rest.get_u64();
     let mut store = StoreId::default();
-    rest.copy_to_slice(&mut store);
+    rest.copy_to_slice(&mut store.0);
     let (incarnation, number) = (rest.get_u64(), rest.get_u64());
     let hash = rest.try_into().ok()?;
     Some((counter, Testimony { store, incarnation, end: LogEnd { number, hash } }))
@@ -92,7 +93,7 @@ mod tests {
         let (mut witness, said) = Witness::open(&path).unwrap();
         assert_eq!(said, None);
         let testimony = |number| Testimony {
-            store: [9; 16],
+            store: StoreId([9; 16]),
             incarnation: 1,
             end: LogEnd { number, hash: [number as u8; 32] },
         };

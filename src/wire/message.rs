@@ -3,7 +3,7 @@
 use crate::kv::{self, Reply, RequestId};
 use crate::limits::Limits;
 use crate::proof::OutcomeProof;
-use crate::ring::{GroupId, NodeId, RingMap};
+use crate::ring::{GroupId, NodeId, RingMap, StoreId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -194,6 +194,8 @@ pub struct NodeStatus {
     pub uptime_millis: u64,
     /// Peers that are connected.
     pub connected: Vec<NodeId>,
+    /// Those who have not noted yet which data directory this node has, as long as it must not vote before they did.
+    pub awaits: Vec<NodeId>,
     /// Open requests.
     pub open_requests: u64,
     /// Bytes of its write-ahead log, about.
@@ -251,6 +253,35 @@ pub struct GroupStatus {
     pub told: Vec<(String, u64)>,
 }
 
+/// One life of a node: from one opening of its store to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Life {
+    /// Its store.
+    pub store: StoreId,
+    /// How often the store was opened.
+    pub incarnation: u64,
+    /// Drawn at this opening: two copies of one store may have been opened equally often.
+    pub opening: u64,
+    /// How far its log was durable; see [`crate::storage::Storage::log_end`].
+    pub log_end: u64,
+}
+
+/// What nodes say to one another about who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Introduction {
+    /// The sender's life. Said on every new link, until it is noted, and when more has become durable.
+    Introduce(Life),
+    /// The receiver's life, as it introduced itself, is durably noted.
+    Noted(Life),
+    /// The receiver introduced itself with the first life, but more was known of it.
+    Mistaken {
+        /// What it said.
+        told: Life,
+        /// What is noted.
+        known: Life,
+    },
+}
+
 /// What one node says to another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerMessage {
@@ -268,6 +299,8 @@ pub enum PeerMessage {
         /// The request.
         request: Request,
     },
+    /// Who a node is.
+    Introduction(Introduction),
     /// The answer to a forwarded request.
     Forwarded {
         /// The sending node's number.

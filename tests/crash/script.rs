@@ -6,9 +6,9 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use tetrachord::error::StorageError;
-use tetrachord::ring::GroupId;
+use tetrachord::ring::{GroupId, NodeId};
 use tetrachord::storage::disk::{DiskOptions, DiskStorage, PackingRule, Report};
-use tetrachord::storage::{Commit, CommitId, Recovery, StateWrite, Storage};
+use tetrachord::storage::{Commit, CommitId, Owner, Recovery, StateWrite, Storage};
 
 pub(crate) const OPTIONS: DiskOptions = DiskOptions {
     is_repairable: false,
@@ -64,6 +64,11 @@ fn state_of(id: u64) -> Vec<StateWrite> {
     writes
 }
 
+/// Whose store it is.
+fn owner() -> Owner {
+    Owner { cluster: "some cluster".to_string(), node: NodeId(1) }
+}
+
 /// Opens the store to look at it, waiting for an earlier life's threads to let go of it.
 pub(crate) fn open(dir: &Path) -> Result<(DiskStorage, Recovery, Receiver<Report>), StorageError> {
     open_reporting(dir, AT_REST, |_| {})
@@ -77,7 +82,7 @@ fn open_reporting(
     loop {
         let (sender, receiver) = channel();
         let note = note.clone();
-        let opened = DiskStorage::open(dir, options, move |report| {
+        let opened = DiskStorage::open(dir, &owner(), options, move |report| {
             note(&report);
             drop(sender.send(report));
         });

@@ -40,6 +40,8 @@ pub enum Nemesis {
     WipedDisk,
     /// A bit of a node's log is turned over.
     BitFlip,
+    /// A disk is replaced by an older copy of itself.
+    OldCopy,
     /// An engine of a node is told what cannot be, and stops the node.
     Halt,
     /// Wall clocks jump.
@@ -77,7 +79,7 @@ const PACKETS_CUT_OFF: Option<&str> = Some("packets cut off");
 
 /// The register of all nemeses.
 #[rustfmt::skip]
-const REGISTER: [Entry; 21] = [
+const REGISTER: [Entry; 22] = [
     entry(Nemesis::Kill, "kill", "a node ends at once; in the simulator it loses what it had not synced",
         Some("nodes killed"), Some("nodes killed")),
     entry(Nemesis::PowerCut, "power-cut", "all nodes end in one moment, and lose what they had not synced",
@@ -103,8 +105,10 @@ const REGISTER: [Entry; 21] = [
     entry(Nemesis::Lies, "lies", "f nodes lie in every way (Byzantine mode)", Some("lies told"), Some("lies told")),
     entry(Nemesis::DiskFull, "disk-full", "a disk has no room, or almost none",
         Some("writes refused for want of room"), Some("disks that took no more")),
-    entry(Nemesis::WipedDisk, "wiped-disk", "a node finds an empty disk; a real one must refuse to vote, and gets its own back",
-        Some("nodes that began anew"), Some("nodes that refused")),
+    entry(Nemesis::WipedDisk, "wiped-disk", "a node finds an empty disk; it must refuse to vote, and gets its own back",
+        Some("nodes that refused"), Some("nodes that refused")),
+    entry(Nemesis::OldCopy, "old-copy", "a node finds an older copy of its disk; it must refuse to vote once it hears from others, and gets its own back",
+        Some("nodes that refused"), None),
     entry(Nemesis::BitFlip, "bit-flip", "one bit of a node's log is turned over; it must refuse to vote, and gets the bit back", None,
         Some("nodes that refused")),
     entry(Nemesis::Halt, "halt", "a replica is told what cannot be, and stops its node while the node's other groups go on (crash mode)",
@@ -163,13 +167,6 @@ impl Nemesis {
     #[must_use]
     pub fn is_byzantine(self) -> bool {
         matches!(self, Self::Rot | Self::Lies)
-    }
-
-    /// Whether in this world only Byzantine mode survives it. A simulated node that finds an empty disk does not refuse to run: it
-    /// has no witness.
-    #[must_use]
-    pub fn needs_byzantine(self, world: World) -> bool {
-        self.is_byzantine() || (self == Self::WipedDisk && world == World::Sim)
     }
 
     /// Whether only crash mode knows it: where replicas may lie, none stops because of what another says.

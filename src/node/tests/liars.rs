@@ -155,6 +155,8 @@ impl World {
                 byzantine: Some(byzantine),
             },
             log_bytes_max: 60_000,
+            nodes: (1..=self.nodes.len() as u32).map(NodeId).collect(),
+            opening: recovery.incarnation,
         };
         let mut core = NodeCore::open(settings, Box::new(storage), recovery).expect("a healthy store");
         if lies {

@@ -273,6 +273,8 @@ impl Sim {
                 byzantine: None,
             },
             log_bytes_max: self.plan.log_bytes_max,
+            nodes: (1..=self.nodes.len() as u32).map(NodeId).collect(),
+            opening: recovery.incarnation,
         };
         let is_restart = recovery.incarnation > 1;
         let mut core =

@@ -14,7 +14,7 @@
 //! * `hash` is BLAKE3 over the previous frame's hash, the head and the payload: a frame that verifies is whole, and is
 //!   where it belongs.
 
-use crate::ring::GroupId;
+use crate::ring::{GroupId, StoreId};
 use bytes::{Buf, BufMut, Bytes};
 
 const SEGMENT_MAGIC: &[u8; 4] = b"TSEG";
@@ -29,9 +29,6 @@ const ALIGNMENT: usize = 8;
 
 /// Where the first frame of a segment begins: in a page of its own.
 pub(in crate::storage) const FRAMES_START: usize = 4096;
-
-/// Names a store. A file that another store wrote is never taken for one of this store.
-pub(in crate::storage) type StoreId = [u8; 16];
 
 /// Where the log continues: the number of its last frame, and that frame's hash.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,7 +53,7 @@ impl SegmentHeader {
         let mut bytes = Vec::with_capacity(SEGMENT_HEADER_BYTES);
         bytes.put_slice(SEGMENT_MAGIC);
         bytes.put_u8(VERSION);
-        bytes.put_slice(&self.store);
+        bytes.put_slice(&self.store.0);
         bytes.put_u64(self.sequence);
         bytes.put_u8(u8::from(self.is_base));
         bytes.put_u64(self.before.number);
@@ -72,7 +69,7 @@ impl SegmentHeader {
         let is_whole = crc32fast::hash(body) == u32::from_be_bytes(crc.try_into().ok()?);
         let mut rest = body.strip_prefix(SEGMENT_MAGIC)?.strip_prefix(&[VERSION]).filter(|_| is_whole)?;
         let mut store = StoreId::default();
-        rest.copy_to_slice(&mut store);
+        rest.copy_to_slice(&mut store.0);
         let (sequence, is_base, number) = (rest.get_u64(), rest.get_u8() == 1, rest.get_u64());
         let hash = rest.try_into().ok()?;
         Some(Self { store, sequence, is_base, before: LogEnd { number, hash } })
@@ -89,7 +86,7 @@ pub(super) struct Place {
 impl Place {
     fn head_crc(&self, head: &[u8]) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&self.store);
+        hasher.update(&self.store.0);
         hasher.update(&self.sequence.to_be_bytes());
         hasher.update(head);
         hasher.finalize()
@@ -207,7 +204,7 @@ pub(super) fn find_later(segment: &[u8], from: usize, place: Place, number: u64)
 mod tests {
     use super::*;
 
-    const PLACE: Place = Place { store: [7; 16], sequence: 3 };
+    const PLACE: Place = Place { store: StoreId([7; 16]), sequence: 3 };
 
     fn frame(end: &mut LogEnd, record: &[u8]) -> Vec<u8> {
         let records = [(GroupId(2), Bytes::copy_from_slice(record)), (GroupId(9), Bytes::new())];
@@ -231,7 +228,7 @@ mod tests {
         let read_second = read(&segment, read_first.next, PLACE, &middle).unwrap();
         assert_eq!((read_second.end, read_second.records[0].1.len()), (end, 1000));
         assert!(read(&segment, first.len(), PLACE, &LogEnd::default()).is_none(), "not its predecessor");
-        for place in [Place { sequence: 4, ..PLACE }, Place { store: [8; 16], ..PLACE }] {
+        for place in [Place { sequence: 4, ..PLACE }, Place { store: StoreId([8; 16]), ..PLACE }] {
             assert!(read(&segment, 0, place, &LogEnd::default()).is_none(), "not its place");
         }
     }
@@ -267,7 +264,7 @@ mod tests {
     #[test]
     fn a_segment_header_survives_the_round_trip_and_notices_damage() {
         let before = LogEnd { number: 77, hash: [9; 32] };
-        let header = SegmentHeader { store: [1; 16], sequence: 5, is_base: true, before };
+        let header = SegmentHeader { store: StoreId([1; 16]), sequence: 5, is_base: true, before };
         let bytes = header.encode();
         assert_eq!(SegmentHeader::decode(&bytes), Some(header));
         for bit in 0..bytes.len() * 8 {

@@ -20,9 +20,9 @@
 pub(super) mod frame;
 
 use crate::error::StorageError;
-use crate::ring::GroupId;
+use crate::ring::{GroupId, StoreId};
 use bytes::Bytes;
-use frame::{FRAMES_START, LogEnd, Payload, Place, SegmentHeader, StoreId};
+use frame::{FRAMES_START, LogEnd, Payload, Place, SegmentHeader};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

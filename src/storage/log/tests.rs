@@ -3,7 +3,7 @@
 use super::*;
 use std::collections::BTreeMap;
 
-const STORE: StoreId = [3; 16];
+const STORE: StoreId = StoreId([3; 16]);
 const SEGMENT: usize = 16 << 10;
 
 fn payload(record: &[u8]) -> Payload {
@@ -154,7 +154,7 @@ fn a_segment_or_base_that_was_never_finished_is_forgotten() {
 fn files_of_another_store_are_not_taken_for_ours() {
     let dir = tempfile::tempdir().unwrap();
     append(&mut Log::create(dir.path(), STORE, SEGMENT).unwrap(), "one");
-    assert!(Log::open(dir.path(), [4; 16], SEGMENT).is_err());
+    assert!(Log::open(dir.path(), StoreId([4; 16]), SEGMENT).is_err());
     let other = tempfile::tempdir().unwrap();
     assert!(reopen(other.path()).is_err(), "no segment at all");
 }

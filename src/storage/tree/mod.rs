@@ -22,10 +22,10 @@ mod opening;
 pub(super) mod pack;
 
 use super::StateWrite;
-use super::log::frame::StoreId;
 use super::redo::Job;
 use crate::error::StorageError;
 use crate::limits::RECORD_BYTES_MAX;
+use crate::ring::StoreId;
 use block::Row;
 use bytes::{Buf, BufMut, Bytes};
 use opening::{failed, unless_it_panics};
@@ -163,14 +163,14 @@ impl Tree {
         if bytes[MARK_BYTES - 4..] != crc32fast::hash(body).to_be_bytes() {
             return Err(damaged("its checksum is wrong"));
         }
-        let mut rest = body.strip_prefix(&store).ok_or_else(|| damaged("another store wrote it"))?;
+        let mut rest = body.strip_prefix(&store.0).ok_or_else(|| damaged("another store wrote it"))?;
         let number = rest.get_u64();
         Ok(if rest == [1] { Mark::Complete(number) } else { Mark::Begun(number) })
     }
 
     fn write_mark(&self, store: StoreId, number: u64, is_complete: bool) -> Result<(), StorageError> {
         let mut bytes = Vec::with_capacity(MARK_BYTES);
-        bytes.put_slice(&store);
+        bytes.put_slice(&store.0);
         bytes.put_u64(number);
         bytes.put_u8(u8::from(is_complete));
         bytes.put_u32(crc32fast::hash(&bytes));

@@ -5,7 +5,7 @@ use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
-const STORE: StoreId = [7; 16];
+const STORE: StoreId = StoreId([7; 16]);
 const CACHE: u64 = 4 << 20;
 
 fn key(number: u16) -> Bytes {

@@ -1,6 +1,7 @@
 //! The nemesis at work: every now and then something breaks, or is mended.
 
 use super::network::index_of;
+use super::node::{Stranger, store_name};
 use super::{Event, World};
 use crate::nemesis::{Nemesis, partition};
 use crate::plan::Mode;
@@ -12,7 +13,7 @@ use tetrachord_consensus::paxos::Message;
 use tetrachord_consensus::{Digest, LogBase, Slot, codec};
 
 /// Kinds of faults that strike at a moment; the others are at work all the time.
-const STRIKES: [Nemesis; 13] = [
+const STRIKES: [Nemesis; 14] = [
     Nemesis::Kill,
     Nemesis::PowerCut,
     Nemesis::Pause,
@@ -25,6 +26,7 @@ const STRIKES: [Nemesis; 13] = [
     Nemesis::Rot,
     Nemesis::DiskFull,
     Nemesis::WipedDisk,
+    Nemesis::OldCopy,
     Nemesis::Halt,
 ];
 
@@ -51,6 +53,9 @@ impl World {
     /// What is down may come back, what is cut may heal.
     fn mend(&mut self) {
         for index in 0..self.nodes.len() {
+            if self.nodes[index].stranger.is_some() && self.random.per_mille(300) {
+                self.put_own_disk_back(index, false);
+            }
             if self.nodes[index].core.is_none() && self.random.per_mille(600) {
                 self.start(index);
             }
@@ -98,7 +103,8 @@ impl World {
                 self.nodes[victim].is_short = true;
                 self.tell_room(victim);
             }
-            Nemesis::WipedDisk => self.wipe(),
+            Nemesis::WipedDisk => self.wipe(victim),
+            Nemesis::OldCopy => self.put_back_old_copy(victim),
             Nemesis::Halt => self.halt(victim, None),
             partition => self.cut(partition),
         }
@@ -190,14 +196,54 @@ impl World {
         }
     }
 
-    /// One of the faulty nodes ends, and finds an empty disk when it comes back.
-    fn wipe(&mut self) {
-        let victim = self.plan.faulty(self.random.index(self.plan.liars()));
+    /// A node ends, and finds an empty disk when it comes back, with the file that lets it start as if it never had.
+    fn wipe(&mut self, victim: usize) {
+        // Before it was admitted nobody could tell the one store from the other, and neither has promised anything.
+        if self.has_stranger() || !self.durable.is_admitted(victim) {
+            return;
+        }
+        self.last_store += 1;
+        self.exchange_disk(victim, Stranger::Empty, MemoryDisk::named(store_name(self.last_store)));
+    }
+
+    /// A copy of a node's disk is made, or one that was made before is put in the place of its disk. That is noticed only by those
+    /// who know more; where they are too few, or were put back as well, nobody can notice. So all others must know more, and one disk
+    /// is exchanged at a time.
+    fn put_back_old_copy(&mut self, victim: usize) {
+        let Some(copy) = self.nodes[victim].copy.take().filter(|_| !self.random.per_mille(300)) else {
+            self.nodes[victim].copy = Some(self.nodes[victim].disk.copy());
+            return;
+        };
+        let age = copy.age();
+        let mut others = (0..self.nodes.len()).filter(|other| *other != victim);
+        if self.has_stranger() || !others.all(|other| self.durable.knows_more(other, victim, age)) {
+            self.nodes[victim].copy = Some(copy);
+            return;
+        }
+        self.exchange_disk(victim, Stranger::Copy, copy);
+    }
+
+    fn has_stranger(&self) -> bool {
+        self.nodes.iter().any(|node| node.stranger.is_some())
+    }
+
+    fn exchange_disk(&mut self, victim: usize, stranger: Stranger, disk: MemoryDisk) {
         self.crash(victim, 0);
-        self.nodes[victim].disk = MemoryDisk::default();
-        self.nodes[victim].is_forgetful = true;
-        self.durable.forget(victim);
-        self.count(Nemesis::WipedDisk, 1, 1);
+        let own = std::mem::replace(&mut self.nodes[victim].disk, disk);
+        self.nodes[victim].stranger = Some((stranger, own));
+        self.trace.note(|| format!("the disk of n{} is exchanged: {stranger:?}", victim + 1));
+        self.count(nemesis_of(stranger), 1, 0);
+        self.start(victim);
+    }
+
+    /// A node that has another disk gets its own back.
+    pub(super) fn put_own_disk_back(&mut self, index: usize, has_refused: bool) {
+        let Some((stranger, own)) = self.nodes[index].stranger.take() else { return };
+        self.nodes[index].stranger = Some((stranger, MemoryDisk::default()));
+        self.crash(index, 0);
+        self.nodes[index].stranger = None;
+        self.nodes[index].disk = own;
+        self.count(nemesis_of(stranger), 0, u64::from(has_refused));
     }
 
     /// Changes a row of a node's state. The same `f` nodes suffer it in the whole run: damage that is not found yet counts as
@@ -222,5 +268,12 @@ impl World {
         self.nodes[victim].disk.tamper(raw, Some(changed.into()));
         self.nodes[victim].is_rotten = true;
         self.count(Nemesis::Rot, 1, 1);
+    }
+}
+
+fn nemesis_of(stranger: Stranger) -> Nemesis {
+    match stranger {
+        Stranger::Empty => Nemesis::WipedDisk,
+        Stranger::Copy => Nemesis::OldCopy,
     }
 }

@@ -4,6 +4,7 @@
 //! | invariant | source |
 //! |---|---|
 //! | a promise, an acknowledgement or a signed statement leaves when the disk holds what it rests on | persist before send |
+//! | a node speaks in its groups when enough others have noted its store | who forgot must not vote |
 //! | who leads, to whom a quorum has durably promised (crash mode) | Paxos, phase 1 |
 //! | a log that is rewritten still speaks of every group, and of promises no lower (crash mode) | promises are kept |
 //! | what any replica has applied, a quorum durably holds; what a leader has, accepted in its ballot or later (crash mode) | Paxos, phase 2 |
@@ -13,8 +14,10 @@
 use super::invariant::News;
 use super::said::{Kind, Statement};
 use std::collections::{BTreeMap, HashSet};
+use tetrachord::node::roster::{self, OWN};
 use tetrachord::ring::{GroupId, GroupPlace, NodeId};
 use tetrachord::storage::memory::MemoryDisk;
+use tetrachord::wire::Life;
 use tetrachord_consensus::paxos::{Ballot, Message, Recovered};
 use tetrachord_consensus::pbft::Record;
 use tetrachord_consensus::pbft::message::{NewViewBody, body_digest};
@@ -26,6 +29,9 @@ struct Disk {
     read: usize,
     replacements: u64,
     logs: BTreeMap<GroupId, Recovered>,
+    /// Whether others have noted its store, and what it has noted of others.
+    is_admitted: bool,
+    notes: BTreeMap<NodeId, Life>,
     /// What it promised in each group of which there are records; in Byzantine mode only that there are some.
     spoken_of: BTreeMap<GroupId, Ballot>,
     /// In Byzantine mode, all that was ever written down: what is signed once may be said again for ever.
@@ -37,6 +43,16 @@ struct Disk {
 pub(super) struct Durable {
     disks: Vec<Disk>,
     is_signed: bool,
+}
+
+impl Disk {
+    /// One of the node's own records.
+    fn note(&mut self, record: &[u8]) {
+        match codec::decode(record).expect("what is durable can be read") {
+            roster::Record::Known { node, life } => drop(self.notes.insert(node, life)),
+            roster::Record::Admitted { .. } => self.is_admitted = true,
+        }
+    }
 }
 
 impl Durable {
@@ -123,6 +139,18 @@ impl Durable {
         }
     }
 
+    /// Whether the store of this node was noted by enough others.
+    pub(super) fn is_admitted(&self, index: usize) -> bool {
+        self.disks[index].is_admitted
+    }
+
+    /// Whether a node has noted more of another than a store of this age can say of itself when it is opened.
+    pub(super) fn knows_more(&self, index: usize, other: usize, age: (u64, u64)) -> bool {
+        let (opened, log_end) = age;
+        let note = self.disks[index].notes.get(&NodeId(other as u32 + 1));
+        note.is_some_and(|life| life.incarnation > opened || life.log_end > log_end)
+    }
+
     /// The ballot in which a replica has accepted its log, if it has promised none since.
     pub(super) fn accepted_in(&self, index: usize, group: GroupId) -> Option<Ballot> {
         let log = self.disks[index].logs.get(&group)?;
@@ -139,10 +167,14 @@ impl Durable {
             (followed.read, followed.replacements) = (0, replacements);
             followed.logs.clear();
             followed.spoken_of.clear();
+            followed.notes.clear();
+            followed.is_admitted = false;
             records = disk.durable_log_from(0).0;
         }
         for (group, record) in records {
-            if self.is_signed {
+            if group == OWN {
+                followed.note(&record);
+            } else if self.is_signed {
                 let record = codec::decode(&record).expect("what is durable can be read");
                 followed.written.extend(statements(&record).into_iter().map(|statement| (group, statement)));
                 followed.spoken_of.entry(group).or_default();

@@ -24,7 +24,7 @@ use client::Client;
 use durable::Durable;
 use invariant::{Invariants, REPAIRED};
 use network::{Network, Parcel};
-use node::Node;
+use node::{Node, Stranger};
 use said::{Said, Statement};
 use std::collections::BTreeMap;
 use tetrachord::gateway::ConnectionId;
@@ -51,6 +51,7 @@ pub(crate) enum Event {
     Patience { client: usize },
     Begin { client: usize },
     Restart { node: usize },
+    Link { node: usize, peer: usize },
     Strike,
     Resume { node: usize, life: u64 },
 }
@@ -93,6 +94,7 @@ pub(crate) struct World {
     network: Network,
     clients: Vec<Client>,
     history: Vec<Operation>,
+    last_store: u64,
     last_process: u64,
     is_calm: bool,
     calm_micros: u64,
@@ -129,6 +131,7 @@ impl World {
             network: Network::default(),
             clients: Vec::new(),
             history: Vec::new(),
+            last_store: plan.nodes as u64,
             last_process: 0,
             is_calm: false,
             calm_micros: 0,
@@ -208,6 +211,7 @@ impl World {
             Event::Patience { client } => self.patience(client),
             Event::Begin { client } => self.begin(client),
             Event::Restart { node } => self.restart(node),
+            Event::Link { node, peer } => self.link(node, peer),
             Event::Strike => self.strike(),
             _ => {}
         }
@@ -285,8 +289,12 @@ impl World {
                     self.after(micros, Event::Checked { node: index, life });
                 }
             }
+            NodeEffect::Stop { reason } if self.nodes[index].stranger.is_some() => {
+                self.trace.note(|| format!("{from} stops: {reason}"));
+                self.put_own_disk_back(index, true);
+            }
             NodeEffect::Stop { reason } if self.nodes[index].is_excused() => {
-                // A liar may trip over its own lies, and one that forgot over what it said.
+                // A liar may trip over its own lies.
                 self.trace.note(|| format!("{from}, which is one of the faulty, stops: {reason}"));
                 self.crash(index, 0);
             }
@@ -304,6 +312,10 @@ impl World {
     /// An honest node speaks to another. What is wrong with that, if anything.
     fn listen(&mut self, index: usize, body: &[u8]) -> Option<String> {
         let PeerMessage::Group { group, body } = wire::decode(body).ok()? else { return None };
+        let is_empty = matches!(self.nodes[index].stranger, Some((Stranger::Empty, _)));
+        if is_empty || !self.durable.is_admitted(index) {
+            return Some(format!("n{} speaks in {group} with a store that nobody knows", index + 1));
+        }
         let message = engine_message(&body)?;
         if self.plan.mode == Mode::Crash {
             let message = codec::decode(&message).ok()?;

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use tetrachord::group::{Byzantine, Settings};
 use tetrachord::limits::Limits;
 use tetrachord::node::core::{NodeCore, NodeEvent, NodeSettings, Room};
-use tetrachord::ring::{GroupId, NodeId};
+use tetrachord::ring::{GroupId, NodeId, StoreId};
 use tetrachord::storage::memory::MemoryDisk;
 use tetrachord::wire::ProcessStats;
 use tetrachord_consensus::pbft::{ClientSigner, Unverified};
@@ -35,8 +35,10 @@ pub(super) struct Node {
     /// Whether a row was changed and the state was not repaired since.
     pub(super) is_rotten: bool,
     pub(super) lie_turn: u64,
-    /// Whether its disk was replaced by an empty one, so that it may have forgotten what it said.
-    pub(super) is_forgetful: bool,
+    /// Whether what it uses is not its own disk, which is kept for it here.
+    pub(super) stranger: Option<(Stranger, MemoryDisk)>,
+    /// An older copy of its disk.
+    pub(super) copy: Option<MemoryDisk>,
     /// Whether it was just told what cannot be, so that it may stop.
     pub(super) is_told_nonsense: bool,
     /// Whether its disk is almost full.
@@ -46,6 +48,20 @@ pub(super) struct Node {
     pub(super) rate_per_mille: u64,
     /// Of the wall clock, in microseconds.
     pub(super) wall_offset: i64,
+}
+
+/// What a node may find in the place of its own disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stranger {
+    /// An empty one, as if it had never run.
+    Empty,
+    /// An older copy of its own.
+    Copy,
+}
+
+/// Names of stores: those of nodes first, then those of empty disks.
+pub(super) fn store_name(number: u64) -> StoreId {
+    StoreId(u128::from(number + 1).to_be_bytes())
 }
 
 /// The signing secret of a node, or of a client.
@@ -66,7 +82,7 @@ pub(super) const CLIENT_SECRETS: usize = 100;
 impl Node {
     pub(super) fn new(index: usize, plan: &Plan) -> Self {
         Self {
-            disk: MemoryDisk::default(),
+            disk: MemoryDisk::named(store_name(index as u64)),
             core: None,
             life: 0,
             checks: VecDeque::new(),
@@ -79,7 +95,8 @@ impl Node {
             is_rotten: false,
             lies: plan.has(Nemesis::Lies) && (1..=plan.liars()).contains(&index),
             lie_turn: 0,
-            is_forgetful: false,
+            stranger: None,
+            copy: None,
             is_told_nonsense: false,
             is_short: false,
             started: 0,
@@ -94,7 +111,7 @@ impl Node {
 
     /// Whether it is one of the faulty, so that it may say anything.
     pub(super) fn is_excused(&self) -> bool {
-        self.lies || self.is_forgetful
+        self.lies || matches!(self.stranger, Some((Stranger::Copy, _)))
     }
 
     fn ticks(&self, now: u64) -> Ticks {
@@ -138,6 +155,8 @@ impl World {
                 byzantine,
             },
             log_bytes_max: plan.log_bytes_max,
+            nodes: (1..=plan.nodes).map(|node| NodeId(u32::try_from(node).expect("few nodes"))).collect(),
+            opening: self.random.next_number(),
         }
     }
 
@@ -145,7 +164,7 @@ impl World {
         let settings = self.settings(index);
         let node = &mut self.nodes[index];
         if self.plan.defect == Defect::Amnesia && node.life > 0 {
-            node.disk = MemoryDisk::default();
+            node.disk = MemoryDisk::named(store_name(index as u64));
             self.durable.forget(index);
         }
         let is_short = node.is_short;
@@ -174,6 +193,20 @@ impl World {
             self.tell_room(index);
         }
         self.introduce_clients(index);
+        for peer in (0..self.nodes.len()).filter(|peer| *peer != index) {
+            let micros = self.plan.delay_micros + self.random.below(self.plan.delay_micros + 1);
+            self.after(micros, Event::Link { node: index, peer });
+            self.after(micros, Event::Link { node: peer, peer: index });
+        }
+    }
+
+    /// A node has a new link to another one.
+    pub(super) fn link(&mut self, index: usize, peer: usize) {
+        let node = NodeId(u32::try_from(peer).expect("few nodes") + 1);
+        if self.nodes[peer].core.is_some() && !self.nodes[index].is_paused {
+            let events = [false, true].map(|is_up| NodeEvent::PeerLink { node, is_up });
+            self.turn(index, events);
+        }
     }
 
     /// A node ends. Of the commits under way the first `kept` happen to reach the disk.
@@ -265,6 +298,9 @@ impl World {
     }
 
     fn look_at_disk(&mut self, index: usize) {
+        if self.nodes[index].stranger.is_some() {
+            return;
+        }
         if let Some(wrong) = self.durable.follow(index, &self.nodes[index].disk) {
             self.violate(|| wrong);
         }

@@ -1,0 +1,408 @@
+//! Which store stands behind the name of each node.
+//!
+//! A node's promises are in its store. If another store comes under its name, an empty one or an older copy, promises are
+//! forgotten, and with them acknowledged writes. A node cannot notice that by itself: the folder that `tetrachord init` wrote may
+//! be copied to a new disk as often as one likes. The others can, so they keep a note of each other.
+//!
+//! ```text
+//!  n3, never started          n1, n2
+//!     │── Introduce(life) ──────>│  note it, unless another store has this name here
+//!     │                          │  ... durable
+//!     │<───── Noted(life) ───────│
+//!     │ from a majority of the others: note that, durable: from now on n3 votes
+//!     │
+//!     │── Introduce(life) ──────>│  whoever starts later says which life this is,
+//!     │<── Mistaken(life, note) ─│  and is told if more was known of it: it stops
+//! ```
+//!
+//! Invariants:
+//! * R1: a new store votes only when a majority of the *other* nodes has durably noted it. Two stores of one name would need
+//!   two majorities, and whoever is in both refuses the second. No smaller number can tell a first start from a second; so the
+//!   first start of a cluster of three wants all three, once;
+//! * R2: in a note the store never changes, and how far it was only grows;
+//! * R3: what a node says in its groups is heard only when, on this link, it has told a life that is not older than the note;
+//! * R4: a node that is told that it is not the one that was known stops. Where nodes may lie, more of a group must say so than may lie.
+//!
+//! Not here: that a copy is put back while those who knew more are away cannot be noticed before they return; the manual says so.
+//!
+//! The idea that replicas must not vote after they have lost state is old (Chandra et al., "Paxos Made Live", 2007, section 5.1).
+
+use crate::error::StorageError;
+use crate::ring::{GroupId, NodeId, StoreId};
+use crate::storage::CommitId;
+use crate::wire::{Introduction, Life};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use tetrachord_consensus::{Mutation, Ticks, codec};
+
+/// The node's own records stand in the write-ahead log under this name, which no group has.
+pub const OWN: GroupId = GroupId(0);
+
+/// How often a node says how far it has come, and how often what others say is noted.
+const INTERVAL_MILLIS: u64 = 1_000;
+
+/// Every so many times everybody is told, whether they need it or not: what was lost or came too late is made good.
+const INTERVALS_TO_REPEAT: u64 = 5;
+
+/// How often a node that must not vote yet says for whom it waits.
+const REMINDER_MILLIS: u64 = 10_000;
+
+fn is_same(one: &Life, other: &Life) -> bool {
+    (one.store, one.incarnation, one.opening) == (other.store, other.incarnation, other.opening)
+}
+
+/// Whether a node of which the first is known cannot have come to the second by itself.
+fn betrays(known: &Life, told: &Life) -> bool {
+    let is_other_copy = known.incarnation == told.incarnation && known.opening != told.opening;
+    let went_back = told.incarnation < known.incarnation
+        || (told.incarnation > known.incarnation && told.log_end < known.log_end);
+    known.store != told.store || is_other_copy || went_back
+}
+
+/// A durable note.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Record {
+    /// This is known of another node.
+    Known {
+        /// The node.
+        node: NodeId,
+        /// Its latest life, and how far that had come.
+        life: Life,
+    },
+    /// A majority of the others has noted this store.
+    Admitted {
+        /// The store.
+        store: StoreId,
+    },
+}
+
+/// What the node must do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Output {
+    /// Say this to another node.
+    Send(NodeId, Introduction),
+    /// Stop: others know this node by another life.
+    Stop(String),
+}
+
+/// What a roster must know.
+#[derive(Clone, Debug)]
+pub(super) struct RosterSettings {
+    /// This node.
+    pub(super) me: NodeId,
+    /// All others.
+    pub(super) others: BTreeSet<NodeId>,
+    /// For each group here the other members, and how many of them may lie.
+    pub(super) juries: Vec<(BTreeSet<NodeId>, usize)>,
+    /// A rule that is switched off, in tests of the tests.
+    pub(super) mutation: Mutation,
+}
+
+/// What becomes true when a commit is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaited {
+    Note(NodeId, Life),
+    Admission,
+}
+
+/// Who the others are, and whether they know who this node is. See the module's essay.
+#[derive(Debug)]
+pub(super) struct Roster {
+    settings: RosterSettings,
+    life: Life,
+    is_admitted: bool,
+    known: BTreeMap<NodeId, Life>,
+    /// Those whose notes are not written down yet.
+    changed: BTreeSet<NodeId>,
+    /// Those who have told, on this link, a life that fits their note.
+    recognized: BTreeSet<NodeId>,
+    /// Those who have durably noted this life.
+    noted_by: BTreeSet<NodeId>,
+    /// Those of them who have said so on this link, and need not hear it again soon.
+    confirmed: BTreeSet<NodeId>,
+    /// Those who know this node by another life.
+    accusers: BTreeMap<NodeId, Life>,
+    /// Those who are not who they say, and when that was last logged.
+    refused: BTreeMap<NodeId, Ticks>,
+    records: Vec<(Record, Awaited)>,
+    submitted: VecDeque<(CommitId, Awaited)>,
+    /// Whether groups have logged anything since this was last told.
+    has_news: bool,
+    now: Ticks,
+    spoke_at: Option<Ticks>,
+    spoken: u64,
+    reminded_at: Option<Ticks>,
+    outputs: Vec<Output>,
+}
+
+impl Roster {
+    /// The roster of a node with this life, from its own records.
+    pub(super) fn open(
+        settings: RosterSettings,
+        life: Life,
+        records: &[Bytes],
+    ) -> Result<Self, StorageError> {
+        let mut known = BTreeMap::new();
+        let mut is_admitted = settings.others.is_empty() || settings.mutation.votes_unknown();
+        for record in records {
+            let record = codec::decode(record).map_err(|error| {
+                StorageError::corrupt("the node's own record in the write-ahead log", error)
+            })?;
+            match record {
+                Record::Known { node, life } => drop(known.insert(node, life)),
+                Record::Admitted { store } => is_admitted |= store == life.store,
+            }
+        }
+        Ok(Self {
+            settings,
+            life,
+            is_admitted,
+            known,
+            changed: BTreeSet::new(),
+            recognized: BTreeSet::new(),
+            noted_by: BTreeSet::new(),
+            confirmed: BTreeSet::new(),
+            accusers: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            records: Vec::new(),
+            submitted: VecDeque::new(),
+            has_news: false,
+            now: Ticks(0),
+            spoke_at: None,
+            spoken: 0,
+            reminded_at: None,
+            outputs: Vec::new(),
+        })
+    }
+
+    /// R1: whether this node's replicas may take part in their groups.
+    pub(super) fn may_vote(&self) -> bool {
+        self.is_admitted
+    }
+
+    /// R3: whether what this node says in its groups is to be heard.
+    pub(super) fn hears(&self, node: NodeId) -> bool {
+        self.recognized.contains(&node)
+    }
+
+    /// Those of whom a note is missing, as long as it is waited for.
+    pub(super) fn awaited(&self) -> Vec<NodeId> {
+        let missing = self.settings.others.difference(&self.noted_by);
+        if self.is_admitted { Vec::new() } else { missing.copied().collect() }
+    }
+
+    /// A link came up or went down: whoever is at its other end must say again who it is.
+    pub(super) fn on_link(&mut self, node: NodeId, is_up: bool) {
+        self.recognized.remove(&node);
+        self.confirmed.remove(&node);
+        if is_up {
+            self.outputs.push(Output::Send(node, Introduction::Introduce(self.life)));
+        }
+    }
+
+    /// Groups have handed something to the log.
+    pub(super) fn on_logged(&mut self) {
+        self.has_news = true;
+    }
+
+    /// Time passed; the log is durable up to `log_end`.
+    pub(super) fn tick(&mut self, now: Ticks, log_end: u64) {
+        assert!(log_end >= self.life.log_end, "what is durable stays so");
+        self.now = now;
+        if self.spoke_at.is_some_and(|at| now.since(at) < INTERVAL_MILLIS) {
+            return;
+        }
+        self.spoke_at = Some(now);
+        self.life.log_end = log_end;
+        self.spoken += 1;
+        let is_for_all =
+            std::mem::take(&mut self.has_news) || self.spoken.is_multiple_of(INTERVALS_TO_REPEAT);
+        for node in self.settings.others.iter().filter(|node| is_for_all || !self.confirmed.contains(node)) {
+            self.outputs.push(Output::Send(*node, Introduction::Introduce(self.life)));
+        }
+        for node in std::mem::take(&mut self.changed) {
+            self.write_down(node);
+        }
+        if !self.is_admitted && self.reminded_at.is_none_or(|at| now.since(at) >= REMINDER_MILLIS) {
+            self.reminded_at = Some(now);
+            self.remind();
+        }
+    }
+
+    fn remind(&self) {
+        let names = |nodes: &mut dyn Iterator<Item = &NodeId>| {
+            nodes.map(NodeId::to_string).collect::<Vec<_>>().join(" ")
+        };
+        if let Some((from, known)) = self.accusers.first_key_value() {
+            tracing::error!("{}", self.explain(*from, known));
+        }
+        let missing = names(&mut self.settings.others.difference(&self.noted_by));
+        tracing::info!(
+            noted_by = names(&mut self.noted_by.iter()),
+            needed = self.needed(),
+            "first start with this data directory: this node votes when {} of {missing} have noted it",
+            self.needed().saturating_sub(self.noted_by.len()),
+        );
+    }
+
+    /// A majority of the others.
+    fn needed(&self) -> usize {
+        if self.settings.others.is_empty() { 0 } else { self.settings.others.len() / 2 + 1 }
+    }
+
+    /// Another node says something. The transport vouches for its name, not for more.
+    pub(super) fn on_said(&mut self, from: NodeId, said: Introduction) {
+        if !self.settings.others.contains(&from) {
+            return;
+        }
+        match said {
+            Introduction::Introduce(told) => self.on_introduced(from, told),
+            Introduction::Noted(life) if is_same(&life, &self.life) => self.on_noted(from),
+            Introduction::Mistaken { told, known } if is_same(&told, &self.life) => {
+                self.on_mistaken(from, known)
+            }
+            // It was meant for an earlier life.
+            Introduction::Noted(_) | Introduction::Mistaken { .. } => {}
+        }
+    }
+
+    fn on_introduced(&mut self, from: NodeId, told: Life) {
+        let known = self.known.get(&from).copied();
+        if known.is_none_or(|known| !is_same(&known, &told)) && self.confirmed.remove(&from) {
+            // It has started anew, and does not know any more who this is.
+            self.outputs.push(Output::Send(from, Introduction::Introduce(self.life)));
+        }
+        match known {
+            Some(known) if betrays(&known, &told) && !self.settings.mutation.notes_anew() => {
+                // What an earlier life had said may come late, and takes nothing back.
+                let is_late = known.store == told.store && told.incarnation < known.incarnation;
+                if !is_late {
+                    self.recognized.remove(&from);
+                }
+                self.refuse(from, told, known);
+            }
+            Some(known) => {
+                self.recognized.insert(from);
+                // R2: a message of the same life that comes late takes nothing back.
+                let log_end =
+                    if is_same(&known, &told) { known.log_end.max(told.log_end) } else { told.log_end };
+                let now = Life { log_end, ..told };
+                self.known.insert(from, now);
+                if now == known && !self.changed.contains(&from) {
+                    // A note that is on its way to the disk is answered when it is there.
+                    if !self.is_under_way(from) {
+                        self.outputs.push(Output::Send(from, Introduction::Noted(now)));
+                    }
+                } else {
+                    self.changed.insert(from);
+                }
+            }
+            None => {
+                self.recognized.insert(from);
+                self.known.insert(from, told);
+                self.write_down(from);
+            }
+        }
+    }
+
+    fn refuse(&mut self, from: NodeId, told: Life, known: Life) {
+        let is_news = self.refused.get(&from).is_none_or(|at| self.now.since(*at) >= REMINDER_MILLIS);
+        if is_news {
+            self.refused.insert(from, self.now);
+            tracing::error!(
+                peer = %from,
+                "this node is known as store {} at its start {} and {} log frames; now it comes as store {} at start {} and {} \
+                 frames: its disk was replaced, or an older copy put back. It is not listened to",
+                known.store, known.incarnation, known.log_end, told.store, told.incarnation, told.log_end
+            );
+        }
+        self.outputs.push(Output::Send(from, Introduction::Mistaken { told, known }));
+    }
+
+    fn on_noted(&mut self, from: NodeId) {
+        self.noted_by.insert(from);
+        self.confirmed.insert(from);
+        let is_asked = self.records.iter().any(|(record, _)| matches!(record, Record::Admitted { .. }))
+            || self.submitted.iter().any(|(_, awaited)| *awaited == Awaited::Admission);
+        if !self.is_admitted && !is_asked && self.noted_by.len() >= self.needed() {
+            self.records.push((Record::Admitted { store: self.life.store }, Awaited::Admission));
+        }
+    }
+
+    fn on_mistaken(&mut self, from: NodeId, known: Life) {
+        self.accusers.insert(from, known);
+        let is_believed = |(members, liars): &(BTreeSet<NodeId>, usize)| {
+            self.accusers.keys().filter(|node| members.contains(node)).count() > *liars
+        };
+        if self.settings.juries.iter().any(is_believed) {
+            self.outputs.push(Output::Stop(self.explain(from, &known)));
+        }
+    }
+
+    /// What happened to this node, and what to do.
+    fn explain(&self, from: NodeId, known: &Life) -> String {
+        let me = self.settings.me;
+        if known.store != self.life.store {
+            return format!(
+                "{from} knows {me} by another data directory (store {}); this one (store {}) is new. {me} had begun before, and what it \
+                 promised then stands in that directory: a fresh one must not take its name. Put the first directory back; if it is \
+                 lost, {me} must be added as a new node",
+                known.store, self.life.store
+            );
+        }
+        format!(
+            "this data directory is an older copy: {from} has seen {me} at its start {} with {} log frames, here it is start {} with {}. \
+             What {me} promised in between is missing here, so it must not vote. Put the newest directory back; if it is lost, {me} \
+             must be added as a new node",
+            known.incarnation, known.log_end, self.life.incarnation, self.life.log_end
+        )
+    }
+
+    fn write_down(&mut self, node: NodeId) {
+        let life = self.known[&node];
+        self.records.push((Record::Known { node, life }, Awaited::Note(node, life)));
+    }
+
+    fn is_under_way(&self, node: NodeId) -> bool {
+        let is_it = |awaited: &Awaited| matches!(awaited, Awaited::Note(of, _) if *of == node);
+        self.records.iter().any(|(_, awaited)| is_it(awaited))
+            || self.submitted.iter().any(|(_, awaited)| is_it(awaited))
+    }
+
+    /// The records that should become durable with this commit; all that is known if it may replace the log.
+    pub(super) fn take_records(&mut self, commit: CommitId, is_whole: bool) -> Vec<Bytes> {
+        let waiting = std::mem::take(&mut self.records);
+        self.submitted.extend(waiting.iter().map(|(_, awaited)| (commit, *awaited)));
+        if !is_whole {
+            return waiting.iter().map(|(record, _)| codec::encode(record)).collect();
+        }
+        let admitted = Record::Admitted { store: self.life.store };
+        let is_admitted =
+            self.is_admitted || self.submitted.iter().any(|(_, awaited)| *awaited == Awaited::Admission);
+        let known = self.known.iter().map(|(node, life)| Record::Known { node: *node, life: *life });
+        known.chain(is_admitted.then_some(admitted)).map(|record| codec::encode(&record)).collect()
+    }
+
+    /// The records of the commit and of all before it are durable.
+    pub(super) fn durable(&mut self, commit: CommitId) {
+        while let Some((_, awaited)) = self.submitted.front().copied().filter(|(id, _)| *id <= commit) {
+            self.submitted.pop_front();
+            match awaited {
+                Awaited::Note(node, life) => self.outputs.push(Output::Send(node, Introduction::Noted(life))),
+                Awaited::Admission => {
+                    self.is_admitted = true;
+                    tracing::info!(store = %self.life.store, "enough nodes have noted this data directory: this node votes");
+                }
+            }
+        }
+    }
+
+    /// What must be done since the last call.
+    pub(super) fn take_outputs(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.outputs)
+    }
+}
+
+#[cfg(test)]
+mod tests;

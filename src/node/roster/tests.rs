@@ -1,0 +1,262 @@
+//! Rosters that talk to one another over disks that forget.
+
+use super::*;
+
+const fn store(name: u8) -> StoreId {
+    StoreId([name; 16])
+}
+
+/// A node: its roster, and its records as its disk holds them.
+struct Desk {
+    node: NodeId,
+    all: BTreeSet<NodeId>,
+    liars: usize,
+    life: Life,
+    disk: Vec<Bytes>,
+    roster: Roster,
+    commits: u64,
+    now: u64,
+    stopped: Option<String>,
+}
+
+impl Desk {
+    fn new(node: u32, of: u32, liars: usize) -> Self {
+        let all: BTreeSet<NodeId> = (1..=of).map(NodeId).collect();
+        let life = Life { store: store(node as u8), incarnation: 1, opening: 1, log_end: 0 };
+        let node = NodeId(node);
+        let roster = open(node, &all, liars, life, &[]);
+        Self { node, all, liars, life, disk: Vec::new(), roster, commits: 0, now: 0, stopped: None }
+    }
+
+    /// Opens the store again, as it is.
+    fn restart(&mut self) {
+        self.life.incarnation += 1;
+        self.life.opening += 100;
+        self.stopped = None;
+        self.roster = open(self.node, &self.all, self.liars, self.life, &self.disk);
+    }
+
+    /// Lets a second pass, so that what must be said is said.
+    fn tick(&mut self) {
+        self.now += INTERVAL_MILLIS;
+        self.roster.tick(Ticks(self.now), self.life.log_end);
+    }
+
+    /// Makes durable what waits, and drains what is to be said.
+    fn settle(&mut self) -> Vec<(NodeId, NodeId, Introduction)> {
+        let mut said = Vec::new();
+        loop {
+            self.commits += 1;
+            let records = self.roster.take_records(CommitId(self.commits), false);
+            self.life.log_end += u64::from(!records.is_empty());
+            self.disk.extend(records);
+            self.roster.durable(CommitId(self.commits));
+            let outputs = self.roster.take_outputs();
+            if outputs.is_empty() {
+                return said;
+            }
+            for output in outputs {
+                match output {
+                    Output::Send(to, introduction) => said.push((self.node, to, introduction)),
+                    Output::Stop(reason) => self.stopped = Some(reason),
+                }
+            }
+        }
+    }
+}
+
+fn open(node: NodeId, all: &BTreeSet<NodeId>, liars: usize, life: Life, records: &[Bytes]) -> Roster {
+    let others: BTreeSet<NodeId> = all.iter().copied().filter(|other| *other != node).collect();
+    let juries = vec![(others.clone(), liars)];
+    Roster::open(RosterSettings { me: node, others, juries, mutation: Mutation::None }, life, records)
+        .unwrap()
+}
+
+/// Some seconds of talk among those who are up.
+fn talk(desks: &mut [Desk], up: &[u32]) {
+    let is_up = |node: NodeId| up.contains(&node.0);
+    for _ in 0..4 {
+        desks.iter_mut().filter(|desk| is_up(desk.node)).for_each(Desk::tick);
+        loop {
+            let said: Vec<_> =
+                desks.iter_mut().filter(|desk| is_up(desk.node)).flat_map(Desk::settle).collect();
+            if said.is_empty() {
+                break;
+            }
+            for (from, to, introduction) in said.into_iter().filter(|(_, to, _)| is_up(*to)) {
+                desks[to.0 as usize - 1].roster.on_said(from, introduction);
+            }
+        }
+    }
+}
+
+fn voters(desks: &[Desk]) -> Vec<u32> {
+    desks.iter().filter(|desk| desk.roster.may_vote()).map(|desk| desk.node.0).collect()
+}
+
+fn cluster(of: u32) -> Vec<Desk> {
+    (1..=of).map(|node| Desk::new(node, of, 0)).collect()
+}
+
+#[test]
+fn a_first_start_wants_a_majority_of_the_others_and_never_again() {
+    let mut three = cluster(3);
+    talk(&mut three, &[1, 2]);
+    assert_eq!(voters(&three), [] as [u32; 0]);
+    assert_eq!(three[0].roster.awaited(), [NodeId(3)]);
+    talk(&mut three, &[1, 2, 3]);
+    assert_eq!(voters(&three), [1, 2, 3]);
+    three.iter_mut().for_each(Desk::restart);
+    assert_eq!(voters(&three), [1, 2, 3], "alone, and at once");
+
+    let mut five = cluster(5);
+    talk(&mut five, &[1, 2, 3]);
+    assert_eq!(voters(&five), [] as [u32; 0]);
+    talk(&mut five, &[1, 2, 3, 4]);
+    assert_eq!(voters(&five), [1, 2, 3, 4]);
+    assert_eq!(voters(&cluster(1)), [1]);
+}
+
+#[test]
+fn a_second_store_of_one_name_never_votes_and_stops() {
+    let mut desks = cluster(3);
+    talk(&mut desks, &[1, 2, 3]);
+    // The disk of n3 is lost, and its folder copied again; n1, which saw it last, is away.
+    desks[2] = Desk { life: Life { store: store(99), ..desks[2].life }, ..Desk::new(3, 3, 0) };
+    desks[2].restart();
+    talk(&mut desks, &[2, 3]);
+    assert!(!desks[2].roster.may_vote());
+    let reason = desks[2].stopped.clone().unwrap();
+    assert!(
+        reason.contains("n2 knows n3 by another data directory") && reason.contains("is new"),
+        "{reason}"
+    );
+    assert!(!desks[1].roster.hears(NodeId(3)));
+}
+
+#[test]
+fn of_five_two_stores_of_one_name_find_no_two_majorities() {
+    // Whoever of the others the first store meets, the second finds one of them.
+    for absent in 1..=4u32 {
+        let mut desks = cluster(5);
+        let first: Vec<u32> = (1..=5).filter(|node| *node != absent).collect();
+        talk(&mut desks, &first);
+        assert!(desks[4].roster.may_vote());
+        desks[4] = Desk { life: Life { store: store(99), ..desks[4].life }, ..Desk::new(5, 5, 0) };
+        desks[4].restart();
+        talk(&mut desks, &[1, 2, 3, 4, 5]);
+        assert!(!desks[4].roster.may_vote(), "n{absent} was away at first");
+        assert!(desks[4].stopped.is_some());
+    }
+}
+
+#[test]
+fn an_older_copy_is_noticed_by_whoever_knows_more() {
+    let mut desks = cluster(3);
+    talk(&mut desks, &[1, 2, 3]);
+    let (disk, life) = (desks[0].disk.clone(), desks[0].life);
+    desks[0].life.log_end += 10;
+    desks[0].roster.on_logged();
+    talk(&mut desks, &[1, 2, 3]);
+    // n1 comes back as it was ten commits ago; the others have started anew as well.
+    (desks[0].disk, desks[0].life) = (disk, life);
+    desks.iter_mut().for_each(Desk::restart);
+    assert!(desks[0].roster.may_vote(), "by itself it cannot know");
+    talk(&mut desks, &[1, 3]);
+    assert!(!desks[2].roster.hears(NodeId(1)));
+    assert!(desks[0].stopped.clone().unwrap().contains("is an older copy: n3 has seen n1"));
+}
+
+#[test]
+fn two_copies_that_were_opened_equally_often_are_told_apart() {
+    let mut desks = cluster(3);
+    talk(&mut desks, &[1, 2, 3]);
+    let copy = desks[0].life;
+    desks[0].restart();
+    talk(&mut desks, &[1, 2, 3]);
+    desks[0].life = Life { opening: 7, ..copy };
+    desks[0].restart();
+    talk(&mut desks, &[1, 2]);
+    assert!(desks[0].stopped.is_some());
+}
+
+#[test]
+fn what_comes_late_accuses_nobody() {
+    let mut desks = cluster(3);
+    talk(&mut desks, &[1, 2, 3]);
+    let old = desks[0].life;
+    desks[0].life.log_end += 5;
+    desks[0].roster.on_logged();
+    talk(&mut desks, &[1, 2, 3]);
+    // Of the same life, and later of the one before.
+    desks[1].roster.on_said(NodeId(1), Introduction::Introduce(old));
+    desks[0].restart();
+    talk(&mut desks, &[1, 2, 3]);
+    desks[1].roster.on_said(NodeId(1), Introduction::Introduce(old));
+    talk(&mut desks, &[1, 2, 3]);
+    assert!(desks[0].stopped.is_none() && desks[1].roster.hears(NodeId(1)));
+    desks[0].restart();
+    talk(&mut desks, &[1, 2, 3]);
+    assert!(desks[0].stopped.is_none() && desks[1].roster.hears(NodeId(1)));
+}
+
+#[test]
+fn where_nodes_may_lie_one_accuser_stops_nobody() {
+    let mut desks: Vec<Desk> = (1..=4).map(|node| Desk::new(node, 4, 1)).collect();
+    talk(&mut desks, &[1, 2, 3, 4]);
+    let told = desks[0].life;
+    let known = Life { store: store(77), ..told };
+    let accuse = |desks: &mut [Desk], from| {
+        desks[0].roster.on_said(NodeId(from), Introduction::Mistaken { told, known });
+        desks[0].settle();
+    };
+    accuse(&mut desks, 2);
+    accuse(&mut desks, 2);
+    assert_eq!(desks[0].stopped, None);
+    accuse(&mut desks, 3);
+    assert!(desks[0].stopped.is_some());
+}
+
+#[test]
+fn a_link_must_be_introduced_anew_and_strangers_count_for_nothing() {
+    let mut desks = cluster(3);
+    let mine = desks[0].life;
+    desks[0].roster.on_said(NodeId(9), Introduction::Noted(mine));
+    desks[0].roster.on_said(NodeId(9), Introduction::Introduce(Life::default()));
+    assert!(desks[0].settle().is_empty() && !desks[0].roster.hears(NodeId(9)));
+    talk(&mut desks, &[1, 2, 3]);
+    assert!(desks[0].roster.hears(NodeId(2)));
+    desks[0].roster.on_link(NodeId(2), true);
+    assert!(!desks[0].roster.hears(NodeId(2)));
+    assert!(matches!(desks[0].settle()[..], [(_, NodeId(2), Introduction::Introduce(_))]));
+}
+
+#[test]
+fn what_replaces_the_log_holds_all_that_is_known() {
+    let mut desks = cluster(3);
+    talk(&mut desks, &[1, 2, 3]);
+    let desk = &mut desks[0];
+    let whole = desk.roster.take_records(CommitId(1_000), true);
+    assert_eq!(whole.len(), 3);
+    desk.disk = whole;
+    desk.restart();
+    assert!(desk.roster.may_vote());
+    assert_eq!(desk.roster.known.len(), 2);
+}
+
+/// A liar that says another life with every message makes no more than one record in a second, and no two lines in the log.
+#[test]
+fn notes_of_one_node_are_bounded_in_time() {
+    let mut desk = Desk::new(1, 3, 0);
+    desk.tick();
+    desk.settle();
+    let before = desk.disk.len();
+    for incarnation in 1..1_000 {
+        let life = Life { store: store(2), incarnation, opening: incarnation, log_end: incarnation };
+        desk.roster.on_said(NodeId(2), Introduction::Introduce(life));
+    }
+    desk.settle();
+    desk.tick();
+    desk.settle();
+    assert_eq!(desk.disk.len() - before, 2);
+}
