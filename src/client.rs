@@ -22,6 +22,8 @@
 //! it is answered or its deadline passes. After a session has expired a write is never sent again under another one if
 //! an earlier attempt may have been applied.
 
+mod collect;
+mod hints;
 mod links;
 mod sessions;
 mod signed;
@@ -157,6 +159,10 @@ impl Client {
 
     /// A client with other patience.
     pub fn with_options(cluster: ClusterConfig, options: ClientOptions) -> std::io::Result<Self> {
+        if cluster.signing.is_some() && cluster.ring.is_none() {
+            let reason = "a client of a Byzantine cluster believes no node about the ring: it must be told";
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, reason));
+        }
         let links = Arc::new(Links::new(cluster.clone())?);
         let signed = Signed::start(&cluster, &links);
         Ok(Self { inner: Arc::new(Inner { links, sessions: Sessions::default(), signed, options }) })

@@ -1,6 +1,7 @@
 //! Connections to the nodes, and who is believed to lead.
 
-use super::signed::Collectors;
+use super::collect::{Collectors, Members};
+use super::hints::Hints;
 use crate::config::ClusterConfig;
 use crate::kv;
 use crate::limits::Limits;
@@ -62,49 +63,11 @@ pub(super) struct Links {
     failed: Mutex<BTreeMap<NodeId, Instant>>,
     /// In Byzantine mode, whose requests every node is asked to tell about, and who waits for them.
     watched: Option<kv::Client>,
+    members: Arc<Members>,
     collectors: Arc<Collectors>,
     hints: Arc<Hints>,
     /// Nodes that [`Links::open_all`] is dialling just now.
     dialling: Mutex<BTreeSet<NodeId>>,
-}
-
-/// Byzantine mode: who each node says is primary of each group, and why it last did not take what it was brought. Hints:
-/// whoever is asked in vain, others are asked too.
-#[derive(Debug, Default)]
-struct Hints {
-    primaries: Mutex<BTreeMap<GroupId, BTreeMap<NodeId, NodeId>>>,
-    refusals: Mutex<BTreeMap<NodeId, (Instant, String)>>,
-}
-
-impl Hints {
-    /// A node did not take signed requests.
-    fn note_refusal(&self, node: NodeId, reason: String) {
-        self.refusals.lock().expect("never held while panicking").insert(node, (Instant::now(), reason));
-    }
-
-    /// What nodes have given as reasons since then.
-    fn refusals_since(&self, since: Instant) -> Vec<String> {
-        let refusals = self.refusals.lock().expect("never held while panicking");
-        let recent = refusals.iter().filter(|(_, (at, _))| *at >= since);
-        recent.map(|(node, (_, reason))| format!("{node} says: {reason}")).collect()
-    }
-
-    fn note(&self, node: NodeId, group: GroupId, leader: Option<NodeId>) {
-        let mut hints = self.primaries.lock().expect("never held while panicking");
-        let of_group = hints.entry(group).or_default();
-        match leader {
-            Some(leader) => of_group.insert(node, leader),
-            None => of_group.remove(&node),
-        };
-    }
-
-    /// The one that most nodes name.
-    fn primary(&self, group: GroupId) -> Option<NodeId> {
-        let hints = self.primaries.lock().expect("never held while panicking");
-        let named = hints.get(&group)?;
-        let count = |leader: &NodeId| named.values().filter(|other| *other == leader).count();
-        named.values().max_by_key(|leader| (count(leader), std::cmp::Reverse(**leader))).copied()
-    }
 }
 
 /// A node that did not answer, or knew no leader, is asked last for this long.
@@ -128,14 +91,16 @@ impl Links {
         let open = cluster.nodes.iter().map(|node| (node.id, tokio::sync::Mutex::default())).collect();
         let signer = cluster.signing.as_ref().map(|signing| ClientSigner::new(&signing.seed()));
         let known = cluster.ring.clone().map(|ring| (Arc::new(ring), Limits::default()));
+        let members = Arc::new(cluster.ring.as_ref().map(Members::new).unwrap_or_default());
         Ok(Self {
             cluster,
             endpoint,
             open,
             known: RwLock::new(known),
             watched: signer.map(|signer| signer.name().0),
-            collectors: Arc::default(),
-            hints: Arc::default(),
+            collectors: Arc::new(Collectors::new(Arc::clone(&members))),
+            hints: Arc::new(Hints::new(Arc::clone(&members))),
+            members,
             dialling: Mutex::default(),
             leaders: Mutex::default(),
             failed: Mutex::default(),
@@ -151,7 +116,12 @@ impl Links {
         Arc::clone(&self.collectors)
     }
 
-    /// Byzantine mode: the node that most nodes name as primary of the group.
+    /// In Byzantine mode, who has a replica of which group.
+    pub(super) fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// Byzantine mode: the node that most members of the group name as its primary.
     pub(super) fn primary(&self, group: GroupId) -> Option<NodeId> {
         self.hints.primary(group)
     }
@@ -205,9 +175,9 @@ impl Links {
         self.known.read().expect("never held while panicking").clone()
     }
 
-    /// Byzantine mode: why nodes did not take what was brought to them since then, as they say.
-    pub(super) fn refusals_since(&self, since: Instant) -> Vec<String> {
-        self.hints.refusals_since(since)
+    /// Byzantine mode: why members of the group did not take what was brought to them since then, as they say.
+    pub(super) fn refusals_since(&self, group: GroupId, since: Instant) -> Vec<String> {
+        self.hints.refusals_since(group, since)
     }
 
     pub(super) fn leader(&self, group: GroupId) -> Option<NodeId> {
@@ -376,7 +346,10 @@ async fn hand_out(
             break;
         };
         if let Answer::Outcomes { group, slot, replies } = answer {
-            collectors.take(node, group, slot, replies);
+            // What comes as the answer to a request may have been passed on, and be another node's words.
+            if id == 0 {
+                collectors.take(node, group, slot, replies);
+            }
             continue;
         }
         if let Answer::Kept { group, leader } = answer {
@@ -388,10 +361,10 @@ async fn hand_out(
             Some(sender) => drop(sender.send(answer)),
             None => match answer {
                 Answer::Refused { error: reason } | Answer::Unavailable { reason } => {
-                    hints.note_refusal(node, reason);
+                    hints.note_refusal(node, &reason);
                 }
                 Answer::Retry { reason: RetryReason::Busy, .. } => {
-                    hints.note_refusal(node, "too much waits here".to_string());
+                    hints.note_refusal(node, "too much waits here");
                 }
                 _ => {}
             },

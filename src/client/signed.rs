@@ -3,28 +3,28 @@
 //! * Requests that wait at the same time are signed together: one signature for a bundle.
 //! * A bundle goes to the replica that is believed to be primary. A request that is not answered in ten times the usual time
 //!   is shown to all replicas: they make sure that it is ordered, or replace their primary.
-//! * Every replica tells what it executed. An answer counts when `f + 1` of them told the same outcome of the same slot, so
-//!   that one of them is honest. What a node says about who is primary is a hint, and nothing else is believed at all: the
-//!   map of the ring and all keys come from the cluster file.
+//! * Every replica tells what it executed. An answer counts when `f + 1` replicas of the group told the same outcome of the same
+//!   slot, so that one of them is honest ([`super::collect`]). What a replica says about who is primary is a hint
+//!   ([`super::hints`]), and nothing else is believed at all: the map of the ring and all keys come from the cluster file.
 
+use super::collect::{Agreed, Collectors};
 use super::links::Links;
 use super::{Client, Outcome, Read, Refusal};
 use crate::config::{ClusterConfig, cluster_digest};
 use crate::kv::{Command, Failure, Operation, Reply, RequestId, SessionId, Write, check_key};
 use crate::limits::{Limits, REQUEST_VALID_MICROS_MAX};
-use crate::proof::{OutcomeProof, Proof};
-use crate::ring::{GroupId, NodeId, Position, RingMap};
+use crate::proof::Proof;
+use crate::ring::{GroupId, Position, RingMap};
 use crate::wire::{Consistency, Request, Served};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tetrachord_consensus::pbft::request::BUNDLE_REQUESTS_MAX;
 use tetrachord_consensus::pbft::{Bundle, ClientKey, ClientSigner, Domain, RequestName, SignedRequest};
-use tetrachord_consensus::quorum::liars;
 use tetrachord_consensus::{Digest, Epoch, Timestamp};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 /// A request without an answer is shown to all replicas after so many times what is usual, and again after each further such
@@ -40,71 +40,6 @@ const VALID_MICROS_MAX: u64 = REQUEST_VALID_MICROS_MAX - 60 * 1_000_000;
 
 /// Bytes of requests in one bundle, unless a single one is larger.
 const BUNDLE_BYTES: usize = 128 << 10;
-
-/// Different outcomes of one request that are remembered of one node. An honest one tells one for each time that the
-/// request was ordered.
-const TOLD_MAX: usize = 4;
-
-/// An outcome that enough replicas agree on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Agreed {
-    pub(super) slot: u64,
-    pub(super) reply: Reply,
-    pub(super) proofs: Vec<OutcomeProof>,
-}
-
-/// What replicas have told about one request.
-#[derive(Debug)]
-struct Collector {
-    needed: usize,
-    told: Vec<(u64, Reply, BTreeMap<NodeId, Option<OutcomeProof>>)>,
-    waiting: Option<oneshot::Sender<Agreed>>,
-}
-
-impl Collector {
-    fn take(&mut self, node: NodeId, slot: u64, reply: &Reply, proof: Option<OutcomeProof>) {
-        let of_node = self.told.iter().filter(|(_, _, nodes)| nodes.contains_key(&node)).count();
-        if of_node >= TOLD_MAX {
-            return;
-        }
-        let index = self.told.iter().position(|(at, known, _)| *at == slot && known == reply);
-        let index = index.unwrap_or_else(|| {
-            self.told.push((slot, reply.clone(), BTreeMap::new()));
-            self.told.len() - 1
-        });
-        let (_, _, nodes) = &mut self.told[index];
-        nodes.insert(node, proof);
-        if nodes.len() >= self.needed
-            && let Some(waiting) = self.waiting.take()
-        {
-            let proofs = nodes.values().flatten().cloned().collect();
-            // Nobody waits any more: fine.
-            let _ = waiting.send(Agreed { slot, reply: reply.clone(), proofs });
-        }
-    }
-}
-
-/// Everything that is waited for, by request.
-#[derive(Debug, Default)]
-pub(super) struct Collectors(Mutex<BTreeMap<(GroupId, RequestId), Collector>>);
-
-impl Collectors {
-    /// A node tells what requests came to. What nobody asked for is ignored.
-    pub(super) fn take(
-        &self,
-        node: NodeId,
-        group: GroupId,
-        slot: u64,
-        replies: Vec<(RequestId, Reply, Option<OutcomeProof>)>,
-    ) {
-        let mut waiting = self.0.lock().expect("never held while panicking");
-        for (request, reply, proof) in replies {
-            if let Some(collector) = waiting.get_mut(&(group, request)) {
-                collector.take(node, slot, &reply, proof);
-            }
-        }
-    }
-}
 
 type Queued = (GroupId, SignedRequest);
 
@@ -149,18 +84,6 @@ pub(super) struct Signed {
     queue: mpsc::UnboundedSender<Queued>,
 }
 
-/// Forgets a request when nobody waits for it any more.
-struct Registered<'a> {
-    collectors: &'a Collectors,
-    key: (GroupId, RequestId),
-}
-
-impl Drop for Registered<'_> {
-    fn drop(&mut self) {
-        self.collectors.0.lock().expect("never held while panicking").remove(&self.key);
-    }
-}
-
 impl Signed {
     /// Starts what gathers requests into bundles; none if the cluster file names no signing key.
     pub(super) fn start(cluster: &ClusterConfig, links: &Arc<Links>) -> Option<Self> {
@@ -169,8 +92,7 @@ impl Signed {
         let cluster = Digest(cluster_digest(&cluster.protocol));
         let (queue, queued) = mpsc::unbounded_channel();
         let collectors = links.collectors();
-        let bundler =
-            Bundler { signer: signer.clone(), cluster, ring: ring.clone(), links: Arc::downgrade(links) };
+        let bundler = Bundler { signer: signer.clone(), cluster, links: Arc::downgrade(links) };
         tokio::spawn(bundler.run(queued));
         Some(Self { usual: Usual::default(), signer, cluster, ring, collectors, queue })
     }
@@ -178,11 +100,6 @@ impl Signed {
     /// The client's name.
     pub(super) fn client(&self) -> [u8; 32] {
         self.signer.name().0
-    }
-
-    fn needed(&self, group: GroupId) -> usize {
-        let place = self.ring.group(group).expect("groups come from the same ring");
-        liars(place.nodes.len()) + 1
     }
 
     /// Asks for one operation until `f + 1` replicas agree on what it came to; none if they do not before the deadline.
@@ -193,11 +110,7 @@ impl Signed {
         request: RequestId,
         ask: Ask<'_>,
     ) -> Option<Agreed> {
-        let (sender, mut answer) = oneshot::channel();
-        let key = (group, request);
-        let collector = Collector { needed: self.needed(group), told: Vec::new(), waiting: Some(sender) };
-        self.collectors.0.lock().expect("never held while panicking").insert(key, collector);
-        let _registered = Registered { collectors: &self.collectors, key };
+        let (_expected, mut answer) = self.collectors.expect(group, request);
         let left = ask.deadline.saturating_duration_since(Instant::now());
         let name = RequestName {
             client: ClientKey(self.client()),
@@ -236,7 +149,7 @@ impl Signed {
     fn show_to_all(&self, links: &Links, group: GroupId, request: &SignedRequest) {
         let domain = Domain { cluster: self.cluster, group: group.0, epoch: Epoch(1) };
         let bundle = Bundle::sign(&domain, &self.signer, std::slice::from_ref(request));
-        for node in self.ring.group(group).map_or(&[][..], |place| &place.nodes) {
+        for node in links.members().of(group) {
             links.cast(*node, &Request::Submit { group, bundle: bundle.bytes().clone() });
         }
     }
@@ -362,7 +275,7 @@ impl Client {
 
     /// Why there is no answer, as far as nodes have said. What a single node says is shown, not believed.
     fn no_agreement(&self, group: GroupId, asked_at: Instant) -> String {
-        let said = self.inner.links.refusals_since(asked_at.into_std());
+        let said = self.inner.links.refusals_since(group, asked_at.into_std());
         let said = if said.is_empty() { String::new() } else { format!("; {}", said.join("; ")) };
         format!("too few replicas of {group} agreed on an answer in time{said}")
     }
@@ -436,7 +349,6 @@ pub(super) struct Ask<'a> {
 struct Bundler {
     signer: ClientSigner,
     cluster: Digest,
-    ring: RingMap,
     links: std::sync::Weak<Links>,
 }
 
@@ -463,11 +375,10 @@ impl Bundler {
     async fn send(&self, links: &Arc<Links>, group: GroupId, requests: &[SignedRequest]) {
         let domain = Domain { cluster: self.cluster, group: group.0, epoch: Epoch(1) };
         let bundle = Bundle::sign(&domain, &self.signer, requests);
-        let nodes = self.ring.group(group).map(|place| place.nodes.clone()).unwrap_or_default();
-        links.open_all(&nodes).await;
-        let target = links.primary(group).filter(|node| nodes.contains(node));
+        let nodes = links.members().of(group);
+        links.open_all(nodes).await;
         let request = Request::Submit { group, bundle: bundle.bytes().clone() };
-        match target.or_else(|| links.by_promise(&nodes).first().copied()) {
+        match links.primary(group).or_else(|| links.by_promise(nodes).first().copied()) {
             Some(node) if links.cast(node, &request) => {}
             _ => nodes.iter().for_each(|node| {
                 let _ = links.cast(*node, &request);
@@ -510,15 +421,6 @@ pub(super) fn opening() -> Result<RequestId, getrandom::Error> {
 mod tests {
     use super::*;
 
-    fn collect(needed: usize, told: &[(u32, u64, u64)]) -> Option<Agreed> {
-        let (sender, mut answer) = oneshot::channel();
-        let mut collector = Collector { needed, told: Vec::new(), waiting: Some(sender) };
-        for (node, slot, version) in told {
-            collector.take(NodeId(*node), *slot, &Reply::Put { version: *version }, None);
-        }
-        answer.try_recv().ok()
-    }
-
     #[test]
     fn what_is_usual_follows_better_times_at_once_and_worse_ones_slowly() {
         let usual = Usual::default();
@@ -532,26 +434,5 @@ mod tests {
         assert_eq!(usual.show_after(), SHOW_AFTER_MAX, "in the end it is what is usual");
         (0..40).for_each(|_| usual.note(Duration::from_millis(1)));
         assert_eq!(usual.show_after(), SHOW_AFTER_MIN);
-    }
-
-    #[test]
-    fn an_answer_is_what_enough_different_nodes_say_of_one_slot() {
-        assert_eq!(collect(2, &[(1, 5, 7)]), None);
-        assert_eq!(collect(2, &[(1, 5, 7), (1, 5, 7)]), None, "one node counts once");
-        assert_eq!(collect(2, &[(1, 5, 7), (2, 5, 8)]), None, "different replies");
-        assert_eq!(collect(2, &[(1, 5, 7), (2, 6, 7)]), None, "different slots");
-        let agreed = collect(2, &[(1, 5, 9), (2, 5, 7), (3, 5, 7)]).unwrap();
-        assert_eq!((agreed.slot, agreed.reply), (5, Reply::Put { version: 7 }));
-    }
-
-    #[test]
-    fn a_node_that_tells_many_stories_costs_little() {
-        let stories: Vec<(u32, u64, u64)> = (0..1000).map(|story| (1, story, 0)).collect();
-        let (sender, _) = oneshot::channel();
-        let mut collector = Collector { needed: 2, told: Vec::new(), waiting: Some(sender) };
-        for (node, slot, version) in stories {
-            collector.take(NodeId(node), slot, &Reply::Put { version }, None);
-        }
-        assert_eq!(collector.told.len(), TOLD_MAX);
     }
 }
