@@ -27,13 +27,14 @@ mod hints;
 mod links;
 mod sessions;
 mod signed;
+mod status;
 
 use crate::config::ClusterConfig;
 use crate::kv::{Command, CommandError, Expect, Failure, Reply, Write, check_key};
 use crate::limits::Limits;
 use crate::ring::{GroupId, NodeId, Position, RingMap};
 use crate::transport::LinkError;
-use crate::wire::{Answer, Consistency, NodeStatus, Request, RetryReason, Served};
+use crate::wire::{Answer, Consistency, Request, RetryReason, Served};
 use bytes::Bytes;
 use links::{CallError, Links};
 use sessions::Sessions;
@@ -341,15 +342,6 @@ impl Client {
             step => refusal_of(step).map(|refusal| {
                 if maybe_applied { Outcome::Unknown(refusal.to_string()) } else { Outcome::Refused(refusal) }
             }),
-        }
-    }
-
-    /// What a node knows of itself.
-    pub async fn status(&self, node: NodeId) -> Result<NodeStatus, String> {
-        match self.inner.links.call(node, &Request::Status, self.inner.options.attempt).await {
-            Ok(Answer::Status(status)) => Ok(status),
-            Ok(other) => Err(format!("unexpected answer: {other:?}")),
-            Err(error) => Err(error.to_string()),
         }
     }
 

@@ -207,7 +207,7 @@ pub struct NodeStatus {
 }
 
 /// What a node knows of one of its groups.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupStatus {
     /// The group.
     pub group: GroupId,
