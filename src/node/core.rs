@@ -26,7 +26,7 @@ use crate::wire::{
     Request, RequestFrame, RetryReason, Served,
 };
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 use tetrachord_consensus::pbft::{Lie, Rejected, Unverified, Verified, Verifier};
 use tetrachord_consensus::quorum::liars;
 use tetrachord_consensus::{Ticks, Timestamp};
@@ -471,13 +471,28 @@ impl NodeCore {
                 self.take_request(Origin::Peer { node: from, id }, request)
             }
             Ok(PeerMessage::Forwarded { id, answer }) => {
-                if let Some(forward) = self.forwards.remove(&id) {
-                    self.finish(forward.ticket, answer);
-                }
+                self.on_forwarded(from, id, answer);
                 Ok(())
             }
             // A peer of the same cluster and version sends nothing else; what it may mean is not for us to guess.
             Err(_) => Ok(()),
+        }
+    }
+
+    /// The answer to a request that was passed on. It goes to the client in this node's name, so it counts only from the node that
+    /// was asked, and only if it is an answer: what replicas tell of outcomes, and nodes of themselves, each says itself.
+    fn on_forwarded(&mut self, from: NodeId, id: u64, answer: Answer) {
+        let is_answer = match &answer {
+            Answer::Reply { .. } | Answer::Value { .. } | Answer::Retry { .. } => true,
+            Answer::Refused { .. } | Answer::Unavailable { .. } | Answer::Kept { .. } => true,
+            Answer::Status(_) | Answer::Watching | Answer::Outcomes { .. } => false,
+        };
+        if is_answer
+            && let btree_map::Entry::Occupied(forward) = self.forwards.entry(id)
+            && forward.get().to == from
+        {
+            let forward = forward.remove();
+            self.finish(forward.ticket, answer);
         }
     }
 

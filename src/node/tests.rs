@@ -9,9 +9,9 @@ use crate::gateway::ConnectionId;
 use crate::group::Settings;
 use crate::kv::Command;
 use crate::limits::Limits;
-use crate::ring::{NodeId, Position, RingMap};
+use crate::ring::{GroupId, NodeId, Position, RingMap};
 use crate::storage::memory::MemoryDisk;
-use crate::wire::{self, Answer, Consistency, PeerMessage, Request, RequestFrame, RetryReason};
+use crate::wire::{self, Answer, AnswerFrame, Consistency, PeerMessage, Request, RequestFrame, RetryReason};
 use bytes::Bytes;
 use sim::{Defect, Plan, Sim};
 
@@ -204,20 +204,24 @@ fn hostile_frames_are_answered_or_ignored_and_never_stop_a_node() {
     assert!(sim.answered() > 20);
 }
 
-#[test]
-fn an_answer_meant_for_an_earlier_life_is_nobodys() {
-    // Four nodes, groups of three: there is a key whose group is not on node 4, so node 4 passes requests for it on.
-    let ring = RingMap::even(4, 4, 3);
-    let key = (0..)
-        .map(|number| Bytes::from(format!("k{number}")))
-        .find(|key| !ring.owner(Position::of_key(key)).nodes.contains(&NodeId(4)))
-        .expect("one of four groups is on the three others");
-    let disk = MemoryDisk::default();
-    let start = || {
+/// Node 4 of four, whose groups have three replicas each: there is a key whose group is not on node 4, so it passes requests for that
+/// on.
+struct Passing {
+    core: NodeCore,
+    key: Bytes,
+}
+
+impl Passing {
+    fn start(disk: &MemoryDisk) -> Self {
+        let ring = RingMap::even(4, 4, 3);
+        let key = (0..)
+            .map(|number| Bytes::from(format!("k{number}")))
+            .find(|key| !ring.owner(Position::of_key(key)).nodes.contains(&NodeId(4)))
+            .expect("one of four groups is on the three others");
         let (storage, recovery) = disk.open();
         let settings = NodeSettings {
             node: NodeId(4),
-            ring: ring.clone(),
+            ring,
             group: Settings {
                 limits: Limits::default(),
                 quorums: None,
@@ -230,31 +234,56 @@ fn an_answer_meant_for_an_earlier_life_is_nobodys() {
             nodes: (1..=4).map(NodeId).collect(),
             opening: recovery.incarnation,
         };
-        NodeCore::open(settings, Box::new(storage), recovery).unwrap()
-    };
-    let pass_on = |core: &mut NodeCore| {
-        let request = Request::Get { key: key.clone(), consistency: Consistency::Linearizable };
+        Self { core: NodeCore::open(settings, Box::new(storage), recovery).unwrap(), key }
+    }
+
+    /// The number under which a request is passed on, and to whom.
+    fn pass_on(&mut self) -> (NodeId, u64) {
+        let request = Request::Get { key: self.key.clone(), consistency: Consistency::Linearizable };
         let body = wire::encode(&RequestFrame { id: 1, request }).slice(4..);
-        core.step(NodeEvent::Client { connection: ConnectionId(1), body });
-        let frames = core.flush().into_iter().filter_map(|effect| match effect {
-            NodeEffect::Send { frame, .. } => wire::decode::<PeerMessage>(&frame[4..]).ok(),
+        self.core.step(NodeEvent::Client { connection: ConnectionId(1), body });
+        let frames = self.core.flush().into_iter().filter_map(|effect| match effect {
+            NodeEffect::Send { to, frame, .. } => Some((to, wire::decode::<PeerMessage>(&frame[4..]).ok()?)),
             _ => None,
         });
-        let forwarded = |message| if let PeerMessage::Forward { id, .. } = message { Some(id) } else { None };
+        let forwarded =
+            |(to, message)| if let PeerMessage::Forward { id, .. } = message { Some((to, id)) } else { None };
         frames.filter_map(forwarded).next().expect("it is passed on")
-    };
-    let answer = |id| {
-        let answer = Answer::Retry { reason: RetryReason::Busy, leader: None, maybe_applied: false };
+    }
+
+    /// What the client is told when a node answers what was passed on.
+    fn answered(&mut self, from: NodeId, id: u64, answer: Answer) -> Option<Answer> {
         let body = wire::encode(&PeerMessage::Forwarded { id, answer }).slice(4..);
-        NodeEvent::Peer { from: NodeId(1), body }
-    };
-    let is_answered =
-        |effects: Vec<NodeEffect>| effects.iter().any(|effect| matches!(effect, NodeEffect::Answer { .. }));
-    let old = pass_on(&mut start());
-    let mut core = start();
-    let new = pass_on(&mut core);
-    core.step(answer(old));
-    assert!(!is_answered(core.flush()), "the number of an earlier life was given again");
-    core.step(answer(new));
-    assert!(is_answered(core.flush()));
+        self.core.step(NodeEvent::Peer { from, body });
+        self.core.flush().into_iter().find_map(|effect| match effect {
+            NodeEffect::Answer { frame, .. } => {
+                Some(wire::decode::<AnswerFrame>(&frame[4..]).unwrap().answer)
+            }
+            _ => None,
+        })
+    }
+}
+
+const BUSY: Answer = Answer::Retry { reason: RetryReason::Busy, leader: None, maybe_applied: false };
+
+#[test]
+fn an_answer_meant_for_an_earlier_life_is_nobodys() {
+    let disk = MemoryDisk::default();
+    let (to, old) = Passing::start(&disk).pass_on();
+    let mut node = Passing::start(&disk);
+    let (_, new) = node.pass_on();
+    assert_eq!(node.answered(to, old, BUSY), None, "the number of an earlier life was given again");
+    assert_eq!(node.answered(to, new, BUSY), Some(BUSY));
+}
+
+#[test]
+fn a_request_that_was_passed_on_is_answered_by_who_was_asked_and_by_an_answer() {
+    let mut node = Passing::start(&MemoryDisk::default());
+    let (to, id) = node.pass_on();
+    let stranger = (1..=3).map(NodeId).find(|other| *other != to).unwrap();
+    assert_eq!(node.answered(stranger, id, BUSY), None, "{stranger} was not asked");
+    let group = GroupId(1);
+    let outcomes = Answer::Outcomes { group, slot: 1, replies: Vec::new() };
+    assert_eq!(node.answered(to, id, outcomes), None, "words put into this node's mouth");
+    assert_eq!(node.answered(to, id, BUSY), Some(BUSY));
 }
