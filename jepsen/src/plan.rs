@@ -32,13 +32,16 @@ pub enum Defect {
     NewNumbers,
     /// Clients in Byzantine mode believe the first node that answers.
     OneReply,
+    /// Clients in Byzantine mode count nodes that have no replica of the group.
+    Strangers,
     /// A node that restarts begins anew, as if it had never promised anything.
     Amnesia,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::EarlyBarrier, Self::NewNumbers, Self::OneReply, Self::Amnesia];
+    pub const ALL: [Self; 5] =
+        [Self::EarlyBarrier, Self::NewNumbers, Self::OneReply, Self::Strangers, Self::Amnesia];
 }
 
 /// A run, as its seed draws it.
@@ -52,7 +55,7 @@ pub struct Plan {
     pub nodes: usize,
     /// How many of them have a replica of each group.
     pub replicas: usize,
-    /// How many groups; in Byzantine mode one.
+    /// How many groups.
     pub groups: usize,
     /// How many clients.
     pub clients: usize,
@@ -116,8 +119,10 @@ impl Plan {
             Mode::Byzantine => [(4, 4), (4, 4), (4, 4), (7, 7)][random.index(4)],
             Mode::Crash => [(3, 3), (3, 3), (5, 3), (5, 5)][random.index(4)],
         };
+        // Nodes and groups on a ring that is longer than a group.
+        let wide = [(8, 8), (8, 8), (5, 3), (6, 2)];
         let (think_micros, longer) = [(0, 1), (5_000, 1), (50_000, 2), (300_000, 4)][random.index(4)];
-        Self {
+        let mut plan = Self {
             seed,
             mode,
             think_micros,
@@ -146,7 +151,12 @@ impl Plan {
             request_millis: [400, 400, 1_000][random.index(3)],
             mutation: Mutation::None,
             defect: Defect::None,
+        };
+        if mode == Mode::Byzantine && random.below(3) == 0 {
+            (plan.nodes, plan.groups) = wide[random.index(wide.len())];
+            plan.replicas = 4;
         }
+        plan
     }
 
     /// Whether this goes wrong in the run.
@@ -161,17 +171,20 @@ impl Plan {
         usize::try_from(self.seed.wrapping_add(number as u64) % self.nodes as u64).expect("few nodes")
     }
 
-    /// The place of one of the nodes that may lie, forget, or be wrong about their state: the same ones in the whole run.
+    /// The places of the nodes that may lie, forget, or be wrong about their state: the same ones in the whole run. A group has its
+    /// replicas on nodes that follow one another, so no group has more of these than it survives.
     #[must_use]
-    pub fn faulty(&self, number: usize) -> usize {
+    pub fn faulty(&self) -> Vec<usize> {
         // The first primary is among those that lie.
-        if self.has(Nemesis::Lies) { number + 1 } else { self.unlucky(number) }
+        let first = if self.has(Nemesis::Lies) { 1 } else { self.unlucky(0) };
+        let stretches = (0..self.nodes / self.replicas).map(|stretch| first + stretch * self.replicas);
+        stretches.flat_map(|from| (from..from + self.liars()).map(|place| place % self.nodes)).collect()
     }
 
-    /// How many nodes may lie, or be wrong about their state, at a time.
+    /// How many replicas of a group may lie, or be wrong about their state, at a time.
     #[must_use]
     pub fn liars(&self) -> usize {
-        if self.mode == Mode::Byzantine { (self.nodes - 1) / 3 } else { 0 }
+        if self.mode == Mode::Byzantine { (self.replicas - 1) / 3 } else { 0 }
     }
 }
 

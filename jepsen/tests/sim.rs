@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use tetrachord_consensus::Mutation;
+use tetrachord_jepsen::nemesis::Nemesis;
 use tetrachord_jepsen::plan::{Defect, Mode, Plan};
 use tetrachord_jepsen::sweep::{Totals, replay_command};
 use tetrachord_jepsen::world::sim::run;
@@ -39,6 +40,23 @@ fn a_fixed_set_of_seeds_holds_and_is_not_too_tame() {
     let totals = sweep(1, 1_000);
     println!("{totals:?}");
     assert_eq!(totals.missing(), Vec::<String>::new());
+}
+
+/// Eight nodes, eight groups of four, and a liar in each: n2 and n6, who share what they know.
+#[test]
+fn liars_of_other_groups_change_nothing() {
+    let mut told = 0;
+    for seed in 1..=12 {
+        let mut plan = Plan::draw_in(seed, Some(Mode::Byzantine));
+        (plan.nodes, plan.groups, plan.replicas) = (8, 8, 4);
+        plan.nemeses.insert(Nemesis::Lies);
+        assert_eq!(plan.faulty(), [1, 5], "every four nodes in a row have one of them");
+        let outcome = run(&plan, false);
+        assert_eq!(outcome.violation, None, "seed {seed}: {plan}");
+        told +=
+            outcome.reached.get("a liar told what a group answered that it has no replica of").unwrap_or(&0);
+    }
+    assert!(told > 500, "{told}");
 }
 
 /// What it finds may have been there before the change that is tested: the seed is printed, and replays it.
@@ -128,8 +146,11 @@ fn seeds_for(wrong: Wrong) -> u64 {
 fn whatever_is_wrong_on_purpose_is_found() {
     let paxos = Mutation::PAXOS.into_iter().map(|rule| (Wrong::Rule(rule), Mode::Crash));
     let pbft = Mutation::PBFT.into_iter().map(|rule| (Wrong::Rule(rule), Mode::Byzantine));
-    let mode_of = |defect| if defect == Defect::OneReply { Mode::Byzantine } else { Mode::Crash };
     let nodes = Mutation::NODE.into_iter().map(|rule| (Wrong::Rule(rule), Mode::Crash));
+    let mode_of = |defect| match defect {
+        Defect::OneReply | Defect::Strangers => Mode::Byzantine,
+        _ => Mode::Crash,
+    };
     let around = Defect::ALL.into_iter().map(|defect| (Wrong::Around(defect), mode_of(defect)));
     let is_wanted =
         |(wrong, _): &(Wrong, Mode)| !matches!(wrong, Wrong::Rule(rule) if OF_CORES_ALONE.contains(rule));

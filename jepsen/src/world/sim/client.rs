@@ -1,7 +1,7 @@
 //! Clients: one operation at a time, with the number of its request the same in every try, so that it applies once.
 //!
-//! In crash mode a client asks one node after the other; in Byzantine mode it signs, shows its request to all when it
-//! is not answered, and believes what `f + 1` nodes tell of one slot. After a long silence it goes on under a new name, and nobody
+//! In crash mode a client asks one node after the other; in Byzantine mode it signs, shows its request to all replicas of the group
+//! when it is not answered, and believes what `f + 1` of them tell of one slot. After a long silence it goes on under a new name, and nobody
 //! knows what became of the operation.
 
 use super::network::{Parcel, index_of};
@@ -21,6 +21,9 @@ use tetrachord_consensus::{Digest, Epoch, Timestamp};
 /// Without an answer for so long it asks again, and gives up after the longer time, in microseconds.
 const PATIENCE_MICROS: u64 = 250_000;
 const GIVE_UP_MICROS: u64 = 6_000_000;
+
+/// What is told when liars that have no replica of a group tell what it answered.
+const STRANGER: &str = "a liar told what a group answered that it has no replica of";
 
 pub(super) struct Client {
     process: u64,
@@ -187,7 +190,15 @@ impl World {
         let (call, ids, told) = (self.now, BTreeSet::new(), Vec::new());
         self.clients[index].open = Some(Open { group, request, frame, operation, call, ids, told });
         let node = self.clients[index].node;
-        self.send_to(index, node);
+        let members = self.members(group);
+        let is_fit = self.plan.mode == Mode::Crash || members.contains(&node);
+        self.send_to(index, if is_fit { node } else { members[index % members.len()] });
+    }
+
+    /// The places of the nodes that have a replica of the group.
+    fn members(&self, group: GroupId) -> Vec<usize> {
+        let place = self.ring.group(group).expect("clients ask for groups of the ring");
+        place.nodes.iter().map(|node| index_of(*node)).collect()
     }
 
     /// The same request under another number: what a client must never do.
@@ -208,7 +219,8 @@ impl World {
             self.renumber(index);
         }
         if self.plan.mode == Mode::Byzantine {
-            for node in 0..self.nodes.len() {
+            let group = self.clients[index].open.as_ref().map(|open| open.group);
+            for node in group.map(|group| self.members(group)).unwrap_or_default() {
                 // The connection may have been lost with its watch.
                 self.watch_outcomes(index, node);
                 self.send_to(index, node);
@@ -238,13 +250,42 @@ impl World {
         }
     }
 
+    /// What one liar tells a client, all liars tell it, whether they have a replica of the group or not: they share what they know.
+    pub(super) fn repeat_lies(&mut self, index: usize, client: usize, frame: &Bytes) {
+        if !self.nodes[index].lies {
+            return;
+        }
+        let Ok(AnswerFrame { answer: Answer::Outcomes { group, .. }, .. }) = wire::decode(&frame[4..]) else {
+            return;
+        };
+        let members = self.members(group);
+        for other in (0..self.nodes.len()).filter(|other| *other != index) {
+            if self.nodes[other].lies && self.nodes[other].core.is_some() {
+                if !members.contains(&other) {
+                    self.reach(STRANGER);
+                }
+                let from = NodeId(u32::try_from(other).expect("few nodes") + 1);
+                self.send(Parcel::Answer { from, client, frame: frame.clone() });
+            }
+        }
+    }
+
     pub(super) fn on_answer(&mut self, from: NodeId, index: usize, frame: &Bytes) {
         let Ok(answer) = wire::decode::<AnswerFrame>(&frame[4..]) else {
             return self.violate(|| format!("{from} answers what is no frame"));
         };
+        let believes_anyone = self.plan.defect == Defect::Strangers;
         let client = &mut self.clients[index];
         let Some(open) = client.open.as_mut() else { return };
         let reply = match answer.answer {
+            // What is told of another group than it was asked of, or by a node that has no replica of that, is nothing.
+            Answer::Outcomes { group, .. } if group != open.group || answer.id != 0 => None,
+            Answer::Outcomes { group, .. }
+                if !believes_anyone
+                    && !self.ring.group(group).is_some_and(|place| place.nodes.contains(&from)) =>
+            {
+                None
+            }
             Answer::Outcomes { slot, replies, .. } => {
                 let (request, needed) = (open.request, client.needed);
                 let mine = replies.into_iter().filter(|(of, ..)| *of == request);

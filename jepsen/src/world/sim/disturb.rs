@@ -196,6 +196,11 @@ impl World {
         }
     }
 
+    fn one_of_the_faulty(&mut self) -> usize {
+        let faulty = self.plan.faulty();
+        faulty[self.random.index(faulty.len())]
+    }
+
     /// A node ends, and finds an empty disk when it comes back, with the file that lets it start as if it never had.
     fn wipe(&mut self, victim: usize) {
         // Before it was admitted nobody could tell the one store from the other, and neither has promised anything.
@@ -246,13 +251,13 @@ impl World {
         self.count(nemesis_of(stranger), 0, u64::from(has_refused));
     }
 
-    /// Changes a row of a node's state. The same `f` nodes suffer it in the whole run: damage that is not found yet counts as
+    /// Changes a row of a node's state. The same nodes suffer it in the whole run, `f` of a group: damage that is not found yet counts as
     /// well, and so do the roots that a node signed before its repair.
     fn rot(&mut self) {
         if self.plan.has(Nemesis::Lies) {
             return;
         }
-        let victim = self.plan.faulty(self.random.index(self.plan.liars()));
+        let victim = self.one_of_the_faulty();
         let node = &self.nodes[victim];
         let is_told = |core: &NodeCore| core.groups().any(|group| group.damage().is_some());
         let rows = node.disk.rows(b"d");

@@ -23,7 +23,7 @@ use crate::random::Random;
 use client::Client;
 use durable::Durable;
 use invariant::{Invariants, REPAIRED};
-use network::{Network, Parcel};
+use network::{Network, Parcel, index_of};
 use node::{Node, Stranger};
 use said::{Said, Statement};
 use std::collections::BTreeMap;
@@ -274,6 +274,7 @@ impl World {
             }
             NodeEffect::Answer { connection: ConnectionId(client), frame } => {
                 let client = usize::try_from(client).expect("few clients");
+                self.repeat_lies(index, client, &frame);
                 self.send(Parcel::Answer { from, client, frame });
             }
             NodeEffect::Disconnect { reason, .. } => {
@@ -322,7 +323,9 @@ impl World {
             return self.durable.check_message(index, group, &message);
         }
         let message = codec::decode(&message).ok()?;
-        let statement = Statement::of(index, self.nodes.len(), &message)?;
+        let place = self.ring.group(group)?;
+        let replica = place.nodes.iter().position(|node| index_of(*node) == index)?;
+        let statement = Statement::of(replica, place.nodes.len(), &message)?;
         let contradiction = self.said.check(index, group, &statement, &message);
         contradiction.or_else(|| self.durable.check_statement(index, group, &statement))
     }

@@ -91,9 +91,8 @@ impl Node {
             is_writing: false,
             is_paused: false,
             stalled: Vec::new(),
-            // The first primary is among those that lie.
             is_rotten: false,
-            lies: plan.has(Nemesis::Lies) && (1..=plan.liars()).contains(&index),
+            lies: plan.has(Nemesis::Lies) && plan.faulty().contains(&index),
             lie_turn: 0,
             stranger: None,
             copy: None,
@@ -177,9 +176,9 @@ impl World {
             Ok(core) => core,
             Err(error) => return self.violate(|| format!("n{} does not start: {error}", index + 1)),
         };
-        if self.verifiers.is_empty() {
+        for (group, verifier) in core.verifiers() {
             // A signature holds for all or for none: what one node has checked, the others need not pay for.
-            self.verifiers = core.verifiers();
+            self.verifiers.entry(group).or_insert(verifier);
         }
         let node = &mut self.nodes[index];
         node.core = Some(core);

@@ -40,9 +40,9 @@ impl std::fmt::Debug for Statement {
 impl Statement {
     /// What a message of this replica, in a group of so many, states in its own name; what others have signed is passed on now and
     /// then.
-    pub(super) fn of(index: usize, nodes: usize, message: &Message) -> Option<Self> {
-        let is_own = |signer: ReplicaId| usize::from(signer.0) == index;
-        let is_primary = |view: View| (EPOCH.0 + view.0) % nodes as u64 == index as u64;
+    pub(super) fn of(replica: usize, replicas: usize, message: &Message) -> Option<Self> {
+        let is_own = |signer: ReplicaId| usize::from(signer.0) == replica;
+        let is_primary = |view: View| (EPOCH.0 + view.0) % replicas as u64 == replica as u64;
         let (kind, first, second, said) = match message {
             Message::PrePrepare { vote, .. } if is_own(vote.signer) => {
                 (Kind::PrePrepare, vote.view.0, vote.slot.0, vote.digest.0)
