@@ -37,7 +37,7 @@ use crate::transport::LinkError;
 use crate::wire::{Answer, Consistency, Request, RetryReason, Served};
 use bytes::Bytes;
 use links::{CallError, Links};
-use sessions::Sessions;
+use sessions::{Session, Sessions};
 pub use signed::Proven;
 use signed::Signed;
 use std::sync::Arc;
@@ -142,6 +142,9 @@ struct Inner {
     signed: Option<Signed>,
     options: ClientOptions,
 }
+
+/// Why a request was not even sent: the oldest of the session's open requests is not answered, and the group remembers no more.
+const NO_ROOM: &str = "too many requests of this client wait behind one that is not answered";
 
 /// What a series of attempts has come to.
 struct Attempts {
@@ -275,7 +278,9 @@ impl Client {
                 Ok(session) => session,
                 Err(refusal) => return Outcome::Refused(refusal),
             };
-            let number = self.inner.sessions.begin(group, session).await;
+            let Some(number) = session.begin(attempts.deadline).await else {
+                return Outcome::Refused(Refusal::Unavailable(NO_ROOM.to_string()));
+            };
             let command = Command::Write {
                 request: number.request(),
                 ack_below: number.ack_below(),
@@ -288,7 +293,7 @@ impl Client {
             let request = Request::Command { group, command: command.encode() };
             match self.write_once(&ring, group, &request, &mut attempts).await {
                 WriteStep::Outcome(outcome) => return outcome,
-                WriteStep::SessionExpired => self.inner.sessions.forget(group, session),
+                WriteStep::SessionExpired => self.inner.sessions.forget(group, &session),
             }
         }
     }
@@ -403,10 +408,10 @@ impl Client {
         ring: &RingMap,
         group: GroupId,
         attempts: &mut Attempts,
-    ) -> Result<crate::kv::SessionId, Refusal> {
+    ) -> Result<Arc<Session>, Refusal> {
         let mut slot = self.inner.sessions.slot(group).await;
-        if let Some(session) = *slot {
-            return Ok(session);
+        if let Some(session) = slot.as_ref() {
+            return Ok(Arc::clone(session));
         }
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|error| Refusal::Unavailable(error.to_string()))?;
@@ -415,7 +420,8 @@ impl Client {
         loop {
             match self.attempt(ring, group, &request, attempts).await {
                 Step::Answer(Answer::Reply { reply: Reply::Opened { session }, .. }) => {
-                    *slot = Some(session);
+                    let session = Session::new(session);
+                    *slot = Some(Arc::clone(&session));
                     // Opening a session changes no key: whatever became of the attempts, the write was not sent yet.
                     attempts.maybe_applied = false;
                     return Ok(session);

@@ -1,15 +1,19 @@
 //! One session per group: which numbers are open, and how far the client has seen the group's state.
+//!
+//! A request acknowledges all numbers below the oldest one that is open. A number is closed by its outcome, and also when it is given
+//! up: Unknown says that the request may yet be applied, and a request behind it that is ordered first forbids that from then on,
+//! because the group applies nothing below what is acknowledged. Nobody can ask for the outcome any more.
+//!
+//! Invariant: no number lies a window or more ahead of the oldest that is open. The group remembers the outcomes of a window and
+//! refuses what lies ahead of it, so a request that is slow keeps others waiting here.
 
 use crate::kv::{RequestId, SessionId};
 use crate::limits::SESSION_WINDOW;
 use crate::ring::GroupId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
-
-/// Requests of one session that are open at a time. Less than what the group remembers, because numbers that were
-/// given up stay open there until a later request acknowledges them.
-const OPEN_MAX: usize = SESSION_WINDOW as usize / 2;
+use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
 #[derive(Debug, Default)]
 struct Numbers {
@@ -17,11 +21,26 @@ struct Numbers {
     open: BTreeSet<u64>,
 }
 
+impl Numbers {
+    /// The oldest number that is open, or the next one.
+    fn oldest(&self) -> u64 {
+        self.open.first().copied().unwrap_or(self.last + 1)
+    }
+}
+
+/// An open session.
 #[derive(Debug)]
+pub(super) struct Session {
+    id: SessionId,
+    numbers: Mutex<Numbers>,
+    /// As many as there are numbers between the last and the end of the window.
+    room: Semaphore,
+}
+
+/// What is known of a group.
+#[derive(Debug, Default)]
 struct GroupSession {
-    session: Arc<tokio::sync::Mutex<Option<SessionId>>>,
-    numbers: Arc<Mutex<BTreeMap<SessionId, Numbers>>>,
-    room: Arc<Semaphore>,
+    session: Arc<tokio::sync::Mutex<Option<Arc<Session>>>>,
     seen: u64,
 }
 
@@ -34,49 +53,28 @@ pub(super) struct Sessions {
 /// A number of a session; it is open until this value is dropped.
 #[derive(Debug)]
 pub(super) struct Number {
-    request: RequestId,
+    session: Arc<Session>,
+    number: u64,
     ack_below: u64,
-    numbers: Arc<Mutex<BTreeMap<SessionId, Numbers>>>,
-    _room: OwnedSemaphorePermit,
 }
 
 impl Sessions {
     fn with<T>(&self, group: GroupId, f: impl FnOnce(&mut GroupSession) -> T) -> T {
         let mut by_group = self.by_group.lock().expect("never held while panicking");
-        f(by_group.entry(group).or_insert_with(|| GroupSession {
-            session: Arc::default(),
-            numbers: Arc::default(),
-            room: Arc::new(Semaphore::new(OPEN_MAX)),
-            seen: 0,
-        }))
+        f(by_group.entry(group).or_default())
     }
 
     /// The group's session. Whoever finds none opens one while it holds the lock.
-    pub(super) async fn slot(&self, group: GroupId) -> OwnedMutexGuard<Option<SessionId>> {
+    pub(super) async fn slot(&self, group: GroupId) -> OwnedMutexGuard<Option<Arc<Session>>> {
         let session = self.with(group, |entry| Arc::clone(&entry.session));
         session.lock_owned().await
     }
 
-    /// The next number of the session; waits while too many are open.
-    pub(super) async fn begin(&self, group: GroupId, session: SessionId) -> Number {
-        let (numbers, room) = self.with(group, |entry| (Arc::clone(&entry.numbers), Arc::clone(&entry.room)));
-        let permit = room.acquire_owned().await.expect("the semaphore is never closed");
-        let (number, ack_below) = {
-            let mut by_session = numbers.lock().expect("never held while panicking");
-            let state = by_session.entry(session).or_default();
-            state.last += 1;
-            state.open.insert(state.last);
-            (state.last, state.open.first().copied().unwrap_or(state.last))
-        };
-        assert!(ack_below <= number, "a request is not acknowledged before it is answered");
-        Number { request: RequestId { session, number }, ack_below, numbers, _room: permit }
-    }
-
     /// The session has expired at the group.
-    pub(super) fn forget(&self, group: GroupId, session: SessionId) {
+    pub(super) fn forget(&self, group: GroupId, session: &Session) {
         let slot = self.with(group, |entry| Arc::clone(&entry.session));
         if let Ok(mut slot) = slot.try_lock()
-            && *slot == Some(session)
+            && slot.as_ref().is_some_and(|current| current.id == session.id)
         {
             *slot = None;
         }
@@ -93,9 +91,36 @@ impl Sessions {
     }
 }
 
+impl Session {
+    pub(super) fn new(id: SessionId) -> Arc<Self> {
+        let room = Semaphore::new(usize::try_from(SESSION_WINDOW).expect("a small window"));
+        Arc::new(Self { id, numbers: Mutex::default(), room })
+    }
+
+    /// The next number; waits while it would lie a window ahead of the oldest that is open. None if that lasts too long.
+    pub(super) async fn begin(self: &Arc<Self>, deadline: Instant) -> Option<Number> {
+        let permit = match self.room.try_acquire() {
+            Ok(permit) => permit,
+            Err(_) => timeout_at(deadline, self.room.acquire()).await.ok()?.expect("it is never closed"),
+        };
+        // It comes back when the oldest number is closed.
+        permit.forget();
+        let (number, ack_below) = {
+            let mut numbers = self.numbers.lock().expect("never held while panicking");
+            numbers.last += 1;
+            let last = numbers.last;
+            numbers.open.insert(last);
+            (last, numbers.oldest())
+        };
+        assert!(ack_below <= number, "a request is not acknowledged before it is answered");
+        assert!(number - ack_below < SESSION_WINDOW, "the group takes no number a window ahead");
+        Some(Number { session: Arc::clone(self), number, ack_below })
+    }
+}
+
 impl Number {
     pub(super) fn request(&self) -> RequestId {
-        self.request
+        RequestId { session: self.session.id, number: self.number }
     }
 
     pub(super) fn ack_below(&self) -> u64 {
@@ -105,29 +130,69 @@ impl Number {
 
 impl Drop for Number {
     fn drop(&mut self) {
-        let mut by_session = self.numbers.lock().expect("never held while panicking");
-        if let Some(state) = by_session.get_mut(&self.request.session) {
-            state.open.remove(&self.request.number);
-        }
+        let mut numbers = self.session.numbers.lock().expect("never held while panicking");
+        let before = numbers.oldest();
+        numbers.open.remove(&self.number);
+        let closed = numbers.oldest() - before;
+        drop(numbers);
+        self.session.room.add_permits(usize::try_from(closed).expect("at most a window"));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    const GROUP: GroupId = GroupId(1);
+
+    async fn begin(session: &Arc<Session>) -> Number {
+        session.begin(Instant::now()).await.expect("there is room")
+    }
 
     #[tokio::test]
     async fn a_number_is_acknowledged_when_all_below_it_are_answered() {
-        let sessions = Sessions::default();
-        let (group, session) = (GroupId(1), SessionId(1));
-        let first = sessions.begin(group, session).await;
-        let second = sessions.begin(group, session).await;
+        let session = Session::new(SessionId(1));
+        let first = begin(&session).await;
+        let second = begin(&session).await;
         assert_eq!((first.request().number, second.request().number, second.ack_below()), (1, 2, 1));
         drop(first);
-        let third = sessions.begin(group, session).await;
+        let third = begin(&session).await;
         assert_eq!((third.request().number, third.ack_below()), (3, 2));
-        sessions.saw(group, 5);
-        sessions.saw(group, 3);
-        assert_eq!(sessions.seen(group), 5);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_not_answered_keeps_others_waiting_a_window_behind_it() {
+        let session = Session::new(SessionId(1));
+        let stuck = begin(&session).await;
+        for number in 2..=SESSION_WINDOW {
+            assert_eq!(begin(&session).await.request().number, number);
+        }
+        assert!(session.begin(Instant::now()).await.is_none(), "the group would refuse it");
+        let next = tokio::spawn({
+            let session = Arc::clone(&session);
+            async move { session.begin(Instant::now() + Duration::from_secs(600)).await }
+        });
+        tokio::task::yield_now().await;
+        drop(stuck);
+        let next = next.await.unwrap().expect("there is room again");
+        assert_eq!((next.request().number, next.ack_below()), (SESSION_WINDOW + 1, SESSION_WINDOW + 1));
+        let more = u64::try_from(session.room.available_permits()).unwrap();
+        assert_eq!(more, SESSION_WINDOW - 1, "all of the window but the one that is open");
+    }
+
+    #[tokio::test]
+    async fn an_expired_session_is_forgotten_once() {
+        let sessions = Sessions::default();
+        let (old, new) = (Session::new(SessionId(1)), Session::new(SessionId(2)));
+        *sessions.slot(GROUP).await = Some(Arc::clone(&old));
+        sessions.forget(GROUP, &old);
+        assert!(sessions.slot(GROUP).await.is_none());
+        *sessions.slot(GROUP).await = Some(new);
+        sessions.forget(GROUP, &old);
+        assert!(sessions.slot(GROUP).await.is_some(), "somebody has opened another one since");
+        sessions.saw(GROUP, 5);
+        sessions.saw(GROUP, 3);
+        assert_eq!(sessions.seen(GROUP), 5);
     }
 }

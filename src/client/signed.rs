@@ -9,7 +9,8 @@
 
 use super::collect::{Agreed, Collectors};
 use super::links::Links;
-use super::{Client, Outcome, Read, Refusal};
+use super::sessions::Session;
+use super::{Client, NO_ROOM, Outcome, Read, Refusal};
 use crate::config::{ClusterConfig, cluster_digest};
 use crate::kv::{Command, Failure, Operation, Reply, RequestId, SessionId, Write, check_key};
 use crate::limits::{Limits, REQUEST_VALID_MICROS_MAX};
@@ -259,7 +260,9 @@ impl Client {
         let links = &self.inner.links;
         loop {
             let session = self.signed_session(signed, group, deadline).await?;
-            let number = self.inner.sessions.begin(group, session).await;
+            let Some(number) = session.begin(deadline).await else {
+                return Err(Refusal::Unavailable(NO_ROOM.to_string()));
+            };
             let ask = Ask { operation, ack_below: number.ack_below(), wants_proof, deadline };
             let agreed = signed.call(links, group, number.request(), ask).await;
             let is_expired =
@@ -269,7 +272,7 @@ impl Client {
             }
             // The session was unknown when the request was ordered. If it had been ordered before, its session would
             // have been active then, and could not have been forgotten while the request is still valid.
-            self.inner.sessions.forget(group, session);
+            self.inner.sessions.forget(group, &session);
         }
     }
 
@@ -285,17 +288,18 @@ impl Client {
         signed: &Signed,
         group: GroupId,
         deadline: Instant,
-    ) -> Result<SessionId, Refusal> {
+    ) -> Result<Arc<Session>, Refusal> {
         let mut slot = self.inner.sessions.slot(group).await;
-        if let Some(session) = *slot {
-            return Ok(session);
+        if let Some(session) = slot.as_ref() {
+            return Ok(Arc::clone(session));
         }
         let request = opening().map_err(|error| Refusal::Unavailable(error.to_string()))?;
         let ask = Ask { operation: &Operation::Open, ack_below: 0, wants_proof: false, deadline };
         let asked_at = Instant::now();
         match signed.call(&self.inner.links, group, request, ask).await.map(|agreed| agreed.reply) {
             Some(Reply::Opened { session }) => {
-                *slot = Some(session);
+                let session = Session::new(session);
+                *slot = Some(Arc::clone(&session));
                 Ok(session)
             }
             Some(Reply::Failed(failure)) => Err(Refusal::Failure(failure)),
