@@ -25,6 +25,7 @@
 mod collect;
 mod hints;
 mod links;
+mod outcome;
 mod sessions;
 mod signed;
 mod status;
@@ -34,84 +35,16 @@ use crate::kv::{Command, CommandError, Expect, Failure, Reply, Write, check_key}
 use crate::limits::Limits;
 use crate::ring::{GroupId, NodeId, Position, RingMap};
 use crate::transport::LinkError;
-use crate::wire::{Answer, Consistency, Request, RetryReason, Served};
+use crate::wire::{Answer, Consistency, Request, RetryReason};
 use bytes::Bytes;
 use links::{CallError, Links};
+pub use outcome::{NotDone, Outcome, Read, Refusal};
 use sessions::{Session, Sessions};
 pub use signed::Proven;
 use signed::Signed;
 use std::sync::Arc;
 use std::time::Duration;
-use thiserror::Error;
 use tokio::time::Instant;
-
-/// What became of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use = "an outcome may be Refused or Unknown"]
-pub enum Outcome<T> {
-    /// It happened.
-    Done(T),
-    /// It surely did not happen.
-    Refused(Refusal),
-    /// Nobody knows.
-    Unknown(String),
-}
-
-/// Why something surely did not happen.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Refusal {
-    /// The state machine refused it.
-    #[error(transparent)]
-    Failure(#[from] Failure),
-    /// The request is wrong.
-    #[error("{0}")]
-    Invalid(String),
-    /// No node could take it in time.
-    #[error("unavailable: {0}")]
-    Unavailable(String),
-    /// The cluster does not know this client.
-    #[error("denied: {0}")]
-    Denied(String),
-}
-
-/// An outcome that is not Done, as an error.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum NotDone {
-    /// It surely did not happen.
-    #[error(transparent)]
-    Refused(Refusal),
-    /// Nobody knows.
-    #[error("outcome unknown: {0}. It may have been applied, or may be applied later")]
-    Unknown(String),
-}
-
-impl<T> Outcome<T> {
-    /// The answer, or why there is none.
-    pub fn done(self) -> Result<T, NotDone> {
-        match self {
-            Self::Done(value) => Ok(value),
-            Self::Refused(refusal) => Err(NotDone::Refused(refusal)),
-            Self::Unknown(reason) => Err(NotDone::Unknown(reason)),
-        }
-    }
-
-    fn map<U>(self, f: impl FnOnce(T) -> U) -> Outcome<U> {
-        match self {
-            Self::Done(value) => Outcome::Done(f(value)),
-            Self::Refused(refusal) => Outcome::Refused(refusal),
-            Self::Unknown(reason) => Outcome::Unknown(reason),
-        }
-    }
-}
-
-/// A value that was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Read {
-    /// Version and value, if the key exists.
-    pub found: Option<(u64, Bytes)>,
-    /// Where it was read, and what that promises.
-    pub served: Served,
-}
 
 /// How a client behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
