@@ -38,6 +38,7 @@ use crate::transport::LinkError;
 use crate::wire::{Answer, Consistency, Request, RetryReason};
 use bytes::Bytes;
 use links::{CallError, Links};
+use outcome::unexpected;
 pub use outcome::{NotDone, Outcome, Read, Refusal};
 use sessions::{Session, Sessions};
 pub use signed::Proven;
@@ -108,7 +109,7 @@ impl Client {
     /// Sets a key. Returns its new version.
     pub async fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Outcome<u64> {
         let outcome = self.write(Write::Put { key: bytes(key), value: bytes(value) }).await;
-        outcome.map(|reply| if let Reply::Put { version } = reply { version } else { 0 })
+        outcome.pick(|reply| if let Reply::Put { version } = reply { Some(*version) } else { None })
     }
 
     /// Reads a key; sees everything that was acknowledged before the call.
@@ -134,7 +135,7 @@ impl Client {
         let request = Request::Get { key, consistency };
         loop {
             match self.attempt(&ring, group, &request, &mut attempts).await {
-                Step::Answer(Answer::Value { found, served }) => {
+                Step::Answer(Answer::Value { found, served, .. }) if served.answers(group, consistency) => {
                     self.inner.sessions.saw(group, served.slot);
                     return Outcome::Done(Read { found, served });
                 }
@@ -160,7 +161,7 @@ impl Client {
     /// Removes a key. Returns whether it was there.
     pub async fn delete(&self, key: impl AsRef<[u8]>) -> Outcome<bool> {
         let outcome = self.write(Write::Delete { key: bytes(key) }).await;
-        outcome.map(|reply| matches!(reply, Reply::Deleted { existed: true }))
+        outcome.pick(|reply| if let Reply::Deleted { existed } = reply { Some(*existed) } else { None })
     }
 
     /// Sets a key, or removes it, if it is as expected. Returns whether it was, and the key's version afterwards.
@@ -171,23 +172,22 @@ impl Client {
         value: Option<Bytes>,
     ) -> Outcome<(bool, u64)> {
         let outcome = self.write(Write::Cas { key: bytes(key), expect, value }).await;
-        outcome.map(
-            |reply| {
-                if let Reply::Cas { swapped, version } = reply { (swapped, version) } else { (false, 0) }
-            },
-        )
+        outcome.pick(|reply| match reply {
+            Reply::Cas { swapped, version } => Some((*swapped, *version)),
+            _ => None,
+        })
     }
 
     /// Adds to a number. Returns the sum.
     pub async fn incr(&self, key: impl AsRef<[u8]>, by: i64) -> Outcome<i64> {
         let outcome = self.write(Write::Incr { key: bytes(key), by }).await;
-        outcome.map(|reply| if let Reply::Incr { value, .. } = reply { value } else { 0 })
+        outcome.pick(|reply| if let Reply::Incr { value, .. } = reply { Some(*value) } else { None })
     }
 
     /// Adds bytes behind a value. Returns the new length.
     pub async fn append(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Outcome<u64> {
         let outcome = self.write(Write::Append { key: bytes(key), value: bytes(value) }).await;
-        outcome.map(|reply| if let Reply::Append { length, .. } = reply { length } else { 0 })
+        outcome.pick(|reply| if let Reply::Append { length, .. } = reply { Some(*length) } else { None })
     }
 
     /// Whether a key exists.
@@ -225,7 +225,7 @@ impl Client {
             }
             let request = Request::Command { group, command: command.encode() };
             match self.write_once(&ring, group, &request, &mut attempts).await {
-                WriteStep::Outcome(outcome) => return outcome,
+                WriteStep::Outcome(outcome) => return outcome.of(&write),
                 WriteStep::SessionExpired => self.inner.sessions.forget(group, &session),
             }
         }
@@ -239,12 +239,11 @@ impl Client {
         request: &Request,
         attempts: &mut Attempts,
     ) -> WriteStep {
-        let first = attempts.tried;
         loop {
             match self.attempt(ring, group, request, attempts).await {
                 Step::Answer(Answer::Reply { reply: Reply::Failed(Failure::SessionExpired), .. }) => {
-                    // Only if this was the one attempt ever sent is it sure that nothing happened.
-                    if attempts.maybe_applied || attempts.tried > first + 1 {
+                    // An attempt that had no answer may have been applied while the session lived.
+                    if attempts.maybe_applied {
                         let reason = "the session expired while the write was retried".to_string();
                         return WriteStep::Outcome(Outcome::Unknown(reason));
                     }
@@ -259,7 +258,7 @@ impl Client {
                     };
                     return WriteStep::Outcome(outcome);
                 }
-                Step::Answer(Answer::Reply { reply, slot }) => {
+                Step::Answer(Answer::Reply { reply, slot, .. }) => {
                     self.inner.sessions.saw(group, slot);
                     return WriteStep::Outcome(Outcome::Done(reply));
                 }
@@ -277,6 +276,9 @@ impl Client {
         match step {
             Step::GaveUp if maybe_applied => Some(Outcome::Unknown(attempts.last.clone())),
             Step::GaveUp => Some(Outcome::Refused(Refusal::Unavailable(attempts.last.clone()))),
+            Step::Answer(other) if !matches!(other, Answer::Refused { .. } | Answer::Unavailable { .. }) => {
+                Some(Outcome::Unknown(unexpected(&other)))
+            }
             step => refusal_of(step).map(|refusal| {
                 if maybe_applied { Outcome::Unknown(refusal.to_string()) } else { Outcome::Refused(refusal) }
             }),
@@ -460,7 +462,7 @@ fn refusal_of(step: Step) -> Option<Refusal> {
     match step {
         Step::Answer(Answer::Refused { error }) => Some(Refusal::Invalid(error)),
         Step::Answer(Answer::Unavailable { reason }) => Some(Refusal::Unavailable(reason)),
-        Step::Answer(other) => Some(Refusal::Invalid(format!("unexpected answer: {other:?}"))),
+        Step::Answer(other) => Some(Refusal::Unavailable(unexpected(&other))),
         Step::Denied(reason) => Some(Refusal::Denied(reason)),
         Step::Again | Step::GaveUp => None,
     }

@@ -1,7 +1,8 @@
 //! What became of a request, and what was read: outcomes are never dressed up.
 
-use crate::kv::Failure;
-use crate::wire::Served;
+use crate::kv::{Failure, Reply, Write};
+use crate::ring::GroupId;
+use crate::wire::{Consistency, Served};
 use bytes::Bytes;
 use thiserror::Error;
 
@@ -64,6 +65,41 @@ impl<T> Outcome<T> {
     }
 }
 
+impl Outcome<Reply> {
+    /// What the reply says, if it is one that the request can have. If it is not, something was done, and nobody knows what.
+    pub(super) fn pick<T>(self, wanted: impl FnOnce(&Reply) -> Option<T>) -> Outcome<T> {
+        match self {
+            Self::Done(reply) => match wanted(&reply) {
+                Some(value) => Outcome::Done(value),
+                None => Outcome::Unknown(unexpected(&reply)),
+            },
+            other => other.map(|_| unreachable!("it is not done")),
+        }
+    }
+
+    /// The same outcome, if its reply is one that this write can have.
+    pub(super) fn of(self, write: &Write) -> Self {
+        self.pick(|reply| answers(write, reply).then(|| reply.clone()))
+    }
+}
+
+/// Whether a write can have this reply.
+fn answers(write: &Write, reply: &Reply) -> bool {
+    match write {
+        Write::Put { .. } => matches!(reply, Reply::Put { .. }),
+        Write::Delete { .. } => matches!(reply, Reply::Deleted { .. }),
+        Write::Cas { .. } => matches!(reply, Reply::Cas { .. }),
+        Write::Incr { .. } => matches!(reply, Reply::Incr { .. }),
+        Write::Append { .. } => matches!(reply, Reply::Append { .. }),
+    }
+}
+
+/// What is said of an answer that does not fit, which may be long.
+pub(super) fn unexpected(answer: &impl std::fmt::Debug) -> String {
+    const LETTERS_MAX: usize = 120;
+    format!("unexpected answer: {}", format!("{answer:?}").chars().take(LETTERS_MAX).collect::<String>())
+}
+
 /// A value that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Read {
@@ -71,4 +107,59 @@ pub struct Read {
     pub found: Option<(u64, Bytes)>,
     /// Where it was read, and what that promises.
     pub served: Served,
+}
+
+impl Served {
+    /// Whether an answer that was served like this is one to a read of the group with this consistency.
+    pub(super) fn answers(&self, group: GroupId, asked: Consistency) -> bool {
+        let is_fresh = match asked {
+            Consistency::Linearizable => self.consistency == Consistency::Linearizable,
+            Consistency::Session { at_least } => self.slot >= at_least,
+            Consistency::Eventual => true,
+        };
+        self.group == group && is_fresh
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_that_the_request_cannot_have_is_no_success() {
+        let key = Bytes::from_static(b"k");
+        let put = Write::Put { key: key.clone(), value: key.clone() };
+        let (version, reply) = (7, Reply::Put { version: 7 });
+        assert_eq!(Outcome::Done(reply.clone()).of(&put), Outcome::Done(reply.clone()));
+        for wrong in [
+            Reply::Deleted { existed: true },
+            Reply::Incr { value: 1, version },
+            Reply::Value { found: Some((1, Bytes::from(vec![7; 100_000]))) },
+            Reply::Opened { session: crate::kv::SessionId(1) },
+        ] {
+            let Outcome::Unknown(reason) = Outcome::Done(wrong.clone()).of(&put) else {
+                panic!("{wrong:?} is no answer to a put");
+            };
+            assert!(reason.len() < 200, "{} letters", reason.len());
+        }
+        let write = Write::Delete { key };
+        assert!(matches!(Outcome::Done(reply.clone()).of(&write), Outcome::Unknown(_)));
+        let picked =
+            Outcome::Done(reply).pick(|reply| matches!(reply, Reply::Deleted { .. }).then_some(false));
+        assert!(matches!(picked, Outcome::Unknown(_)), "not false, which would say that nothing was there");
+    }
+
+    #[test]
+    fn a_read_is_answered_by_its_group_and_as_fresh_as_it_was_asked_for() {
+        let at = |slot, consistency| Served { group: GroupId(1), slot, consistency };
+        let linearizable = at(5, Consistency::Linearizable);
+        for asked in [Consistency::Linearizable, Consistency::Session { at_least: 5 }, Consistency::Eventual]
+        {
+            assert!(linearizable.answers(GroupId(1), asked));
+            assert!(!linearizable.answers(GroupId(2), asked));
+        }
+        let eventual = at(5, Consistency::Eventual);
+        assert!(!eventual.answers(GroupId(1), Consistency::Linearizable));
+        assert!(!eventual.answers(GroupId(1), Consistency::Session { at_least: 6 }));
+    }
 }

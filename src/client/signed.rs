@@ -9,6 +9,7 @@
 
 use super::collect::{Agreed, Collectors};
 use super::links::Links;
+use super::outcome::unexpected;
 use super::sessions::Session;
 use super::{Client, NO_ROOM, Outcome, Read, Refusal};
 use crate::config::{ClusterConfig, cluster_digest};
@@ -189,7 +190,10 @@ impl Client {
             }
             Some(Agreed { slot, reply, .. }) => {
                 self.inner.sessions.saw(group, slot);
-                Outcome::Done(reply)
+                match &operation {
+                    Operation::Write(write) => Outcome::Done(reply).of(write),
+                    Operation::Open | Operation::Get { .. } => unreachable!("it is a write"),
+                }
             }
         }
     }
@@ -237,9 +241,7 @@ impl Client {
                 Outcome::Done(Proven { read: Read { found, served }, proof })
             }
             Some(Agreed { reply: Reply::Failed(failure), .. }) => Outcome::Refused(Refusal::Failure(failure)),
-            Some(Agreed { reply, .. }) => {
-                Outcome::Refused(Refusal::Invalid(format!("unexpected answer: {reply:?}")))
-            }
+            Some(Agreed { reply, .. }) => Outcome::Refused(Refusal::Unavailable(unexpected(&reply))),
             // A read changes nothing, so one that was not answered surely did nothing.
             None => {
                 let reason = self.no_agreement(group, asked_at);
@@ -303,7 +305,7 @@ impl Client {
                 Ok(session)
             }
             Some(Reply::Failed(failure)) => Err(Refusal::Failure(failure)),
-            Some(other) => Err(Refusal::Invalid(format!("unexpected answer: {other:?}"))),
+            Some(other) => Err(Refusal::Unavailable(unexpected(&other))),
             None => {
                 let reason = self.no_agreement(group, asked_at);
                 Err(Refusal::Unavailable(reason))

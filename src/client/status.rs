@@ -1,6 +1,7 @@
 //! What nodes say of themselves. Each is shown, and believed only about itself and the replicas that it has.
 
 use super::Client;
+use super::outcome::unexpected;
 use crate::ring::{GroupId, NodeId, RingMap};
 use crate::wire::{Answer, NodeStatus, Request};
 use std::collections::BTreeSet;
@@ -13,7 +14,7 @@ impl Client {
             Ok(Answer::Status(status)) => {
                 own(node, links.ring().as_ref().map(|(ring, _)| ring.as_ref()), status)
             }
-            Ok(other) => Err(format!("unexpected answer: {other:?}")),
+            Ok(other) => Err(unexpected(&other)),
             Err(error) => Err(error.to_string()),
         }
     }
