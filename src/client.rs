@@ -393,18 +393,25 @@ impl Client {
             Ok(Answer::Retry { reason, leader, maybe_applied }) => {
                 attempts.maybe_applied |= maybe_applied;
                 attempts.last = format!("{node} answered {reason:?}");
-                attempts.target = leader.filter(|leader| *leader != node);
-                self.inner.links.set_leader(group, leader.filter(|leader| *leader != node));
+                // One that is busy is asked again, if it leads.
+                let is_overloaded = matches!(reason, RetryReason::Busy | RetryReason::Behind);
+                attempts.target = leader.filter(|leader| *leader != node || reason == RetryReason::Busy);
+                self.inner.links.set_leader(group, attempts.target);
                 if reason == RetryReason::NoLeader {
                     self.inner.links.knows_no_leader(node);
                 }
-                if leader.is_none() || reason == RetryReason::Busy || reason == RetryReason::Behind {
+                if leader.is_none() || is_overloaded {
                     self.pause(attempts).await;
                 }
                 Step::Again
             }
             Ok(answer) => {
-                self.inner.links.set_leader(group, Some(node));
+                // Whoever answers may have passed the request on.
+                if let Answer::Reply { leader: Some(leader), .. }
+                | Answer::Value { leader: Some(leader), .. } = answer
+                {
+                    self.inner.links.set_leader(group, Some(leader));
+                }
                 Step::Answer(answer)
             }
             Err(error) => {

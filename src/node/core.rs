@@ -801,7 +801,7 @@ impl NodeCore {
         let leader = self.groups.get(&group).and_then(Group::leader);
         let retry = |reason, maybe_applied| Answer::Retry { reason, leader, maybe_applied };
         match outcome {
-            Outcome::Applied { reply, slot } => Answer::Reply { reply, slot },
+            Outcome::Applied { reply, slot } => Answer::Reply { reply, slot, leader },
             Outcome::Value { found, slot, freshness } => {
                 let consistency = match freshness {
                     Freshness::Linearizable => Consistency::Linearizable,
@@ -809,7 +809,7 @@ impl NodeCore {
                     Freshness::AtLeast(at_least) => Consistency::Session { at_least },
                 };
                 let found = found.map(|found| (found.version, found.value));
-                Answer::Value { found, served: Served { group, slot, consistency } }
+                Answer::Value { found, served: Served { group, slot, consistency }, leader }
             }
             Outcome::WrongGroup => Answer::Refused { error: format!("group {group} does not own the key") },
             Outcome::NotLeader if leader.is_none() => retry(RetryReason::NoLeader, false),

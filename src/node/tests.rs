@@ -204,24 +204,18 @@ fn hostile_frames_are_answered_or_ignored_and_never_stop_a_node() {
     assert!(sim.answered() > 20);
 }
 
-/// Node 4 of four, whose groups have three replicas each: there is a key whose group is not on node 4, so it passes requests for that
-/// on.
-struct Passing {
+/// A node whose peers say nothing by themselves.
+struct Alone {
     core: NodeCore,
-    key: Bytes,
+    ring: RingMap,
 }
 
-impl Passing {
-    fn start(disk: &MemoryDisk) -> Self {
-        let ring = RingMap::even(4, 4, 3);
-        let key = (0..)
-            .map(|number| Bytes::from(format!("k{number}")))
-            .find(|key| !ring.owner(Position::of_key(key)).nodes.contains(&NodeId(4)))
-            .expect("one of four groups is on the three others");
+impl Alone {
+    fn start(node: NodeId, ring: RingMap, disk: &MemoryDisk) -> Self {
         let (storage, recovery) = disk.open();
         let settings = NodeSettings {
-            node: NodeId(4),
-            ring,
+            node,
+            ring: ring.clone(),
             group: Settings {
                 limits: Limits::default(),
                 quorums: None,
@@ -234,15 +228,24 @@ impl Passing {
             nodes: (1..=4).map(NodeId).collect(),
             opening: recovery.incarnation,
         };
-        Self { core: NodeCore::open(settings, Box::new(storage), recovery).unwrap(), key }
+        Self { core: NodeCore::open(settings, Box::new(storage), recovery).unwrap(), ring }
     }
 
-    /// The number under which a request is passed on, and to whom.
-    fn pass_on(&mut self) -> (NodeId, u64) {
-        let request = Request::Get { key: self.key.clone(), consistency: Consistency::Linearizable };
+    fn ask(&mut self, request: Request) -> Vec<NodeEffect> {
         let body = wire::encode(&RequestFrame { id: 1, request }).slice(4..);
         self.core.step(NodeEvent::Client { connection: ConnectionId(1), body });
-        let frames = self.core.flush().into_iter().filter_map(|effect| match effect {
+        self.core.flush()
+    }
+
+    /// Asks for a key of a group that has no replica here. The number under which that is passed on, and to whom.
+    fn pass_on(&mut self) -> (NodeId, u64) {
+        let node = self.core.status().node;
+        let key = (0..)
+            .map(|number| Bytes::from(format!("k{number}")))
+            .find(|key| !self.ring.owner(Position::of_key(key)).nodes.contains(&node))
+            .expect("some group has no replica here");
+        let effects = self.ask(Request::Get { key, consistency: Consistency::Linearizable });
+        let frames = effects.into_iter().filter_map(|effect| match effect {
             NodeEffect::Send { to, frame, .. } => Some((to, wire::decode::<PeerMessage>(&frame[4..]).ok()?)),
             _ => None,
         });
@@ -255,13 +258,20 @@ impl Passing {
     fn answered(&mut self, from: NodeId, id: u64, answer: Answer) -> Option<Answer> {
         let body = wire::encode(&PeerMessage::Forwarded { id, answer }).slice(4..);
         self.core.step(NodeEvent::Peer { from, body });
-        self.core.flush().into_iter().find_map(|effect| match effect {
-            NodeEffect::Answer { frame, .. } => {
-                Some(wire::decode::<AnswerFrame>(&frame[4..]).unwrap().answer)
-            }
-            _ => None,
-        })
+        answer_in(self.core.flush())
     }
+}
+
+fn answer_in(effects: Vec<NodeEffect>) -> Option<Answer> {
+    effects.into_iter().find_map(|effect| match effect {
+        NodeEffect::Answer { frame, .. } => Some(wire::decode::<AnswerFrame>(&frame[4..]).unwrap().answer),
+        _ => None,
+    })
+}
+
+/// Four nodes, groups of three: one group is not on node 4.
+fn one_of_four(disk: &MemoryDisk) -> Alone {
+    Alone::start(NodeId(4), RingMap::even(4, 4, 3), disk)
 }
 
 const BUSY: Answer = Answer::Retry { reason: RetryReason::Busy, leader: None, maybe_applied: false };
@@ -269,8 +279,8 @@ const BUSY: Answer = Answer::Retry { reason: RetryReason::Busy, leader: None, ma
 #[test]
 fn an_answer_meant_for_an_earlier_life_is_nobodys() {
     let disk = MemoryDisk::default();
-    let (to, old) = Passing::start(&disk).pass_on();
-    let mut node = Passing::start(&disk);
+    let (to, old) = one_of_four(&disk).pass_on();
+    let mut node = one_of_four(&disk);
     let (_, new) = node.pass_on();
     assert_eq!(node.answered(to, old, BUSY), None, "the number of an earlier life was given again");
     assert_eq!(node.answered(to, new, BUSY), Some(BUSY));
@@ -278,7 +288,7 @@ fn an_answer_meant_for_an_earlier_life_is_nobodys() {
 
 #[test]
 fn a_request_that_was_passed_on_is_answered_by_who_was_asked_and_by_an_answer() {
-    let mut node = Passing::start(&MemoryDisk::default());
+    let mut node = one_of_four(&MemoryDisk::default());
     let (to, id) = node.pass_on();
     let stranger = (1..=3).map(NodeId).find(|other| *other != to).unwrap();
     assert_eq!(node.answered(stranger, id, BUSY), None, "{stranger} was not asked");
@@ -286,4 +296,15 @@ fn a_request_that_was_passed_on_is_answered_by_who_was_asked_and_by_an_answer() 
     let outcomes = Answer::Outcomes { group, slot: 1, replies: Vec::new() };
     assert_eq!(node.answered(to, id, outcomes), None, "words put into this node's mouth");
     assert_eq!(node.answered(to, id, BUSY), Some(BUSY));
+}
+
+#[test]
+fn whoever_passed_a_request_on_says_who_leads() {
+    let mut sim = Sim::new(Plan { nodes: 3, ..Plan::default() }, 1);
+    sim.run(2_000);
+    // One client at each node.
+    sim.work(3, 4);
+    sim.run(3_000);
+    assert!(sim.answered() > 50, "{} answers", sim.answered());
+    assert_eq!(sim.named.iter().copied().collect::<Vec<_>>(), [sim.leader().unwrap()]);
 }

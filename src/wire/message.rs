@@ -32,7 +32,8 @@ pub enum Consistency {
         /// The slot.
         at_least: u64,
     },
-    /// Whatever the asked replica has applied. May be old, and may go backwards between replicas.
+    /// Whatever the asked replica has applied, also where nobody leads. May be old, and may go backwards between replicas and over a
+    /// restart of one.
     Eventual,
 }
 
@@ -113,6 +114,8 @@ pub enum Answer {
         reply: Reply,
         /// The slot in which it was applied first, or a later one for a retry.
         slot: u64,
+        /// Who leads, as the replica that served it believes.
+        leader: Option<NodeId>,
     },
     /// The key's value, if it has one.
     Value {
@@ -120,6 +123,8 @@ pub enum Answer {
         found: Option<(u64, Bytes)>,
         /// Where it was read.
         served: Served,
+        /// Who leads, as the replica that served it believes.
+        leader: Option<NodeId>,
     },
     /// Ask again, perhaps elsewhere.
     Retry {

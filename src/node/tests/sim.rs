@@ -173,6 +173,8 @@ pub(super) struct Sim {
     pub(super) compactions: usize,
     pub(super) promises_checked: usize,
     pub(super) acknowledgements_checked: usize,
+    /// Who clients were told leads, by those that answered them.
+    pub(super) named: BTreeSet<NodeId>,
 }
 
 impl Sim {
@@ -205,6 +207,7 @@ impl Sim {
             compactions: 0,
             promises_checked: 0,
             acknowledgements_checked: 0,
+            named: BTreeSet::new(),
             plan,
         };
         for index in 0..sim.nodes.len() {
@@ -686,6 +689,9 @@ impl Sim {
         let now = self.now * 1_000_000 + 1;
         let Some(client) = self.clients.get_mut(index) else { return };
         let Some(open) = client.open.as_ref().filter(|open| open.ids.contains(&answer.id)) else { return };
+        if let Answer::Reply { leader, .. } | Answer::Value { leader, .. } = &answer.answer {
+            self.named.extend(leader);
+        }
         let action = match (answer.answer, &open.action) {
             (Answer::Reply { reply: Reply::Opened { session }, .. }, None) => {
                 client.sessions.insert(open.group, session);
