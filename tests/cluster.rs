@@ -55,6 +55,7 @@ fn one_node_down_is_survived_two_are_not_and_nothing_is_lost() {
     let code = cluster.code(&["--deadline-ms", "1500", "put", "two-down", "v"]);
     assert!(code == 5 || code == 6, "a put without a quorum ended with {code}");
     assert_eq!(cluster.code(&["--deadline-ms", "1500", "get", "before-7"]), 5);
+    assert_eq!(cluster.ok(&["get", "before-7", "--consistency", "eventual"]), "v");
     cluster.start_node(leader);
     cluster.start_node(second);
     for index in 0..20 {

@@ -440,8 +440,7 @@ impl Group {
         }
     }
 
-    /// Serves a read from whatever is applied here, if that reaches `at_least` and this replica knows its leader: one
-    /// that has just started may be behind what it served in its last life until it hears from one.
+    /// Serves a read from whatever is applied here, if that reaches `at_least`. Nobody need lead for that.
     pub fn read_applied(
         &mut self,
         storage: &dyn Storage,
@@ -449,9 +448,7 @@ impl Group {
         key: &Bytes,
         at_least: u64,
     ) -> Result<(), StorageError> {
-        let is_fit =
-            self.leader.is_some() && self.machine.applied().slot >= at_least && !self.is_installing();
-        let is_fit = is_fit && !self.is_repairing();
+        let is_fit = self.machine.applied().slot >= at_least && !self.is_installing() && !self.is_repairing();
         if !is_fit {
             self.answer(ticket, Outcome::Behind);
             return Ok(());

@@ -299,6 +299,19 @@ fn a_request_that_was_passed_on_is_answered_by_who_was_asked_and_by_an_answer() 
 }
 
 #[test]
+fn an_eventual_read_needs_no_leader() {
+    let mut node = Alone::start(NodeId(1), RingMap::even(1, 3, 3), &MemoryDisk::default());
+    let key = Bytes::from_static(b"k");
+    let read = |consistency| Request::Get { key: key.clone(), consistency };
+    let answer = answer_in(node.ask(read(Consistency::Eventual)));
+    assert!(matches!(answer, Some(Answer::Value { found: None, .. })), "{answer:?}");
+    let answer = answer_in(node.ask(read(Consistency::Session { at_least: 1 })));
+    assert!(matches!(answer, Some(Answer::Retry { reason: RetryReason::Behind, .. })), "{answer:?}");
+    let answer = answer_in(node.ask(read(Consistency::Linearizable)));
+    assert!(matches!(answer, Some(Answer::Retry { reason: RetryReason::NoLeader, .. })), "{answer:?}");
+}
+
+#[test]
 fn whoever_passed_a_request_on_says_who_leads() {
     let mut sim = Sim::new(Plan { nodes: 3, ..Plan::default() }, 1);
     sim.run(2_000);
