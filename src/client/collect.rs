@@ -3,13 +3,16 @@
 //! Invariants:
 //! * what a node tells of a group counts only if it has a replica of that group: `f` bounds the liars among the members, and
 //!   says nothing about the rest of the cluster;
-//! * a node counts once for an outcome, and no node makes a client remember more than a few.
+//! * a node counts once for an outcome, and no node makes a client remember more than a few;
+//! * where proofs are asked for, what a node tells counts only with a proof of its own that holds.
 
-use crate::kv::{Reply, RequestId};
-use crate::proof::OutcomeProof;
+use crate::kv::{self, Reply, RequestId};
+use crate::proof::{OutcomeProof, outcome_leaf};
 use crate::ring::{GroupId, NodeId, RingMap};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use tetrachord_consensus::pbft::Keyring;
 use tetrachord_consensus::quorum::liars;
 use tokio::sync::oneshot;
 
@@ -49,21 +52,38 @@ pub(super) struct Agreed {
     pub(super) proofs: Vec<OutcomeProof>,
 }
 
+/// What proofs of a request's outcome must show, where they are asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) keyring: Arc<Keyring>,
+    pub(super) client: kv::Client,
+    pub(super) operation: Bytes,
+}
+
 /// What replicas have told about one request.
 #[derive(Debug)]
 struct Collector {
+    request: RequestId,
     members: Arc<[NodeId]>,
+    wanted: Option<Wanted>,
+    /// Nodes whose proofs did not hold, and how often: each costs the check of a signature.
+    unproved: BTreeMap<NodeId, usize>,
     told: Vec<(u64, Reply, BTreeMap<NodeId, Option<OutcomeProof>>)>,
     waiting: Option<oneshot::Sender<Agreed>>,
 }
 
 impl Collector {
     fn take(&mut self, node: NodeId, slot: u64, reply: &Reply, proof: Option<OutcomeProof>) {
-        if !self.members.contains(&node) {
+        let Some(replica) = self.members.iter().position(|member| *member == node) else {
+            return;
+        };
+        let of_node = self.told.iter().filter(|(_, _, nodes)| nodes.contains_key(&node)).count();
+        let unproved = self.unproved.get(&node).copied().unwrap_or(0);
+        if of_node >= TOLD_MAX || unproved >= TOLD_MAX {
             return;
         }
-        let of_node = self.told.iter().filter(|(_, _, nodes)| nodes.contains_key(&node)).count();
-        if of_node >= TOLD_MAX {
+        if !self.is_proved(replica, slot, reply, proof.as_ref()) {
+            *self.unproved.entry(node).or_default() += 1;
             return;
         }
         let index = self.told.iter().position(|(at, known, _)| *at == slot && known == reply);
@@ -81,6 +101,15 @@ impl Collector {
             let _ = waiting.send(Agreed { slot, reply: reply.clone(), proofs });
         }
     }
+
+    /// Whether this replica itself has signed what is told in its name, if that was asked for.
+    fn is_proved(&self, replica: usize, slot: u64, reply: &Reply, proof: Option<&OutcomeProof>) -> bool {
+        let Some(wanted) = &self.wanted else { return true };
+        let leaf = outcome_leaf(&wanted.client, self.request, &wanted.operation, reply);
+        proof.is_some_and(|proof| {
+            usize::from(proof.signer.0) == replica && proof.slot == slot && proof.holds(leaf, &wanted.keyring)
+        })
+    }
 }
 
 /// Everything that is waited for, by request.
@@ -95,15 +124,18 @@ impl Collectors {
         Self { members, waiting: Mutex::default() }
     }
 
-    /// Waits for what enough members of the group tell about a request, until the returned value is dropped.
+    /// Waits for what enough members of the group tell about a request, and prove if that is wanted, until the returned value is
+    /// dropped.
     pub(super) fn expect(
         &self,
         group: GroupId,
         request: RequestId,
+        wanted: Option<Wanted>,
     ) -> (Expected<'_>, oneshot::Receiver<Agreed>) {
         let (sender, answer) = oneshot::channel();
         let members = self.members.shared(group);
-        let collector = Collector { members, told: Vec::new(), waiting: Some(sender) };
+        let (unproved, told) = (BTreeMap::new(), Vec::new());
+        let collector = Collector { request, members, wanted, unproved, told, waiting: Some(sender) };
         let key = (group, request);
         self.waiting.lock().expect("never held while panicking").insert(key, collector);
         (Expected { collectors: self, key }, answer)
@@ -149,7 +181,7 @@ mod tests {
     /// groups has four of eight nodes: the first has n1 to n4.
     fn collect(told: &[(u32, u64, u64)]) -> Option<Agreed> {
         let collectors = Collectors::new(Arc::new(Members::new(&RingMap::even(8, 8, 4))));
-        let (_expected, mut answer) = collectors.expect(GroupId(1), REQUEST);
+        let (_expected, mut answer) = collectors.expect(GroupId(1), REQUEST, None);
         for (node, slot, version) in told {
             let reply = Reply::Put { version: *version };
             collectors.take(NodeId(*node), GroupId(1), *slot, vec![(REQUEST, reply, None)]);
@@ -182,7 +214,7 @@ mod tests {
     #[test]
     fn what_is_told_of_another_group_is_not_taken_for_this_one() {
         let collectors = Collectors::new(Arc::new(Members::new(&RingMap::even(2, 4, 4))));
-        let (_expected, mut answer) = collectors.expect(GroupId(1), REQUEST);
+        let (_expected, mut answer) = collectors.expect(GroupId(1), REQUEST, None);
         for node in 1..=4 {
             let told = vec![(REQUEST, Reply::Put { version: 1 }, None)];
             collectors.take(NodeId(node), GroupId(2), 5, told);
@@ -193,12 +225,51 @@ mod tests {
     #[test]
     fn a_node_that_tells_many_stories_costs_little() {
         let collectors = Collectors::new(Arc::new(Members::new(&RingMap::even(1, 4, 4))));
-        let (_expected, _answer) = collectors.expect(GroupId(1), REQUEST);
+        let (_expected, _answer) = collectors.expect(GroupId(1), REQUEST, None);
         for story in 0..1_000 {
             let told = vec![(REQUEST, Reply::Put { version: 0 }, None)];
             collectors.take(NodeId(1), GroupId(1), story, told);
         }
         let waiting = collectors.waiting.lock().unwrap();
         assert_eq!(waiting[&(GroupId(1), REQUEST)].told.len(), TOLD_MAX);
+    }
+
+    /// A replica that answers rightly and does not prove it, or with the words of another, does not stand in the way of those that
+    /// do.
+    #[test]
+    fn where_proofs_are_wanted_only_those_count_whose_own_proof_holds() {
+        use crate::proof::SlotOutcomes;
+        use tetrachord_consensus::pbft::{Domain, Signer};
+        use tetrachord_consensus::{Digest, Epoch, ReplicaId};
+        let domain = Domain { cluster: Digest([1; 32]), group: 1, epoch: Epoch(1) };
+        let (client, operation) = ([9; 32], Bytes::from_static(b"get"));
+        let reply = Reply::Value { found: None };
+        let leaf = outcome_leaf(&client, REQUEST, &operation, &reply);
+        let prove = |replica| {
+            let signer = Signer::toy(ReplicaId(replica), domain);
+            SlotOutcomes::new(5, vec![leaf], &signer).prove(0)
+        };
+        let wanted =
+            || Wanted { keyring: Arc::new(Keyring::toy(domain, 4, 0)), client, operation: operation.clone() };
+        let told = |told: &[(u32, Option<OutcomeProof>)]| {
+            let collectors = Collectors::new(Arc::new(Members::new(&RingMap::even(1, 4, 4))));
+            let (_expected, mut answer) = collectors.expect(GroupId(1), REQUEST, Some(wanted()));
+            for (node, proof) in told {
+                let replies = vec![(REQUEST, reply.clone(), proof.clone())];
+                collectors.take(NodeId(*node), GroupId(1), 5, replies);
+            }
+            answer.try_recv().ok()
+        };
+        let forged = OutcomeProof { signature: prove(3).signature, ..prove(0) };
+        let of_other_slot = OutcomeProof { slot: 6, ..prove(0) };
+        for bad in [None, Some(prove(1)), Some(forged), Some(of_other_slot)] {
+            assert_eq!(told(&[(1, bad.clone()), (2, Some(prove(1)))]), None, "{bad:?}");
+            let agreed = told(&[(1, bad), (2, Some(prove(1))), (3, Some(prove(2)))]).unwrap();
+            assert_eq!(agreed.proofs, [prove(1), prove(2)]);
+        }
+        assert!(
+            told(&[(1, None), (1, Some(prove(0))), (2, Some(prove(1)))]).is_some(),
+            "it may prove it later"
+        );
     }
 }

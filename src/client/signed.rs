@@ -7,7 +7,7 @@
 //!   slot, so that one of them is honest ([`super::collect`]). What a replica says about who is primary is a hint
 //!   ([`super::hints`]), and nothing else is believed at all: the map of the ring and all keys come from the cluster file.
 
-use super::collect::{Agreed, Collectors};
+use super::collect::{Agreed, Collectors, Wanted};
 use super::links::Links;
 use super::outcome::unexpected;
 use super::sessions::Session;
@@ -16,7 +16,7 @@ use crate::config::{ClusterConfig, cluster_digest};
 use crate::kv::{Command, Failure, Operation, Reply, RequestId, SessionId, Write, check_key};
 use crate::limits::{Limits, REQUEST_VALID_MICROS_MAX};
 use crate::proof::Proof;
-use crate::ring::{GroupId, Position, RingMap};
+use crate::ring::{GroupId, NodeId, Position, RingMap};
 use crate::wire::{Consistency, Request, Served};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -24,7 +24,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tetrachord_consensus::pbft::request::BUNDLE_REQUESTS_MAX;
-use tetrachord_consensus::pbft::{Bundle, ClientKey, ClientSigner, Domain, RequestName, SignedRequest};
+use tetrachord_consensus::pbft::sign::KeyError;
+use tetrachord_consensus::pbft::{
+    Bundle, ClientKey, ClientSigner, Domain, Keyring, RequestName, SignedRequest,
+};
 use tetrachord_consensus::{Digest, Epoch, Timestamp};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -82,6 +85,8 @@ pub(super) struct Signed {
     signer: ClientSigner,
     cluster: Digest,
     ring: RingMap,
+    /// What nodes sign with.
+    keys: BTreeMap<NodeId, [u8; 32]>,
     collectors: Arc<Collectors>,
     queue: mpsc::UnboundedSender<Queued>,
 }
@@ -91,12 +96,22 @@ impl Signed {
     pub(super) fn start(cluster: &ClusterConfig, links: &Arc<Links>) -> Option<Self> {
         let signer = ClientSigner::new(&cluster.signing.as_ref()?.seed());
         let ring = cluster.ring.clone()?;
+        let keys = cluster.nodes.iter().filter_map(|node| Some((node.id, node.signing_key?.0))).collect();
         let cluster = Digest(cluster_digest(&cluster.protocol));
         let (queue, queued) = mpsc::unbounded_channel();
         let collectors = links.collectors();
         let bundler = Bundler { signer: signer.clone(), cluster, links: Arc::downgrade(links) };
         tokio::spawn(bundler.run(queued));
-        Some(Self { usual: Usual::default(), signer, cluster, ring, collectors, queue })
+        Some(Self { usual: Usual::default(), signer, cluster, ring, keys, collectors, queue })
+    }
+
+    /// The keys of a group's replicas.
+    fn keyring(&self, group: GroupId) -> Result<Arc<Keyring>, KeyError> {
+        let domain = Domain { cluster: self.cluster, group: group.0, epoch: Epoch(1) };
+        let place = self.ring.group(group).expect("groups come from the same ring");
+        // A node whose key the cluster file does not name is found out as one with a bad key.
+        let keys = place.nodes.iter().map(|node| self.keys.get(node).copied().unwrap_or_default());
+        Keyring::new(domain, &keys.collect::<Vec<_>>(), []).map(Arc::new)
     }
 
     /// The client's name.
@@ -112,7 +127,14 @@ impl Signed {
         request: RequestId,
         ask: Ask<'_>,
     ) -> Option<Agreed> {
-        let (_expected, mut answer) = self.collectors.expect(group, request);
+        let operation = ask.operation.encode();
+        let wants_proof = ask.keyring.is_some();
+        let wanted = ask.keyring.map(|keyring| Wanted {
+            keyring,
+            client: self.client(),
+            operation: operation.clone(),
+        });
+        let (_expected, mut answer) = self.collectors.expect(group, request, wanted);
         let left = ask.deadline.saturating_duration_since(Instant::now());
         let name = RequestName {
             client: ClientKey(self.client()),
@@ -125,9 +147,9 @@ impl Signed {
             not_after: Timestamp(
                 wall_micros() + VALID_MICROS_MAX.min(u64::try_from(left.as_micros()).unwrap_or(u64::MAX)),
             ),
-            wants_proof: ask.wants_proof,
+            wants_proof,
             ends_epoch: false,
-            operation: ask.operation.encode(),
+            operation,
         };
         // The bundler lives as long as the client.
         let _ = self.queue.send((group, signed.clone()));
@@ -172,7 +194,7 @@ impl Client {
         }
         let group = signed.ring.owner(Position::of_key(write.key())).id;
         let operation = Operation::Write(write);
-        let called = match self.call_in_session(signed, group, &operation, false, deadline).await {
+        let called = match self.call_in_session(signed, group, &operation, None, deadline).await {
             Ok(called) => called,
             Err(refusal) => return Outcome::Refused(refusal),
         };
@@ -218,8 +240,13 @@ impl Client {
         let deadline = asked_at + self.inner.options.deadline;
         let group = signed.ring.owner(Position::of_key(&key)).id;
         let operation = Operation::Get { key };
+        let keyring = match wants_proof.then(|| signed.keyring(group)).transpose() {
+            Ok(keyring) => keyring,
+            Err(error) => return Outcome::Refused(Refusal::Invalid(format!("the keys of {group}: {error}"))),
+        };
         let called = loop {
-            let called = match self.call_in_session(signed, group, &operation, wants_proof, deadline).await {
+            let keyring = keyring.clone();
+            let called = match self.call_in_session(signed, group, &operation, keyring, deadline).await {
                 Ok(called) => called,
                 Err(refusal) => return Outcome::Refused(refusal),
             };
@@ -256,7 +283,7 @@ impl Client {
         signed: &Signed,
         group: GroupId,
         operation: &Operation,
-        wants_proof: bool,
+        keyring: Option<Arc<Keyring>>,
         deadline: Instant,
     ) -> Result<Called, Refusal> {
         let links = &self.inner.links;
@@ -265,7 +292,7 @@ impl Client {
             let Some(number) = session.begin(deadline).await else {
                 return Err(Refusal::Unavailable(NO_ROOM.to_string()));
             };
-            let ask = Ask { operation, ack_below: number.ack_below(), wants_proof, deadline };
+            let ask = Ask { operation, ack_below: number.ack_below(), keyring: keyring.clone(), deadline };
             let agreed = signed.call(links, group, number.request(), ask).await;
             let is_expired =
                 agreed.as_ref().is_some_and(|agreed| agreed.reply == Reply::Failed(Failure::SessionExpired));
@@ -296,7 +323,7 @@ impl Client {
             return Ok(Arc::clone(session));
         }
         let request = opening().map_err(|error| Refusal::Unavailable(error.to_string()))?;
-        let ask = Ask { operation: &Operation::Open, ack_below: 0, wants_proof: false, deadline };
+        let ask = Ask { operation: &Operation::Open, ack_below: 0, keyring: None, deadline };
         let asked_at = Instant::now();
         match signed.call(&self.inner.links, group, request, ask).await.map(|agreed| agreed.reply) {
             Some(Reply::Opened { session }) => {
@@ -347,7 +374,8 @@ pub struct Proven {
 pub(super) struct Ask<'a> {
     pub(super) operation: &'a Operation,
     pub(super) ack_below: u64,
-    pub(super) wants_proof: bool,
+    /// Of the group, if its replicas are to prove what they tell.
+    pub(super) keyring: Option<Arc<Keyring>>,
     pub(super) deadline: Instant,
 }
 
