@@ -47,10 +47,20 @@ const HAND_OVER: Duration = Duration::from_millis(300);
 /// Runs one node until it is asked to stop (SIGTERM, SIGINT) or must stop.
 pub fn run(config: NodeConfig) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(config))
+    runtime.block_on(async {
+        let (shell, inputs) = start(config)?;
+        shell.turn(inputs).await
+    })
 }
 
-async fn serve(config: NodeConfig) -> anyhow::Result<()> {
+/// What a node waits for.
+struct Inputs {
+    inbox: mpsc::Receiver<Inbound>,
+    reported: mpsc::UnboundedReceiver<Report>,
+    judged: mpsc::UnboundedReceiver<Option<Vec<Verdict>>>,
+}
+
+fn start(config: NodeConfig) -> anyhow::Result<(Shell, Inputs)> {
     let (reports, reported) = mpsc::unbounded_channel();
     let report = move |report| drop(reports.send(report));
     let owner = Owner { cluster: config.genesis.cluster.clone(), node: config.node };
@@ -79,7 +89,7 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
         lies: config.chaos.as_ref().map(ChaosConfig::lies).unwrap_or_default(),
         lie_ticks: config.chaos.as_ref().map_or(1, |chaos| (chaos.every_millis / 10).max(1)),
     };
-    shell.turn(inbox, reported, judged).await
+    Ok((shell, Inputs { inbox, reported, judged }))
 }
 
 /// Half of the machine for checking signatures, where there are any to check.
@@ -183,15 +193,12 @@ struct Shell {
 
 impl Shell {
     /// Takes turns: wait for something, take everything that is there, let the core order and log it, act.
-    async fn turn(
-        mut self,
-        mut inbox: mpsc::Receiver<Inbound>,
-        mut reported: mpsc::UnboundedReceiver<Report>,
-        mut judged: mpsc::UnboundedReceiver<Option<Vec<Verdict>>>,
-    ) -> anyhow::Result<()> {
+    async fn turn(mut self, inputs: Inputs) -> anyhow::Result<()> {
+        let Inputs { mut inbox, mut reported, mut judged } = inputs;
         let mut ticker = tokio::time::interval(TICK);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut stop = std::pin::pin!(stop_signal());
+        let mut failure = std::pin::pin!(self.transport.failure());
         let mut stop_at: Option<tokio::time::Instant> = None;
         let mut arrived = Vec::with_capacity(INBOX_FRAMES);
         self.tick();
@@ -206,6 +213,7 @@ impl Shell {
                 count = inbox.recv_many(&mut arrived, INBOX_FRAMES) => {
                     anyhow::ensure!(count > 0, "the network has ended");
                 }
+                what = &mut failure => anyhow::bail!("the node is not whole any more: {what}"),
                 _ = ticker.tick() => self.tick(),
                 () = &mut stop, if stop_at.is_none() => {
                     tracing::info!("asked to stop; leaderships are handed over");
@@ -363,5 +371,38 @@ fn process_stats() -> ProcessStats {
         cpu_micros: (field(11) + field(12)) * MICROS_PER_CLOCK_TICK,
         resident_bytes: field(21) * PAGE_BYTES,
         disk_free_bytes: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{InitPlan, StorageConfig, Timing, init};
+
+    /// A node that went on without its socket would look alive to itself and hear nobody.
+    #[test]
+    fn a_node_that_has_lost_a_task_ends_and_says_which() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let plan = InitPlan {
+            dir: dir.path().to_path_buf(),
+            addresses: vec![socket.local_addr().unwrap()],
+            groups: 1,
+            replicas: 1,
+            quorums: None,
+            mode: Mode::Crash,
+            storage: StorageConfig::default(),
+            timing: Timing::default(),
+        };
+        let (_, nodes) = init(&plan).unwrap();
+        drop(socket);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let ended = runtime.block_on(async {
+            let (shell, inputs) = start(NodeConfig::load(&nodes[0]).unwrap()).unwrap();
+            shell.transport.lose_socket();
+            shell.turn(inputs).await
+        });
+        let said = ended.unwrap_err().to_string();
+        assert!(said.contains("accept connections has ended"), "{said}");
     }
 }

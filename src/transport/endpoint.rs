@@ -3,6 +3,7 @@
 use super::outbox::{Outbox, Pushed, write_frames};
 use super::peers::{Link, PeerAddress, dial};
 use super::tls::{Identity, PublicKey, peer_key, server_crypto};
+use super::watch::{Watch, WatchedRuntime};
 use crate::gateway::ConnectionId;
 use crate::limits::CLIENT_FRAME_BYTES_MAX;
 use crate::ring::NodeId;
@@ -13,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 /// What arrives.
 #[derive(Debug)]
@@ -101,6 +102,7 @@ pub(super) struct Shared {
     pub(super) endpoint: quinn::Endpoint,
     pub(super) identity: Identity,
     pub(super) peer_protocol: Vec<u8>,
+    pub(super) watch: Watch,
     inbound: mpsc::Sender<Inbound>,
     room: Arc<Semaphore>,
     clients: Arc<Mutex<BTreeMap<ConnectionId, (Outbox, quinn::Connection)>>>,
@@ -127,6 +129,7 @@ impl Shared {
 pub struct Transport {
     shared: Shared,
     links: BTreeMap<NodeId, Arc<Link>>,
+    alarm: Option<oneshot::Receiver<String>>,
 }
 
 impl std::fmt::Debug for Transport {
@@ -161,13 +164,15 @@ impl Transport {
             u64::from_be_bytes(settings.identity.derive("tetrachord connection ids v1")[..8].try_into()?);
         let mut endpoint_config = quinn::EndpointConfig::new(Arc::new(reset_key));
         endpoint_config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
-        let endpoint =
-            quinn::Endpoint::new(endpoint_config, Some(config), socket, Arc::new(quinn::TokioRuntime))?;
+        let (watch, alarm) = Watch::new();
+        let runtime = Arc::new(WatchedRuntime(watch.clone()));
+        let endpoint = quinn::Endpoint::new(endpoint_config, Some(config), socket, runtime)?;
         let identity = settings.identity;
         let shared = Shared {
             endpoint,
             identity,
             peer_protocol,
+            watch,
             inbound,
             room: Arc::new(Semaphore::new(INBOX_BYTES)),
             clients: Arc::default(),
@@ -176,12 +181,30 @@ impl Transport {
         let links: BTreeMap<NodeId, Arc<Link>> =
             settings.peers.into_iter().map(|peer| (peer.node, Arc::new(Link::new(peer)))).collect();
         for link in links.values().filter(|link| link.peer.node > settings.node) {
-            tokio::spawn(dial(Arc::clone(link), shared.clone()));
+            shared.watch.spawn_for_ever("dial a node", dial(Arc::clone(link), shared.clone()));
         }
         let by_key =
             peers.into_iter().filter_map(|(key, node)| Some((key, Arc::clone(links.get(&node)?)))).collect();
-        tokio::spawn(accept(shared.clone(), by_key, settings.clients, settings.greeting));
-        Ok(Self { shared, links })
+        let accepting = accept(shared.clone(), by_key, settings.clients, settings.greeting);
+        shared.watch.spawn_for_ever("accept connections", accepting);
+        Ok(Self { shared, links, alarm: Some(alarm) })
+    }
+
+    /// Waits until a task is lost without which the node is not whole, and says what happened. To be asked for once.
+    pub fn failure(&mut self) -> impl Future<Output = String> + use<> {
+        let alarm = self.alarm.take();
+        async move {
+            match alarm {
+                Some(alarm) => alarm.await.unwrap_or_else(|_| "the network has ended".to_string()),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// For tests: as if the socket had failed for good.
+    #[cfg(test)]
+    pub(crate) fn lose_socket(&self) {
+        self.shared.endpoint.close(0u32.into(), b"");
     }
 
     /// Queues a frame for another node; false if there is no link, or too much waits already.
@@ -239,7 +262,8 @@ async fn accept(
     while let Some(incoming) = shared.endpoint.accept().await {
         let (shared, peers, clients) = (shared.clone(), Arc::clone(&peers), Arc::clone(&clients));
         let greeting = greeting.clone();
-        tokio::spawn(async move {
+        let watch = shared.watch.clone();
+        watch.spawn("serve a connection", async move {
             let address = incoming.remote_address();
             let connection = match incoming.await {
                 Ok(connection) => connection,
@@ -284,7 +308,7 @@ async fn serve_client(connection: quinn::Connection, shared: &Shared, greeting: 
         }
         clients.insert(id, (outbox.clone(), connection.clone()));
     }
-    let writer = tokio::spawn(write_frames(outbox.clone(), send));
+    let writer = shared.watch.spawn("write to a client", write_frames(outbox.clone(), send));
     frames_of(recv, CLIENT_FRAME_BYTES_MAX, shared.clone(), move |frame| Inbound::ClientFrame {
         connection: id,
         frame,

@@ -14,6 +14,11 @@
 //! sender. Outbound to a node: a full queue drops the newest frame, as a network may; the protocols send again.
 //! Outbound to a client: a client that does not read its answers is disconnected.
 //!
+//! # Tasks
+//!
+//! Every task of a node's transport is watched, quinn's too: if one is lost, [`Transport::failure`] says which, and the node must
+//! end. One that went on without its tasks would look alive and hear nobody.
+//!
 //! This folder is the only place that knows quinn. It does not know what a frame means.
 
 mod client_link;
@@ -21,6 +26,7 @@ mod endpoint;
 mod outbox;
 mod peers;
 mod tls;
+mod watch;
 
 pub use client_link::{ClientEndpoint, ClientLink, LinkError};
 pub use endpoint::{Frame, Inbound, Transport, TransportSettings};

@@ -64,7 +64,7 @@ impl Link {
         if let Some(before) = before {
             before.close(0u32.into(), b"replaced by a newer connection");
         }
-        let writers = self.start_writers(&connection).await;
+        let writers = self.start_writers(&connection, shared).await;
         let node = self.peer.node;
         let mut is_up = false;
         // The link counts as up when the other side has spoken: until then it may still refuse our key.
@@ -78,7 +78,7 @@ impl Link {
             });
             // A link with a dead stream would lose one class of frames for ever; a new one is dialled instead.
             let connection = connection.clone();
-            tokio::spawn(async move {
+            shared.watch.spawn("read from a node", async move {
                 frames.await;
                 if connection.close_reason().is_none() {
                     connection.close(0u32.into(), b"a stream has ended");
@@ -100,7 +100,11 @@ impl Link {
         }
     }
 
-    async fn start_writers(&self, connection: &quinn::Connection) -> Vec<tokio::task::JoinHandle<()>> {
+    async fn start_writers(
+        &self,
+        connection: &quinn::Connection,
+        shared: &Shared,
+    ) -> Vec<tokio::task::JoinHandle<()>> {
         let mut writers = Vec::new();
         for (class, outbox) in self.outboxes.iter().enumerate() {
             let Ok(stream) = connection.open_uni().await else {
@@ -111,7 +115,7 @@ impl Link {
             outbox.open();
             // An empty frame makes the stream known to the other side at once.
             outbox.push(Bytes::from_static(&[0; 4]));
-            writers.push(tokio::spawn(write_frames(outbox.clone(), stream)));
+            writers.push(shared.watch.spawn("write to a node", write_frames(outbox.clone(), stream)));
         }
         writers
     }
