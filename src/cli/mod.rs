@@ -11,6 +11,7 @@ mod dev;
 mod init;
 mod kv;
 mod liars;
+mod log;
 mod output;
 mod proof;
 mod record;
@@ -18,7 +19,9 @@ mod status;
 mod workload;
 
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+use log::Log;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -116,33 +119,35 @@ impl From<Exit> for ExitCode {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logging(matches!(cli.command, Command::Serve { .. }));
-    match run(cli) {
-        Ok(exit) => exit.into(),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            Exit::Error.into()
-        }
+    let is_node = matches!(cli.command, Command::Serve { .. });
+    if is_node {
+        be_thrifty();
     }
+    let log = start_logging(is_node);
+    let exit = run(cli, &log).unwrap_or_else(|error| {
+        log.line(format!("error: {error:#}\n").into_bytes());
+        Exit::Error
+    });
+    log.finish();
+    exit.into()
 }
 
 /// Logs go to standard error; `RUST_LOG` chooses what. A node says more by itself than a client.
-fn start_logging(is_node: bool) {
+fn start_logging(is_node: bool) -> Log {
     let default = if is_node { "info" } else { "error" };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let log = Log::to_standard_error();
+    // The subscriber's own way to tell of an event that cannot be written panics where that cannot be told either.
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(log.clone());
+    lines.log_internal_errors(false).init();
+    log
 }
 
-fn run(cli: Cli) -> anyhow::Result<Exit> {
+fn run(cli: Cli, log: &Log) -> anyhow::Result<Exit> {
     let common = &cli.common;
     match cli.command {
-        Command::Serve { config } => {
-            be_thrifty();
-            let config = crate::config::NodeConfig::load(&config)?;
-            crate::node::run::run(config)?;
-            Ok(Exit::Ok)
-        }
+        Command::Serve { config } => serve(&config, log),
         Command::Init(args) => init::run(common, &args),
         Command::Check(args) => check::run(common, &args),
         Command::Proof(args) => proof::run(common, &args),
@@ -151,6 +156,15 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             runtime.block_on(run_async(common, command))
         }
     }
+}
+
+/// Runs a node. A panic of it is a fault like any other: the log says what it was, the exit code that it was one.
+fn serve(config: &Path, log: &Log) -> anyhow::Result<Exit> {
+    log.tell_panics();
+    let config = crate::config::NodeConfig::load(config)?;
+    let run = AssertUnwindSafe(|| crate::node::run::run(config));
+    catch_unwind(run).unwrap_or_else(|_| Err(anyhow::anyhow!("the node panicked; see above")))?;
+    Ok(Exit::Ok)
 }
 
 /// Starts this program anew, in the same process, with an allocator that keeps little: glibc reads these settings when a
@@ -168,9 +182,8 @@ fn be_thrifty() {
     ];
     let is_chosen = SETTINGS.iter().any(|(name, _)| std::env::var_os(name).is_some());
     if let (false, Ok(program)) = (is_chosen, std::env::current_exe()) {
-        let error =
-            std::process::Command::new(program).args(std::env::args_os().skip(1)).envs(SETTINGS).exec();
-        tracing::debug!(%error, "the allocator stays as it is");
+        // If it fails the allocator stays as it is.
+        let _ = std::process::Command::new(program).args(std::env::args_os().skip(1)).envs(SETTINGS).exec();
     }
 }
 
@@ -199,7 +212,7 @@ impl Common {
     }
 
     /// Where its file is.
-    fn cluster_file(&self) -> anyhow::Result<&std::path::Path> {
+    fn cluster_file(&self) -> anyhow::Result<&Path> {
         let Some(path) = &self.cluster else {
             anyhow::bail!(
                 "which cluster? Name its cluster file with --cluster FILE or in TETRACHORD_CLUSTER. `tetrachord dev` \

@@ -72,13 +72,18 @@ impl Cluster {
     }
 
     /// Starts a node by a command that runs the program (a tracer, say).
-    pub(crate) fn start_node_under(&mut self, index: usize, mut command: Command) {
-        assert!(self.children[index].is_none());
+    pub(crate) fn start_node_under(&mut self, index: usize, command: Command) {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.node_file(index).with_file_name("node.log"))
             .unwrap();
+        self.start_node_logging_to(index, command, log.into());
+    }
+
+    /// Starts a node whose log goes elsewhere than to its file.
+    pub(crate) fn start_node_logging_to(&mut self, index: usize, mut command: Command, log: Stdio) {
+        assert!(self.children[index].is_none());
         command.args(["serve", "--config"]).arg(self.node_file(index));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.children[index] = Some(child);
@@ -89,6 +94,14 @@ impl Cluster {
         let mut child = self.children[index].take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// SIGTERM; returns the exit code.
+    pub(crate) fn terminate_node(&mut self, index: usize) -> Option<i32> {
+        let mut child = self.children[index].take().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        child.wait().unwrap().code()
     }
 
     /// How the node's process ended, if it did by itself.
