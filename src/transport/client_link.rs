@@ -1,7 +1,8 @@
 //! A client's connection to one node.
 
-use super::endpoint::{client_protocol, idle_config, take_frame};
+use super::endpoint::{WINDOW, client_protocol, idle_config};
 use super::outbox::{Outbox, Pushed, write_frames};
+use super::reading::take_frame;
 use super::tls::{Identity, PublicKey, client_crypto};
 use crate::limits::PEER_FRAME_BYTES_MAX;
 use bytes::{Bytes, BytesMut};
@@ -68,7 +69,7 @@ impl ClientLink {
             let crypto = client_crypto(identity, key, client_protocol(cluster));
             let mut config =
                 quinn::ClientConfig::new(Arc::new(crypto.map_err(|error| unreachable(error.to_string()))?));
-            config.transport_config(idle_config(KEEP_ALIVE));
+            config.transport_config(idle_config(KEEP_ALIVE, WINDOW));
             let connecting = endpoint.0.connect_with(config, address, "tetrachord");
             let connecting = connecting.map_err(|error| unreachable(error.to_string()))?;
             let connection = connecting.await.map_err(|error| classify(address, &error))?;

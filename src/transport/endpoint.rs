@@ -1,18 +1,20 @@
 //! The node's QUIC endpoint: accepts nodes and clients, and hands their frames to the node in order.
 
-use super::outbox::{Outbox, Pushed, write_frames};
+use super::clients::Clients;
+use super::door::{Door, HANDSHAKE_PATIENCE, Knock};
+use super::outbox::write_frames;
 use super::peers::{Link, PeerAddress, dial};
+use super::reading::{Allowance, FIRST_WINDOW, frames_of};
 use super::tls::{Identity, PublicKey, peer_key, server_crypto};
 use super::watch::{Watch, WatchedRuntime};
 use crate::gateway::ConnectionId;
 use crate::limits::CLIENT_FRAME_BYTES_MAX;
 use crate::ring::NodeId;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use quinn_proto::HashedConnectionIdGenerator;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -90,11 +92,12 @@ pub(super) fn client_protocol(cluster: &str) -> Vec<u8> {
     format!("tetrachord-client/1/{cluster}").into_bytes()
 }
 
-/// Bytes of answers that may wait for one client.
-const CLIENT_OUTBOX_BYTES: usize = 32 << 20;
+/// Connections that have knocked and were not looked at yet, and bytes of what they say.
+const KNOCKING_MAX: usize = 4096;
+const KNOCKING_BYTES: u64 = 16 << 20;
 
-/// Client connections that a node accepts.
-const CLIENTS_MAX: usize = 4096;
+/// A client that has shaken hands must open its stream within this time.
+const STREAM_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the tasks of a transport share.
 #[derive(Clone)]
@@ -105,8 +108,7 @@ pub(super) struct Shared {
     pub(super) watch: Watch,
     inbound: mpsc::Sender<Inbound>,
     room: Arc<Semaphore>,
-    clients: Arc<Mutex<BTreeMap<ConnectionId, (Outbox, quinn::Connection)>>>,
-    last_connection: Arc<AtomicU64>,
+    clients: Clients,
 }
 
 impl Shared {
@@ -117,7 +119,7 @@ impl Shared {
     }
 
     /// Makes room for a frame; waits if too many bytes wait already.
-    async fn admit(&self, body: Bytes) -> Frame {
+    pub(super) async fn admit(&self, body: Bytes) -> Frame {
         let bytes = u32::try_from(body.len()).expect("frames are a few MiB at most");
         let room =
             Arc::clone(&self.room).acquire_many_owned(bytes).await.expect("the semaphore is never closed");
@@ -149,7 +151,8 @@ impl Transport {
         let keys = peers.keys().copied().chain(settings.clients.iter().copied()).collect();
         let crypto = server_crypto(&settings.identity, keys, protocols)?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-        config.transport_config(idle_config(KEEP_ALIVE));
+        config.transport_config(idle_config(KEEP_ALIVE, FIRST_WINDOW));
+        config.max_incoming(KNOCKING_MAX).incoming_buffer_size_total(KNOCKING_BYTES);
         let reset_key =
             ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &settings.identity.derive("tetrachord reset v1"));
         let socket = std::net::UdpSocket::bind(settings.listen).map_err(|error| {
@@ -175,8 +178,7 @@ impl Transport {
             watch,
             inbound,
             room: Arc::new(Semaphore::new(INBOX_BYTES)),
-            clients: Arc::default(),
-            last_connection: Arc::default(),
+            clients: Clients::default(),
         };
         let links: BTreeMap<NodeId, Arc<Link>> =
             settings.peers.into_iter().map(|peer| (peer.node, Arc::new(Link::new(peer)))).collect();
@@ -214,20 +216,18 @@ impl Transport {
 
     /// Queues an answer for a client. A client that leaves its answers unread is disconnected.
     pub fn answer(&self, connection: ConnectionId, frame: Bytes) {
-        let clients = self.shared.clients.lock().expect("never held while panicking");
-        if let Some((outbox, link)) = clients.get(&connection)
-            && outbox.push(frame) == Pushed::Full
-        {
-            link.close(1u32.into(), b"answers were not read");
-        }
+        self.shared.clients.answer(connection, frame);
     }
 
     /// Ends a client's connection and tells it why.
     pub fn disconnect(&self, connection: ConnectionId, reason: &str) {
-        let clients = self.shared.clients.lock().expect("never held while panicking");
-        if let Some((_, link)) = clients.get(&connection) {
-            link.close(2u32.into(), reason.as_bytes());
-        }
+        self.shared.clients.disconnect(connection, reason);
+    }
+
+    /// For tests: how many client connections there are.
+    #[cfg(test)]
+    pub(super) fn clients(&self) -> usize {
+        self.shared.clients.count()
     }
 }
 
@@ -237,7 +237,10 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Between nodes, which say heartbeats anyway.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
-pub(super) fn idle_config(keep_alive: Duration) -> Arc<quinn::TransportConfig> {
+/// Bytes that QUIC keeps unread of a connection to an end that is known and trusted with so much.
+pub(super) const WINDOW: u32 = 16 << 20;
+
+pub(super) fn idle_config(keep_alive: Duration, window: u32) -> Arc<quinn::TransportConfig> {
     let mut config = quinn::TransportConfig::default();
     let idle = quinn::IdleTimeout::try_from(IDLE_TIMEOUT).expect("3 s is a valid timeout");
     config
@@ -247,7 +250,7 @@ pub(super) fn idle_config(keep_alive: Duration) -> Arc<quinn::TransportConfig> {
         .max_concurrent_bidi_streams(4u32.into())
         .max_concurrent_uni_streams(8u32.into())
         .stream_receive_window((4u32 << 20).into())
-        .receive_window((16u32 << 20).into());
+        .receive_window(window.into());
     Arc::new(config)
 }
 
@@ -259,15 +262,32 @@ async fn accept(
 ) {
     let peers = Arc::new(peers);
     let clients = Arc::new(clients);
+    let door = Door::default();
     while let Some(incoming) = shared.endpoint.accept().await {
+        let handshake = match door.knock(incoming.remote_address().ip(), incoming.remote_address_validated())
+        {
+            Knock::Enter(handshake) => handshake,
+            Knock::ProveAddress => {
+                // Whoever cannot be asked to prove it has proved it.
+                drop(incoming.retry());
+                continue;
+            }
+            Knock::Ignored => {
+                incoming.ignore();
+                continue;
+            }
+        };
         let (shared, peers, clients) = (shared.clone(), Arc::clone(&peers), Arc::clone(&clients));
         let greeting = greeting.clone();
         let watch = shared.watch.clone();
         watch.spawn("serve a connection", async move {
             let address = incoming.remote_address();
-            let connection = match incoming.await {
-                Ok(connection) => connection,
-                Err(error) => return tracing::info!(%address, %error, "refused a connection"),
+            let connected = tokio::time::timeout(HANDSHAKE_PATIENCE, incoming).await;
+            drop(handshake);
+            let connection = match connected {
+                Ok(Ok(connection)) => connection,
+                Ok(Err(error)) => return tracing::info!(%address, %error, "refused a connection"),
+                Err(_) => return tracing::info!(%address, "a handshake took too long"),
             };
             let Some(key) = peer_key(&connection) else { return };
             let protocol = connection
@@ -279,10 +299,11 @@ async fn accept(
             match peers.get(&key) {
                 Some(link) if is_peer_protocol => {
                     tracing::info!(peer = %link.peer.node, %address, "connected");
+                    connection.set_receive_window(WINDOW.into());
                     link.serve(connection, &shared).await;
                 }
                 _ if !is_peer_protocol && clients.contains(&key) => {
-                    serve_client(connection, &shared, greeting).await;
+                    serve_client(connection, key, &shared, greeting).await;
                 }
                 _ => {
                     tracing::warn!(%key, %address, "refused: this key may not speak this protocol");
@@ -293,99 +314,23 @@ async fn accept(
     }
 }
 
-async fn serve_client(connection: quinn::Connection, shared: &Shared, greeting: Bytes) {
-    let Ok((send, recv)) = connection.accept_bi().await else {
-        return;
+async fn serve_client(connection: quinn::Connection, key: PublicKey, shared: &Shared, greeting: Bytes) {
+    let place = match shared.clients.admit(key, &connection) {
+        Ok(place) => place,
+        Err(reason) => return connection.close(4u32.into(), reason.as_bytes()),
     };
-    let id = ConnectionId(shared.last_connection.fetch_add(1, Ordering::Relaxed) + 1);
-    let outbox = Outbox::new(CLIENT_OUTBOX_BYTES);
-    outbox.open();
-    outbox.push(greeting);
-    {
-        let mut clients = shared.clients.lock().expect("never held while panicking");
-        if clients.len() >= CLIENTS_MAX {
-            return connection.close(4u32.into(), b"too many clients; try another node");
-        }
-        clients.insert(id, (outbox.clone(), connection.clone()));
-    }
-    let writer = shared.watch.spawn("write to a client", write_frames(outbox.clone(), send));
-    frames_of(recv, CLIENT_FRAME_BYTES_MAX, shared.clone(), move |frame| Inbound::ClientFrame {
-        connection: id,
-        frame,
-    })
-    .await;
-    outbox.close();
+    let Ok(Ok((send, recv))) = tokio::time::timeout(STREAM_PATIENCE, connection.accept_bi()).await else {
+        return connection.close(6u32.into(), b"no stream was opened");
+    };
+    let id = place.id;
+    place.outbox.open();
+    place.outbox.push(greeting);
+    let writer = shared.watch.spawn("write to a client", write_frames(place.outbox.clone(), send));
+    let allowance = Allowance::new(connection.clone(), Arc::clone(&place.share));
+    let wrap = move |frame| Inbound::ClientFrame { connection: id, frame };
+    frames_of(recv, CLIENT_FRAME_BYTES_MAX, shared.clone(), Some(allowance), wrap).await;
     writer.abort();
     connection.close(0u32.into(), b"");
-    shared.clients.lock().expect("never held while panicking").remove(&id);
+    drop(place);
     shared.tell(Inbound::ClientGone { connection: id }).await;
-}
-
-/// Reads frames until the stream ends or one is too large. Empty frames only announce a stream.
-pub(super) async fn frames_of(
-    mut stream: quinn::RecvStream,
-    bytes_max: usize,
-    shared: Shared,
-    wrap: impl Fn(Frame) -> Inbound + Send + 'static,
-) {
-    let mut buffer = BytesMut::new();
-    while let Ok(Some(chunk)) = stream.read_chunk(usize::MAX, true).await {
-        buffer.extend_from_slice(&chunk.bytes);
-        while let Some(body) = take_frame(&mut buffer, bytes_max) {
-            match body {
-                Ok(body) if body.is_empty() => {}
-                Ok(body) => {
-                    let frame = shared.admit(body).await;
-                    shared.tell(wrap(frame)).await;
-                }
-                Err(bytes) => {
-                    tracing::warn!(bytes, bytes_max, "a frame is too large; the stream is closed");
-                    let _ = stream.stop(5u32.into());
-                    return;
-                }
-            }
-        }
-    }
-}
-
-/// The next whole frame of a stream: a length in four bytes, little-endian, then so many bytes.
-pub(super) fn take_frame(buffer: &mut BytesMut, bytes_max: usize) -> Option<Result<Bytes, usize>> {
-    let bytes = buffer.get(..4).map(|mut length| length.get_u32_le() as usize)?;
-    if bytes > bytes_max {
-        return Some(Err(bytes));
-    }
-    if buffer.len() < 4 + bytes {
-        return None;
-    }
-    buffer.advance(4);
-    Some(Ok(buffer.split_to(bytes).freeze()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn frames_come_out_whole_however_the_bytes_arrive() {
-        let stream =
-            [&5u32.to_le_bytes()[..], b"first", &0u32.to_le_bytes(), &6u32.to_le_bytes(), b"second"].concat();
-        for cut in 0..stream.len() {
-            let mut buffer = BytesMut::from(&stream[..cut]);
-            let mut bodies = Vec::new();
-            while let Some(body) = take_frame(&mut buffer, 100) {
-                bodies.push(body.unwrap());
-            }
-            buffer.extend_from_slice(&stream[cut..]);
-            while let Some(body) = take_frame(&mut buffer, 100) {
-                bodies.push(body.unwrap());
-            }
-            assert_eq!(bodies, [&b"first"[..], b"", b"second"]);
-        }
-    }
-
-    #[test]
-    fn a_frame_that_claims_too_much_is_refused_before_it_arrives() {
-        let mut buffer = BytesMut::from(&u32::MAX.to_le_bytes()[..]);
-        assert_eq!(take_frame(&mut buffer, 100), Some(Err(u32::MAX as usize)));
-    }
 }

@@ -10,7 +10,8 @@
 //!
 //! # Back-pressure
 //!
-//! Everything that waits is bounded, in bytes. Inbound: readers wait when the node is behind, and QUIC's flow control tells the
+//! Everything that waits is bounded, in bytes; what a client's key can make a node keep is bounded for all of its connections
+//! together, and apart from that of other keys. Inbound: readers wait when the node is behind, and QUIC's flow control tells the
 //! sender. Outbound to a node: a full queue drops the newest frame, as a network may; the protocols send again.
 //! Outbound to a client: a client that does not read its answers is disconnected.
 //!
@@ -22,9 +23,14 @@
 //! This folder is the only place that knows quinn. It does not know what a frame means.
 
 mod client_link;
+mod clients;
+mod door;
 mod endpoint;
 mod outbox;
 mod peers;
+mod reading;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod watch;
 

@@ -1,6 +1,7 @@
 //! Frames that wait to be written to one stream.
 
 use bytes::Bytes;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
@@ -8,6 +9,8 @@ use tokio::sync::Notify;
 struct Queue {
     frames: Vec<Bytes>,
     bytes: usize,
+    /// Bytes that were taken and are being written.
+    writing: usize,
     is_open: bool,
 }
 
@@ -17,6 +20,8 @@ pub(super) struct Outbox {
     queue: Arc<Mutex<Queue>>,
     filled: Arc<Notify>,
     bytes_max: usize,
+    /// Bytes that wait or are being written, here and in all outboxes that share the count.
+    total: Arc<AtomicUsize>,
 }
 
 /// What became of a frame.
@@ -32,7 +37,12 @@ pub(super) enum Pushed {
 
 impl Outbox {
     pub(super) fn new(bytes_max: usize) -> Self {
-        Self { queue: Arc::default(), filled: Arc::default(), bytes_max }
+        Self::counted(bytes_max, Arc::default())
+    }
+
+    /// An outbox whose bytes count in a total, too.
+    pub(super) fn counted(bytes_max: usize, total: Arc<AtomicUsize>) -> Self {
+        Self { queue: Arc::default(), filled: Arc::default(), bytes_max, total }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -41,13 +51,24 @@ impl Outbox {
 
     /// Begins anew: what waited for an earlier connection is dropped.
     pub(super) fn open(&self) {
-        *self.queue() = Queue { is_open: true, ..Queue::default() };
+        self.begin(Queue { is_open: true, ..Queue::default() });
     }
 
     /// Ends: nothing is queued any more, and the reader is told.
     pub(super) fn close(&self) {
-        *self.queue() = Queue::default();
+        self.begin(Queue::default());
         self.filled.notify_one();
+    }
+
+    fn begin(&self, queue: Queue) {
+        let before = std::mem::replace(&mut *self.queue(), queue);
+        self.total.fetch_sub(before.bytes + before.writing, Ordering::Relaxed);
+    }
+
+    /// Bytes that wait or are being written.
+    pub(super) fn bytes(&self) -> usize {
+        let queue = self.queue();
+        queue.bytes + queue.writing
     }
 
     pub(super) fn push(&self, frame: Bytes) -> Pushed {
@@ -59,13 +80,14 @@ impl Outbox {
             return Pushed::Full;
         }
         queue.bytes += frame.len();
+        self.total.fetch_add(frame.len(), Ordering::Relaxed);
         queue.frames.push(frame);
         drop(queue);
         self.filled.notify_one();
         Pushed::Queued
     }
 
-    /// Waits for frames and takes all of them; `None` when the outbox is closed.
+    /// Waits for frames and takes all of them; what was taken before is written. `None` when the outbox is closed.
     pub(super) async fn take(&self) -> Option<Vec<Bytes>> {
         loop {
             {
@@ -73,8 +95,9 @@ impl Outbox {
                 if !queue.is_open {
                     return None;
                 }
+                self.total.fetch_sub(std::mem::take(&mut queue.writing), Ordering::Relaxed);
                 if !queue.frames.is_empty() {
-                    queue.bytes = 0;
+                    queue.writing = std::mem::take(&mut queue.bytes);
                     return Some(std::mem::take(&mut queue.frames));
                 }
             }
@@ -108,5 +131,26 @@ mod tests {
         assert_eq!(outbox.push(Bytes::from_static(b"x")), Pushed::Queued, "a new connection begins empty");
         outbox.close();
         assert_eq!(outbox.push(Bytes::from_static(b"x")), Pushed::Closed);
+    }
+
+    #[test]
+    fn what_waits_is_counted_until_it_is_written() {
+        let total = Arc::new(AtomicUsize::new(0));
+        let (one, two) = (Outbox::counted(100, Arc::clone(&total)), Outbox::counted(100, Arc::clone(&total)));
+        let count = || total.load(Ordering::Relaxed);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        one.open();
+        two.open();
+        one.push(Bytes::from(vec![0; 10]));
+        two.push(Bytes::from(vec![0; 7]));
+        assert_eq!((count(), one.bytes()), (17, 10));
+        runtime.block_on(one.take()).unwrap();
+        one.push(Bytes::from(vec![0; 5]));
+        assert_eq!((count(), one.bytes()), (22, 15), "what is being written is still there");
+        runtime.block_on(one.take()).unwrap();
+        assert_eq!((count(), one.bytes()), (12, 5));
+        one.close();
+        two.close();
+        assert_eq!(count(), 0);
     }
 }

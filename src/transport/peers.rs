@@ -1,7 +1,8 @@
 //! Links to the other nodes: one connection each, dialled by the lower number, renewed when it is lost.
 
-use super::endpoint::{Inbound, KEEP_ALIVE, Shared, frames_of, idle_config};
+use super::endpoint::{Inbound, KEEP_ALIVE, Shared, WINDOW, idle_config};
 use super::outbox::{Outbox, Pushed, write_frames};
+use super::reading::frames_of;
 use super::tls::{PublicKey, client_crypto};
 use crate::limits::PEER_FRAME_BYTES_MAX;
 use crate::ring::NodeId;
@@ -73,7 +74,7 @@ impl Link {
                 is_up = true;
                 shared.tell(Inbound::PeerUp { node }).await;
             }
-            let frames = frames_of(stream, PEER_FRAME_BYTES_MAX, shared.clone(), move |frame| {
+            let frames = frames_of(stream, PEER_FRAME_BYTES_MAX, shared.clone(), None, move |frame| {
                 Inbound::PeerFrame { from: node, frame }
             });
             // A link with a dead stream would lose one class of frames for ever; a new one is dialled instead.
@@ -146,7 +147,7 @@ pub(super) async fn dial(link: Arc<Link>, shared: Shared) {
 async fn dial_once(link: &Link, shared: &Shared) -> Result<quinn::Connection, String> {
     let crypto = client_crypto(&shared.identity, link.peer.key, shared.peer_protocol.clone());
     let mut config = quinn::ClientConfig::new(Arc::new(crypto.map_err(|error| error.to_string())?));
-    config.transport_config(idle_config(KEEP_ALIVE));
+    config.transport_config(idle_config(KEEP_ALIVE, WINDOW));
     let connecting = shared.endpoint.connect_with(config, link.peer.address, "tetrachord");
     let connecting = connecting.map_err(|error| error.to_string())?;
     match tokio::time::timeout(DIAL_TIMEOUT, connecting).await {
