@@ -1,7 +1,8 @@
 //! Files that people write, turned into values that need no further check.
 //!
 //! * The **genesis record** is the same on every node: who belongs to the cluster, how the ring is cut, what the limits
-//!   are. Its digest is part of the protocol's name, so nodes that disagree about it never talk.
+//!   are. Its digest is part of the protocol's name, so nodes that disagree about it never talk. Only addresses are no part of
+//!   it: where somebody is found says nothing about who that is, and may change.
 //! * A **node file** says which node this is and where its key and data are.
 //! * The **cluster file** is for clients: where the nodes are, which keys they have, and the client's own.
 //!
@@ -12,7 +13,7 @@ use crate::ring::{NodeId, RingMap};
 use crate::transport::{Identity, PublicKey};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use tetrachord_consensus::pbft::Lie;
 use tetrachord_consensus::{ByzantineQuorum, QuorumError, Quorums};
@@ -154,6 +155,9 @@ pub struct Genesis {
 
 const GENESIS_VERSION: u32 = 1;
 
+/// In the place of every address where a record is compared.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
 impl Genesis {
     /// Reads and checks a genesis record.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
@@ -257,11 +261,13 @@ impl Genesis {
         RingMap::even(self.groups, self.nodes.len(), self.replicas)
     }
 
-    /// The cluster's name with a digest of everything above: two nodes talk only if they agree on all of it.
+    /// The cluster's name with a digest of everything above but addresses: two nodes talk only if they agree on all of it.
     #[must_use]
     pub fn protocol_name(&self) -> String {
+        let mut record = self.clone();
+        record.nodes.iter_mut().for_each(|node| node.address = NOWHERE);
         let bytes =
-            postcard::to_stdvec(self).expect("writing to memory cannot fail and every length is known");
+            postcard::to_stdvec(&record).expect("writing to memory cannot fail and every length is known");
         let digest = blake3::hash(&bytes);
         format!("{}-{}", self.cluster, &digest.to_hex()[..16])
     }
@@ -802,5 +808,14 @@ mod tests {
         assert!(wrong(&|genesis| genesis.quorums = Some(quorums)).contains("must be at least 4"));
         assert!(wrong(&|genesis| genesis.timing.election_millis = 60).contains("four heartbeats"));
         assert!(wrong(&|genesis| genesis.version = 9).contains("version 9"));
+        let name = |change: &dyn Fn(&mut Genesis)| {
+            let mut genesis = good.clone();
+            change(&mut genesis);
+            genesis.protocol_name()
+        };
+        let moved = "[2001:db8::1]:9000".parse().unwrap();
+        assert_eq!(name(&|genesis| genesis.nodes[0].address = moved), good.protocol_name());
+        assert_ne!(name(&|genesis| genesis.timing.election_millis += 1), good.protocol_name());
+        assert_ne!(name(&|genesis| genesis.nodes.swap(0, 1)), good.protocol_name());
     }
 }

@@ -212,3 +212,49 @@ fn init_refuses_what_cannot_keep_its_promise() {
     assert!(init(&["--nodes", "5", "--quorums", "2", "3"]).contains("must be at least 6, it is 5"));
     assert!(init(&["--nodes", "5", "--quorums", "5", "1"]).contains("survive 0 crashed"));
 }
+
+/// As docs/operating.md says: the address is changed in the genesis record everywhere and in the clients' files, and the nodes
+/// are started again one after the other.
+#[test]
+fn a_node_moves_to_another_address_while_the_cluster_serves() {
+    for mode in ["crash", "byzantine"] {
+        let nodes = if mode == "crash" { 3 } else { 4 };
+        let mut cluster = Cluster::init_in(mode, nodes, 1);
+        (0..nodes).for_each(|index| cluster.start_node(index));
+        cluster.ok(&["incr", "n"]);
+        let genesis = std::fs::read_to_string(cluster.path().join("genesis.toml")).unwrap();
+        let addresses: Vec<&str> =
+            genesis.lines().filter_map(|line| line.strip_prefix("address = ")).collect();
+        let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        for file in ["genesis.toml", "cluster.toml"] {
+            let path = cluster.path().join(file);
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, text.replace(addresses[nodes - 1], &format!("\"{free}\""))).unwrap();
+        }
+        for index in (0..nodes).rev() {
+            assert_eq!(cluster.terminate_node(index), Some(0));
+            cluster.start_node(index);
+            let linked = |node: &serde_json::Value| node["connected"].as_array().map_or(0, Vec::len);
+            // The last one is where only those look for it that were started since.
+            let others = nodes - 1 - index;
+            wait_for("links", || (linked(&cluster.status()["nodes"][nodes - 1]) >= others).then_some(()));
+            wait_for("an answer", || (cluster.code(&["get", "n"]) == 0).then_some(()));
+        }
+        assert_eq!(cluster.ok(&["incr", "n"]), "2");
+    }
+}
+
+/// A cluster file of another cluster with the same keys: what is wrong is said, not that the key is.
+#[test]
+fn a_cluster_file_that_does_not_fit_is_told_from_a_key_that_is_not_known() {
+    let cluster = Cluster::start(3, 1);
+    cluster.ok(&["put", "k", "v"]);
+    let path = cluster.path().join("cluster.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (before, protocol) = text.split_once("protocol = \"").unwrap();
+    std::fs::write(&path, format!("{before}protocol = \"x{protocol}")).unwrap();
+    let denied = cluster.run(&["get", "k"]);
+    let said = String::from_utf8_lossy(&denied.stderr).to_string();
+    assert_eq!(denied.status.code(), Some(8), "{said}");
+    assert!(said.contains("another cluster"), "{said}");
+}

@@ -15,9 +15,9 @@ use tokio::sync::mpsc;
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum LinkError {
-    /// The node does not know the client's key, or the client the node's.
-    #[error("{0} refuses this client's key, or is not the node that the cluster file names")]
-    Denied(SocketAddr),
+    /// Whoever answers there does not want this client, or is not who it should be. Waiting will not help.
+    #[error("{0}")]
+    Denied(Denial),
     /// Nobody answers.
     #[error("cannot reach {address}: {reason}")]
     Unreachable {
@@ -26,6 +26,19 @@ pub enum LinkError {
         /// Why not.
         reason: String,
     },
+}
+
+/// Why somebody is denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Denial {
+    /// The node does not know the client's key, or the client the node's.
+    #[error("{0} refuses this client's key, or is not the node that the cluster file names")]
+    Key(SocketAddr),
+    /// The node belongs to another cluster than the cluster file tells of.
+    #[error(
+        "{0} belongs to another cluster than this cluster file, or to this one before or after its genesis record was changed;          the cluster file's `protocol` must fit the record that the nodes have"
+    )]
+    Cluster(SocketAddr),
 }
 
 /// An open connection: frames go out by [`Self::send`] and come in through the receiver given at the start.
@@ -133,19 +146,24 @@ impl Drop for ClientLink {
     }
 }
 
-/// TLS alerts about keys mean that waiting will not help.
+/// The alerts of TLS are codes from here on; one of them says that there is no protocol in common.
+const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
+const NO_PROTOCOL: u64 = 0x100 + 120;
+
+/// TLS alerts mean that waiting will not help.
 fn classify(address: SocketAddr, error: &quinn::ConnectionError) -> LinkError {
-    let is_tls = |code: quinn::TransportErrorCode| (0x100..0x200).contains(&u64::from(code));
-    let denied = match error {
-        quinn::ConnectionError::ConnectionClosed(close) => is_tls(close.error_code),
-        quinn::ConnectionError::TransportError(error) => is_tls(error.code),
-        quinn::ConnectionError::ApplicationClosed(close) => close.error_code == 3u32.into(),
-        _ => false,
+    let code = match error {
+        quinn::ConnectionError::ConnectionClosed(close) => u64::from(close.error_code),
+        quinn::ConnectionError::TransportError(error) => u64::from(error.code),
+        quinn::ConnectionError::ApplicationClosed(close) if close.error_code == 3u32.into() => {
+            return LinkError::Denied(Denial::Key(address));
+        }
+        _ => 0,
     };
-    if denied {
-        LinkError::Denied(address)
-    } else {
-        LinkError::Unreachable { address, reason: error.to_string() }
+    match code {
+        NO_PROTOCOL => LinkError::Denied(Denial::Cluster(address)),
+        code if TLS_ALERTS.contains(&code) => LinkError::Denied(Denial::Key(address)),
+        _ => LinkError::Unreachable { address, reason: error.to_string() },
     }
 }
 
