@@ -9,7 +9,7 @@ use crate::kv::{Client, Operation, Reply, RequestId};
 use crate::ring::GroupId;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use tetrachord_consensus::pbft::request::{leaf_of, path_of, root_from_path, root_of};
+use tetrachord_consensus::pbft::request::{Tree, leaf_of, root_from_path};
 use tetrachord_consensus::pbft::sign::Statement;
 use tetrachord_consensus::pbft::{Keyring, Signature, Signer};
 use tetrachord_consensus::{Digest, ReplicaId, Slot};
@@ -70,40 +70,47 @@ impl Proof {
     }
 }
 
-/// All outcomes of a slot, signed when the first proof is asked for.
+/// All outcomes of a slot, signed once. The tree over them is built once too: a slot may have very many outcomes, and all of
+/// them may be asked to be shown.
 #[derive(Debug)]
-pub struct SlotOutcomes<'a> {
+pub struct SlotOutcomes {
     slot: u64,
-    leaves: Vec<Digest>,
-    signature: Option<Signature>,
-    signer: &'a Signer,
+    signer: ReplicaId,
+    tree: Tree,
+    signature: Signature,
 }
 
-impl<'a> SlotOutcomes<'a> {
-    /// The outcomes of a slot, in order.
+impl SlotOutcomes {
+    /// Signs for the outcomes of a slot, in order; there is at least one.
     #[must_use]
-    pub fn new(slot: u64, leaves: Vec<Digest>, signer: &'a Signer) -> Self {
-        Self { slot, leaves, signature: None, signer }
+    pub fn sign(slot: u64, leaves: Vec<Digest>, signer: &Signer) -> Self {
+        let tree = Tree::over(leaves);
+        let signature = signer.sign(Statement::Outcomes(Slot(slot), tree.root()));
+        Self { slot, signer: signer.me(), tree, signature }
     }
 
     /// What this replica says of one of them.
-    pub fn prove(&mut self, index: usize) -> OutcomeProof {
-        let root = root_of(&self.leaves);
-        let sign = || self.signer.sign(Statement::Outcomes(Slot(self.slot), root));
-        let signature = *self.signature.get_or_insert_with(sign);
+    #[must_use]
+    pub fn prove(&self, index: usize) -> OutcomeProof {
         let narrow = |size: usize| u32::try_from(size).expect("a slot has few outcomes");
         OutcomeProof {
-            signer: self.signer.me(),
+            signer: self.signer,
             slot: self.slot,
             index: narrow(index),
-            count: narrow(self.leaves.len()),
-            path: path_of(&self.leaves, index),
-            signature,
+            count: narrow(self.tree.count()),
+            path: self.tree.path(index),
+            signature: self.signature,
         }
     }
 }
 
 impl OutcomeProof {
+    /// Bytes that it takes in a message, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + size_of_val(self.path.as_slice())
+    }
+
     /// Whether the signer says that its slot had this outcome.
     #[must_use]
     pub fn holds(&self, leaf: Digest, keyring: &Keyring) -> bool {
@@ -132,7 +139,7 @@ mod tests {
             outcome_leaf(&[7; 32], request, b"put", &Reply::Put { version })
         };
         let leaves: Vec<Digest> = (0..5).map(|number| leaf(number, number)).collect();
-        let mut outcomes = SlotOutcomes::new(9, leaves.clone(), &signer);
+        let outcomes = SlotOutcomes::sign(9, leaves.clone(), &signer);
         let proof = outcomes.prove(2);
         assert!(proof.holds(leaves[2], &keyring));
         assert!(!proof.holds(leaves[3], &keyring) && !proof.holds(leaf(2, 99), &keyring));

@@ -1,5 +1,5 @@
-//! What a group does in Byzantine mode only: signed requests in, outcomes for clients out, roots for checkpoints, and whole
-//! states that are taken only with proof.
+//! What a group does in Byzantine mode only: signed requests in, outcomes for clients out ([`super::outcomes`]), roots for
+//! checkpoints, and whole states that are taken only with proof.
 //!
 //! * Decided slots are applied in order; a checkpoint's root is taken at exactly its slot, so what follows waits if the
 //!   tree cannot keep up.
@@ -12,12 +12,11 @@ use super::install::Install;
 use super::message::{GroupMessage, Offer};
 use super::repair::Repair;
 use super::scrub::Scrub;
-use super::{Group, Outcome, Output, Purpose, Ticket, encode};
+use super::{Group, Outcome, Output, Purpose, Ticket, encode, outcomes};
 use crate::error::StorageError;
 use crate::group::OpenError;
-use crate::kv::{self, Client, PartSet, Reply, RequestId, SessionId, SignedRequest, StateRoot};
-use crate::limits::{OUTCOMES_FRAME_BYTES, SIGNED_BATCH_BYTES_MAX};
-use crate::proof::{OutcomeProof, SlotOutcomes, outcome_leaf};
+use crate::kv::{self, Client, PartSet, SignedRequest, StateRoot};
+use crate::limits::SIGNED_BATCH_BYTES_MAX;
 use crate::ring::{GroupPlace, NodeId};
 use crate::storage::{StateWrite, Storage};
 use bytes::Bytes;
@@ -59,17 +58,6 @@ impl fmt::Debug for Byzantine {
     }
 }
 
-/// What one client's requests in one slot came to, as this replica executed them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcomes {
-    /// Whose requests.
-    pub client: Client,
-    /// The slot.
-    pub slot: u64,
-    /// Each request with its reply, and with a proof if the client wants to show it.
-    pub replies: Vec<(RequestId, Reply, Option<OutcomeProof>)>,
-}
-
 /// A replica that gives a whole state may pause for so long; then another is asked.
 const SOURCE_PATIENCE_MILLIS: u64 = 2_000;
 
@@ -92,7 +80,7 @@ pub(super) enum Held {
 /// The Byzantine half of a group.
 #[derive(Debug)]
 pub(super) struct Signed {
-    signer: Signer,
+    pub(super) signer: Signer,
     verifier: Verifier,
     pub(super) held: VecDeque<Held>,
     /// Checkpoints that are not stable yet, the oldest first. The tree holds none of them: whoever needs a state gets one
@@ -324,7 +312,7 @@ impl Group {
         let asked = bundles.iter().flat_map(pbft::Bundle::requests);
         // What ends the epoch is no operation on the state; that it has ended is part of the position.
         let asked: Vec<pbft::SignedRequest> = asked.filter(|request| !request.ends_epoch).collect();
-        let requests: Vec<SignedRequest> = asked.iter().map(request_of).collect();
+        let requests: Vec<SignedRequest> = asked.iter().map(outcomes::request_of).collect();
         let (chain, sealed) = (decided.base.chain.0, decided.base.sealed);
         let applied = kv::Slot { slot, chain, sealed, time: decided.time.0, batch: None };
         let replies = match self.machine.apply_signed(storage, &applied, &requests) {
@@ -333,48 +321,6 @@ impl Group {
         };
         self.tell_clients(slot, &asked, &requests, replies);
         Ok(())
-    }
-
-    fn tell_clients(
-        &mut self,
-        slot: u64,
-        asked: &[pbft::SignedRequest],
-        requests: &[SignedRequest],
-        replies: Vec<Reply>,
-    ) {
-        let signed = self.signed.as_mut().expect("the caller has asked");
-        let replies = match &mut signed.chaos {
-            Some(chaos) => replies.into_iter().map(|reply| chaos.twist_reply(reply)).collect(),
-            None => replies,
-        };
-        let is_proof_wanted = asked.iter().any(|request| request.wants_proof);
-        let leaf = |(request, reply): (&SignedRequest, &Reply)| {
-            outcome_leaf(&request.client, request.request, &request.operation, reply)
-        };
-        let leaves = match is_proof_wanted {
-            true => requests.iter().zip(&replies).map(leaf).collect(),
-            false => Vec::new(),
-        };
-        let mut outcomes = SlotOutcomes::new(slot, leaves, &signed.signer);
-        // For each client what is told next, and its bytes.
-        let mut by_client: BTreeMap<Client, (Outcomes, usize)> = BTreeMap::new();
-        for (index, (request, reply)) in requests.iter().zip(replies).enumerate() {
-            let client = request.client;
-            let proof = asked[index].wants_proof.then(|| outcomes.prove(index));
-            let empty = || (Outcomes { client, slot, replies: Vec::new() }, 0);
-            let (of_client, bytes) = by_client.entry(client).or_insert_with(empty);
-            *bytes += match &reply {
-                Reply::Value { found: Some((_, value)) } => value.len(),
-                _ => 0,
-            };
-            of_client.replies.push((request.request, reply, proof));
-            if *bytes >= OUTCOMES_FRAME_BYTES
-                && let Some((full, _)) = by_client.remove(&client)
-            {
-                self.outputs.push(Output::Outcomes(full));
-            }
-        }
-        self.outputs.extend(by_client.into_values().map(|(outcomes, _)| Output::Outcomes(outcomes)));
     }
 
     /// The engine has no other way to catch up: asks one replica for its whole state.
@@ -575,14 +521,4 @@ impl Group {
 fn latest(earlier: Vec<StateWrite>, later: Vec<StateWrite>) -> Vec<StateWrite> {
     let rows: BTreeMap<Bytes, Option<Bytes>> = earlier.into_iter().chain(later).collect();
     rows.into_iter().collect()
-}
-
-fn request_of(asked: &pbft::SignedRequest) -> SignedRequest {
-    SignedRequest {
-        client: asked.name.client.0,
-        request: RequestId { session: SessionId(asked.name.session), number: asked.name.number },
-        ack_below: asked.ack_below,
-        not_after: asked.not_after.0,
-        operation: asked.operation.clone(),
-    }
 }

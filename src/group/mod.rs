@@ -17,14 +17,16 @@ mod digests;
 mod driver;
 mod install;
 mod message;
+mod outcomes;
 mod repair;
 mod requests;
 mod scrub;
 mod snapshot;
 mod state;
 
-pub use byzantine::{Byzantine, Outcomes};
+pub use byzantine::Byzantine;
 pub use driver::Records;
+pub use outcomes::Outcomes;
 pub use requests::Ticket;
 
 use crate::error::StorageError;

@@ -1,7 +1,7 @@
 //! What clients ask, and their signatures.
 //!
 //! A client signs once for everything that it sends together: a [`Bundle`]. The signature covers the Merkle root over
-//! the requests, so each request can be shown to a third party alone, with its [`path_of`]. A signature says who asked
+//! the requests, so each request can be shown to a third party alone, with its [`Tree::path`]. A signature says who asked
 //! and what, not in which order.
 //!
 //! A request is named by client, session and number ([`RequestName`]); what its operation means is not known here.
@@ -236,7 +236,15 @@ pub fn leaf_of(parts: &[&[u8]]) -> Digest {
     Digest(*hasher.finalize().as_bytes())
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Inner nodes that this thread has hashed.
+    static HASHED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 fn inner_of(left: &Digest, right: &Digest) -> Digest {
+    #[cfg(test)]
+    HASHED.set(HASHED.get() + 1);
     let mut bytes = [0; 65];
     bytes[0] = 1;
     bytes[1..33].copy_from_slice(&left.0);
@@ -264,18 +272,44 @@ pub fn root_of(leaves: &[Digest]) -> Digest {
     level[0]
 }
 
-/// What must be known besides a leaf to compute the root: its siblings, from below.
-#[must_use]
-pub fn path_of(leaves: &[Digest], mut index: usize) -> Vec<Digest> {
-    assert!(index < leaves.len(), "the leaf is in the tree");
-    let mut level = leaves.to_vec();
-    let mut path = Vec::new();
-    while level.len() > 1 {
-        path.extend(level.get(index ^ 1));
-        level = level_above(&level);
-        index /= 2;
+/// A whole Merkle tree over leaves, for whoever shows many of them: each node is hashed once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tree {
+    /// The leaves, then every level above them; the root is alone in the last.
+    levels: Vec<Vec<Digest>>,
+}
+
+impl Tree {
+    /// The tree over these leaves.
+    #[must_use]
+    pub fn over(leaves: Vec<Digest>) -> Self {
+        assert!(!leaves.is_empty(), "a tree has a leaf");
+        let mut levels = vec![leaves];
+        while let Some(level) = levels.last().filter(|level| level.len() > 1) {
+            levels.push(level_above(level));
+        }
+        Self { levels }
     }
-    path
+
+    /// What [`root_of`] says of the same leaves.
+    #[must_use]
+    pub fn root(&self) -> Digest {
+        self.levels[self.levels.len() - 1][0]
+    }
+
+    /// How many leaves.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.levels[0].len()
+    }
+
+    /// What must be known besides a leaf to compute the root: its siblings, from below.
+    #[must_use]
+    pub fn path(&self, index: usize) -> Vec<Digest> {
+        assert!(index < self.count(), "the leaf is in the tree");
+        let sibling = |(height, level): (usize, &Vec<Digest>)| level.get((index >> height) ^ 1).copied();
+        self.levels.iter().enumerate().filter_map(sibling).collect()
+    }
 }
 
 /// The root that a leaf and its path lead to, in a tree of `count` leaves; none if the path has the wrong length.
@@ -362,9 +396,11 @@ mod tests {
     fn each_leaf_proves_itself_and_no_other() {
         for count in 1..=17usize {
             let leaves: Vec<Digest> = (0..count).map(|index| leaf_of(&[&[index as u8]])).collect();
-            let root = root_of(&leaves);
+            let tree = Tree::over(leaves.clone());
+            let root = tree.root();
+            assert_eq!(root, root_of(&leaves));
             for index in 0..count {
-                let path = path_of(&leaves, index);
+                let path = tree.path(index);
                 assert_eq!(root_from_path(leaves[index], index, count, &path), Some(root));
                 let other = leaf_of(&[b"other"]);
                 assert_ne!(root_from_path(other, index, count, &path), Some(root));
@@ -375,6 +411,15 @@ mod tests {
                 assert_eq!(root_from_path(leaves[index], index, count, &longer), None);
             }
         }
+    }
+
+    #[test]
+    fn the_proofs_of_all_leaves_cost_one_tree() {
+        let leaves: Vec<Digest> = (0..1_000u64).map(|index| leaf_of(&[&index.to_be_bytes()])).collect();
+        HASHED.set(0);
+        let tree = Tree::over(leaves);
+        let paths: Vec<Vec<Digest>> = (0..tree.count()).map(|index| tree.path(index)).collect();
+        assert_eq!((paths.len(), HASHED.get()), (1_000, 999));
     }
 
     #[test]
