@@ -81,13 +81,7 @@ impl Machine {
         let mut replies = Vec::with_capacity(requests.len());
         let mut read_bytes = 0;
         for request in requests {
-            let mut reply = self.apply_request(storage, request)?;
-            if let Reply::Value { found: Some((_, value)) } = &reply {
-                read_bytes += value.len();
-                if read_bytes > READ_BYTES_PER_SLOT_MAX {
-                    reply = Reply::Failed(Failure::ReadTooMuch);
-                }
-            }
+            let reply = self.apply_request(storage, request, &mut read_bytes)?;
             hasher.update(&postcard::to_stdvec(&reply).expect("writing to memory cannot fail"));
             replies.push(reply);
         }
@@ -99,6 +93,7 @@ impl Machine {
         &mut self,
         storage: &dyn Storage,
         request: &SignedRequest,
+        read_bytes: &mut usize,
     ) -> Result<Reply, StorageError> {
         let time = self.applied.time;
         if time > request.not_after {
@@ -125,7 +120,7 @@ impl Machine {
             Lookup::Fresh => {}
         }
         let reply = match &operation {
-            Operation::Get { key } => self.read_in_order(storage, key)?,
+            Operation::Get { key } => self.read_in_order(storage, key, read_bytes)?,
             Operation::Write(write) => self.write_in_order(storage, write, request)?,
             Operation::Open => unreachable!("answered above"),
         };
@@ -137,12 +132,28 @@ impl Machine {
         Ok(reply)
     }
 
-    fn read_in_order(&mut self, storage: &dyn Storage, key: &Bytes) -> Result<Reply, StorageError> {
+    /// Reads a key. `read_bytes` is what the reads of this slot before it came to: once that is too much nothing is read any
+    /// more, because to read what is not answered costs as much.
+    fn read_in_order(
+        &mut self,
+        storage: &dyn Storage,
+        key: &Bytes,
+        read_bytes: &mut usize,
+    ) -> Result<Reply, StorageError> {
         if check_key(key, &self.limits).is_err() {
             return Ok(Reply::Failed(Failure::Malformed));
         }
+        if *read_bytes > READ_BYTES_PER_SLOT_MAX {
+            return Ok(Reply::Failed(Failure::ReadTooMuch));
+        }
         match self.get(storage, key) {
-            Ok(found) => Ok(Reply::Value { found: found.map(|found| (found.version, found.value)) }),
+            Ok(found) => {
+                *read_bytes += found.as_ref().map_or(0, |found| found.value.len());
+                if *read_bytes > READ_BYTES_PER_SLOT_MAX {
+                    return Ok(Reply::Failed(Failure::ReadTooMuch));
+                }
+                Ok(Reply::Value { found: found.map(|found| (found.version, found.value)) })
+            }
             Err(None) => Ok(Reply::Failed(Failure::WrongGroup)),
             Err(Some(error)) => Err(error),
         }
@@ -190,15 +201,26 @@ mod tests {
         machine: Machine,
         storage: MemoryStorage,
         time: u64,
+        disk: MemoryDisk,
     }
 
     impl World {
         fn new() -> Self {
-            let (storage, _) = MemoryDisk::default().open();
+            let disk = MemoryDisk::default();
+            let (storage, _) = disk.open();
             let range = RingInterval { start: Position(u64::MAX), end: Position(u64::MAX) };
             let machine = Machine::load(&storage, GroupId(1), range, Limits::default()).unwrap();
             let machine = machine.with_root(&storage).unwrap();
-            Self { machine, storage, time: 1_000_000 }
+            Self { machine, storage, time: 1_000_000, disk }
+        }
+
+        /// Everything that was applied reaches the tree.
+        fn write_tree(&mut self) {
+            let writes = self.machine.begin_checkpoint(&self.storage).unwrap();
+            let id = crate::storage::CommitId(self.machine.applied().slot);
+            self.storage.submit(crate::storage::Commit { id, state: vec![writes], ..Default::default() });
+            self.disk.settle();
+            self.machine.end_checkpoint();
         }
 
         fn apply(&mut self, requests: &[SignedRequest]) -> Vec<Reply> {
@@ -271,6 +293,52 @@ mod tests {
         assert_eq!(world.apply(&[nonsense])[0], Reply::Failed(Failure::Malformed));
         let huge = Operation::Get { key: Bytes::from(vec![0; 5_000]) };
         assert_eq!(world.ask(OWNER, session, 1, &huge), Reply::Failed(Failure::Malformed));
+    }
+
+    /// Counts what is read of another store.
+    struct Counted<'a>(&'a MemoryStorage, std::cell::Cell<usize>);
+
+    impl Storage for Counted<'_> {
+        fn submit(&mut self, _: crate::storage::Commit) {
+            unreachable!("it is only read")
+        }
+
+        fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+            self.1.set(self.1.get() + 1);
+            self.0.get(key)
+        }
+
+        fn scan(&self, from: &[u8], to: &[u8], max: usize) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
+            self.0.scan(from, to, max)
+        }
+
+        fn log_bytes(&self) -> u64 {
+            0
+        }
+    }
+
+    #[test]
+    fn reads_that_a_slot_does_not_answer_read_nothing() {
+        let mut world = World::new();
+        let session = world.open();
+        let key = |number: u64| Bytes::from(format!("key {number}"));
+        for number in 1..=64 {
+            let value = Bytes::from(vec![b'x'; 1 << 20]);
+            world.ask(OWNER, session, number, &Operation::Write(Write::Put { key: key(number), value }));
+        }
+        world.write_tree();
+        let get = |number: u64| Operation::Get { key: key(number % 64 + 1) };
+        let reads: Vec<SignedRequest> =
+            (65..1089).map(|number| world.request(OWNER, session, number, &get(number))).collect();
+        let counted = Counted(&world.storage, std::cell::Cell::default());
+        let slot = world.machine.applied().slot + 1;
+        let slot = Slot { slot, chain: [0; 32], sealed: false, time: world.time, batch: None };
+        let replies = world.machine.apply_signed(&counted, &slot, &reads).unwrap();
+        let told = replies.iter().filter(|reply| matches!(reply, Reply::Value { .. })).count();
+        assert_eq!(told, READ_BYTES_PER_SLOT_MAX >> 20);
+        // What is answered, and the one value that was too much.
+        let rows_of_value = world.disk.rows(b"c").len() / 64 + 1;
+        assert!(counted.1.get() <= (told + 1) * rows_of_value, "{} rows were read", counted.1.get());
     }
 
     #[test]
