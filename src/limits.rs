@@ -7,6 +7,9 @@ pub const KEY_BYTES_CAP: usize = 4 << 10;
 /// Bytes of a value that a cluster may allow at most. An entry must carry at least one command in one message.
 pub const VALUE_BYTES_CAP: usize = 1 << 20;
 
+/// Bytes of a value that `incr` takes for a number: a longer one is none, so that it need not be read.
+pub const NUMBER_BYTES_MAX: usize = 64;
+
 /// Bytes of one stored record, key included. Larger values are cut: sled keeps pages above 131,052 bytes in files of
 /// their own that it never syncs, and a page holds up to 16 records.
 pub const RECORD_BYTES_MAX: usize = 7_000;
@@ -107,6 +110,10 @@ const _: () = assert!(
     "a request that is played again finds its session, or is void"
 );
 const _: () = assert!(KEY_BYTES_CAP + 64 < RECORD_BYTES_MAX, "a stored record has room for its key");
+const _: () = assert!(
+    NUMBER_BYTES_MAX + KEY_BYTES_CAP + 128 < RECORD_BYTES_MAX,
+    "a number lies in the first record of its key"
+);
 const _: () =
     assert!(16 * RECORD_BYTES_MAX < 131_052, "a page of sled holds 16 records without a file of its own");
 const _: () = assert!(

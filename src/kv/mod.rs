@@ -31,11 +31,12 @@ pub(crate) use state_root::LEAVES_OUT_SESSIONS;
 pub use state_root::{PartSet, StateRoot, part_after, part_bounds, part_of};
 
 use crate::error::StorageError;
-use crate::limits::{Limits, OVERLAY_BYTES_STREAMING_MAX};
+use crate::limits::{Limits, NUMBER_BYTES_MAX, OVERLAY_BYTES_STREAMING_MAX};
 use crate::ring::{GroupId, Position, RingInterval};
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::Bytes;
-use overlay::{Cache, Overlay, Pending, PlacedKey};
+use overlay::{Cache, Known, Overlay, Pending, PlacedKey};
+use record::Head;
 use serde::{Deserialize, Serialize};
 use sessions::{Lookup, Sessions};
 use std::collections::VecDeque;
@@ -251,39 +252,59 @@ impl Machine {
         match write {
             Write::Put { value, .. } => Ok(Reply::Put { version: self.store(placed, value.clone()) }),
             Write::Delete { .. } => {
-                let existed = self.find(storage, &placed)?.is_some();
+                let existed = self.head(storage, &placed)?.is_some();
                 if existed {
                     self.remove(placed);
                 }
                 Ok(Reply::Deleted { existed })
             }
             Write::Cas { expect, value, .. } => {
-                let found = self.find(storage, &placed)?;
-                Ok(self.compare_and_set(placed, found, expect, value.as_ref()))
+                let head = self.head(storage, &placed)?;
+                let version = head.as_ref().map_or(0, |head| head.version);
+                let matches = self.matches(storage, &placed, head, expect)?;
+                Ok(self.compare_and_set(placed, version, matches, value.as_ref()))
             }
             Write::Incr { by, .. } => {
-                let found = self.find(storage, &placed)?;
-                Ok(self.increment(placed, found, *by))
+                let head = self.head(storage, &placed)?;
+                Ok(self.increment(placed, head, *by))
             }
             Write::Append { value, .. } => {
-                let found = self.find(storage, &placed)?;
-                Ok(self.append(placed, found, value))
+                let head = self.head(storage, &placed)?;
+                let length = head.as_ref().map_or(0, |head| head.length) + value.len();
+                let (bytes, max) = (length as u64, self.limits.value_bytes_max as u64);
+                if bytes > max {
+                    return Ok(Reply::Failed(Failure::ValueTooLarge { bytes, max }));
+                }
+                let before = self.value_of(storage, &placed, head)?.unwrap_or_default();
+                let whole = Bytes::from([before.as_ref(), value.as_ref()].concat());
+                Ok(Reply::Append { length: bytes, version: self.store(placed, whole) })
             }
+        }
+    }
+
+    /// Whether a key is what a compare-and-set expects. A value of another length is not it, and need not be read.
+    fn matches(
+        &mut self,
+        storage: &dyn Storage,
+        placed: &PlacedKey,
+        head: Option<Head>,
+        expect: &Expect,
+    ) -> Result<bool, StorageError> {
+        let (length, version) = head.as_ref().map_or((None, 0), |head| (Some(head.length), head.version));
+        match expect {
+            Expect::Version(expected) => Ok(*expected == version),
+            Expect::Value(expected) if expected.as_ref().map(Bytes::len) != length => Ok(false),
+            Expect::Value(expected) => Ok(*expected == self.value_of(storage, placed, head)?),
         }
     }
 
     fn compare_and_set(
         &mut self,
         placed: PlacedKey,
-        found: Option<Versioned>,
-        expect: &Expect,
+        version: u64,
+        matches: bool,
         value: Option<&Bytes>,
     ) -> Reply {
-        let version = found.as_ref().map_or(0, |found| found.version);
-        let matches = match expect {
-            Expect::Value(expected) => *expected == found.map(|found| found.value),
-            Expect::Version(expected) => *expected == version,
-        };
         match value {
             _ if !matches => Reply::Cas { swapped: false, version },
             Some(value) => Reply::Cas { swapped: true, version: self.store(placed, value.clone()) },
@@ -296,10 +317,12 @@ impl Machine {
         }
     }
 
-    fn increment(&mut self, placed: PlacedKey, found: Option<Versioned>, by: i64) -> Reply {
-        let before = match found {
+    fn increment(&mut self, placed: PlacedKey, head: Option<Head>, by: i64) -> Reply {
+        let number = |value: Bytes| std::str::from_utf8(&value).ok()?.parse::<i64>().ok();
+        // Whether the value is in memory must not matter: what is longer than a number is none, read or not.
+        let before = match head {
             None => Some(0),
-            Some(found) => std::str::from_utf8(&found.value).ok().and_then(|text| text.parse::<i64>().ok()),
+            Some(head) => head.value.filter(|_| head.length <= NUMBER_BYTES_MAX).and_then(number),
         };
         let Some(before) = before else {
             return Reply::Failed(Failure::NotANumber);
@@ -309,16 +332,6 @@ impl Machine {
         };
         let version = self.store(placed, Bytes::from(value.to_string()));
         Reply::Incr { value, version }
-    }
-
-    fn append(&mut self, placed: PlacedKey, found: Option<Versioned>, tail: &Bytes) -> Reply {
-        let before = found.map_or(Bytes::new(), |found| found.value);
-        let (length, max) = (before.len() + tail.len(), self.limits.value_bytes_max);
-        if length > max {
-            return Reply::Failed(Failure::ValueTooLarge { bytes: length as u64, max: max as u64 });
-        }
-        let version = self.store(placed, Bytes::from([before.as_ref(), tail.as_ref()].concat()));
-        Reply::Append { length: length as u64, version }
     }
 
     fn store(&mut self, placed: PlacedKey, value: Bytes) -> u64 {
@@ -340,18 +353,51 @@ impl Machine {
         next
     }
 
-    fn find(&mut self, storage: &dyn Storage, placed: &PlacedKey) -> Result<Option<Versioned>, StorageError> {
+    /// What is in memory of a key.
+    fn in_memory(&mut self, placed: &PlacedKey) -> Option<Known> {
         let frozen = || self.frozen.iter().rev().find_map(|overlay| overlay.get(placed));
         let written = self.fresh.get(placed).or_else(frozen);
         if let Some(known) = written {
-            return Ok(known.clone());
+            return Some(known.clone());
         }
-        if let Some(known) = self.cache.get(placed) {
+        self.cache.get(placed)
+    }
+
+    fn find(&mut self, storage: &dyn Storage, placed: &PlacedKey) -> Result<Option<Versioned>, StorageError> {
+        if let Some(known) = self.in_memory(placed) {
             return Ok(known);
         }
         let known = record::read(storage, placed.0, &placed.1)?;
         self.cache.put(placed.clone(), known.clone());
         Ok(known)
+    }
+
+    /// What can be told of a key from its first record: a write whose outcome follows from that reads no more, however large
+    /// the value is.
+    fn head(&mut self, storage: &dyn Storage, placed: &PlacedKey) -> Result<Option<Head>, StorageError> {
+        if let Some(known) = self.in_memory(placed) {
+            return Ok(known.as_ref().map(Head::of));
+        }
+        let head = record::read_head(storage, placed.0, &placed.1)?;
+        let whole = |head: &Head| Some(Versioned { version: head.version, value: head.value.clone()? });
+        let known = head.as_ref().map(whole);
+        if known != Some(None) {
+            self.cache.put(placed.clone(), known.flatten());
+        }
+        Ok(head)
+    }
+
+    /// The value behind a first record.
+    fn value_of(
+        &mut self,
+        storage: &dyn Storage,
+        placed: &PlacedKey,
+        head: Option<Head>,
+    ) -> Result<Option<Bytes>, StorageError> {
+        match head {
+            Some(Head { value: None, .. }) => Ok(self.find(storage, placed)?.map(|found| found.value)),
+            head => Ok(head.and_then(|head| head.value)),
+        }
     }
 
     /// Reads a key from the applied state. `Err(None)`: the key belongs to another group.

@@ -105,6 +105,36 @@ pub(super) fn remove_stale(
     Ok(())
 }
 
+/// What the first record of a key tells: the version, the value's length, and the value if it is not longer than that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) version: u64,
+    pub(super) length: usize,
+    pub(super) value: Option<Bytes>,
+}
+
+impl Head {
+    pub(super) fn of(versioned: &Versioned) -> Self {
+        let Versioned { version, value } = versioned.clone();
+        Self { version, length: value.len(), value: Some(value) }
+    }
+}
+
+/// Reads the first record of a key, and no further one.
+pub(super) fn read_head(
+    storage: &dyn Storage,
+    position: Position,
+    key: &[u8],
+) -> Result<Option<Head>, StorageError> {
+    let raw = keys::data(position, key);
+    let Some(record) = storage.get(&raw)? else {
+        return Ok(None);
+    };
+    let (version, length, first) = decode_first(&raw, record)?;
+    let value = (first.len() == length).then_some(first);
+    Ok(Some(Head { version, length, value }))
+}
+
 /// Reads a value.
 pub(super) fn read(
     storage: &dyn Storage,

@@ -115,6 +115,19 @@ fn failures_change_nothing_and_say_why() {
     bench.put("big", &i64::MAX.to_string());
     assert_eq!(bench.write(Write::Incr { key: bytes("text"), by: 1 }), Reply::Failed(Failure::NotANumber));
     assert_eq!(bench.write(Write::Incr { key: bytes("big"), by: 1 }), Reply::Failed(Failure::Overflow));
+    // Whether a value is in memory or in the tree makes no difference.
+    for length in [NUMBER_BYTES_MAX, NUMBER_BYTES_MAX + 1, 20_000] {
+        for is_written in [false, true] {
+            let is_number = length <= NUMBER_BYTES_MAX;
+            bench.put("zeros", &"0".repeat(length));
+            if is_written {
+                bench.checkpoint();
+                bench.restart();
+            }
+            let reply = bench.write(Write::Incr { key: bytes("zeros"), by: 1 });
+            assert_eq!(reply != Reply::Failed(Failure::NotANumber), is_number, "{length} {is_written}");
+        }
+    }
     let tail = Bytes::from(vec![b'x'; crate::limits::VALUE_BYTES_CAP]);
     let reply = bench.write(Write::Append { key: bytes("text"), value: tail });
     assert!(matches!(reply, Reply::Failed(Failure::ValueTooLarge { .. })));
