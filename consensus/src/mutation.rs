@@ -76,6 +76,9 @@ pub enum Mutation {
     /// PBFT: a PREPARE leaves before its acceptance is durable.
     #[cfg(feature = "mutants")]
     PrepareUndurable,
+    /// PBFT: the wait for a primary begins anew whenever its backup is short of a batch.
+    #[cfg(feature = "mutants")]
+    RestartWait,
     /// Around the engines: the write-ahead log is replaced although an engine that has stopped gave nothing for it.
     #[cfg(feature = "mutants")]
     ReplaceWithoutAll,
@@ -119,6 +122,10 @@ impl Mutation {
         Self::RequestsUnchecked,
         Self::PrepareUndurable,
     ];
+
+    /// Every defect of PBFT that a liar needs to make use of it, and that costs liveness or memory, never agreement.
+    #[cfg(feature = "mutants")]
+    pub const PBFT_LIVENESS: [Self; 1] = [Self::RestartWait];
 
     /// Every defect of what a node does around its engines.
     #[cfg(feature = "mutants")]

@@ -69,6 +69,8 @@ pub struct Replica {
     /// Slots executed since patience was last halved.
     pub(super) calm_slots: u64,
     pub(super) waiting: Option<Waiting>,
+    /// Slots executed in this life that were proposed to this replica in their view.
+    pub(super) fresh_slots: u64,
     pub(super) pace: Pace,
     pub(super) custody: Custody,
     pub(super) peers: BTreeMap<ReplicaId, Peer>,
@@ -156,6 +158,7 @@ impl Replica {
             failures: 0,
             calm_slots: 0,
             waiting: None,
+            fresh_slots: 0,
             pace: Pace::default(),
             custody: Custody::default(),
             peers: peers.collect(),

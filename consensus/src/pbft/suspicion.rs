@@ -3,23 +3,72 @@
 //! One timer runs, for the request that has waited longest. It starts anew only when that one is done with, not with any
 //! progress: else a primary could leave out one client for ever. Half way the request is shown to all replicas.
 //!
+//! A replica that is behind blames nobody: what waits here may be ordered in a slot that it has not executed yet. Its timer stands
+//! still, and begins anew afterwards, once for each request. But a primary can keep its backups short of the next batch, each of
+//! them in turn and as often as it likes: for that the timer stands still no longer than for one more patience.
+//!
 //! Further reasons: a request that a whole window of slots overtook; fresh batches stamped far in the past; requests that wait
 //! much longer for the primary than agreement takes ([`super::pace`]). Patience
 //! doubles with each view that fails and halves as slots are executed. The timer for a NEW-VIEW starts only when a quorum
 //! has asked for the view: nobody is blamed for what nobody could do.
 
+use crate::mutation::mutated;
 use crate::pbft::custody::Arrival;
 use crate::pbft::message::Message;
 use crate::pbft::replica::Replica;
-use crate::types::{Slot, Ticks, Timestamp, View};
+use crate::types::{Ticks, Timestamp, View};
+
+/// Whether it is for the primary that requests wait here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It is.
+    UpToDate,
+    /// The next slot is decided and not executed, because its batch is not here. A primary can bring that about.
+    Short,
+    /// A checkpoint of the group is ahead, or the state is being repaired.
+    FarBehind,
+}
 
 /// The request whose wait is timed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Waiting {
     arrival: Arrival,
-    since: Ticks,
-    /// What was executed when it was shown to all.
-    shown_at: Option<Slot>,
+    /// Milliseconds that it waited for the primary.
+    waited: u64,
+    /// Milliseconds for which this replica was short meanwhile.
+    short: u64,
+    stands_still: bool,
+    /// Whether it turned out that this replica had missed something.
+    missed: bool,
+    has_begun_anew: bool,
+    /// How many fresh slots had been executed when it was shown to all.
+    shown_at: Option<u64>,
+}
+
+impl Waiting {
+    fn begin(arrival: Arrival) -> Self {
+        let (stands_still, missed, has_begun_anew) = (false, false, false);
+        Self { arrival, waited: 0, short: 0, stands_still, missed, has_begun_anew, shown_at: None }
+    }
+
+    /// Time passes, for the primary unless this replica is behind.
+    fn pass(&mut self, millis: u64, standing: Standing, patience: u64) {
+        self.missed |= self.stands_still;
+        self.short += if standing == Standing::Short { millis } else { 0 };
+        self.stands_still = match standing {
+            Standing::UpToDate => false,
+            Standing::Short => self.short <= patience,
+            Standing::FarBehind => true,
+        };
+        if self.stands_still {
+            return;
+        }
+        if self.missed && !self.has_begun_anew {
+            // That it was shown may have been lost with what this replica missed.
+            (self.waited, self.shown_at, self.has_begun_anew) = (0, None, true);
+        }
+        self.waited += millis;
+    }
 }
 
 impl Replica {
@@ -29,28 +78,30 @@ impl Replica {
             // The first tick of the process: timers were set against an origin that meant nothing.
             (self.status_at, self.progress_at, self.fetch_at) = (Ticks(0), now, now);
         }
+        let elapsed = now.since(self.now);
         self.now = now;
         self.custody.now = now;
         self.wall = wall;
         self.release_held();
-        if self.is_active && !self.executed.sealed && !self.is_behind() {
-            self.watch_primary();
-        } else if self.is_active {
-            // The wait begins anew when this replica has caught up.
-            self.waiting = None;
+        if self.is_active && !self.executed.sealed {
+            self.watch_primary(elapsed);
         } else if !self.is_active && self.new_view_deadline.is_some_and(|deadline| now >= deadline) {
             self.give_up();
         }
         self.tick_catch_up();
     }
 
-    /// Whether there is proof that the group is ahead of what is executed here, so that it is not for the primary that requests
-    /// wait. Those who are not behind watch it; a replica that left its view alone would be of no use to anybody.
-    fn is_behind(&self) -> bool {
+    /// A replica that left its view alone would be of no use to anybody: those who are behind wait for the others.
+    fn standing(&self) -> Standing {
         // Only the next slot counts: behind one that is not decided, others may be, and that is for the primary.
         let next = self.slots.get(&self.executed.slot.next());
-        let is_next_decided = next.is_some_and(|state| state.decided.is_some());
-        self.is_repairing || self.executed.slot < self.stable_slot() || is_next_decided
+        if self.is_repairing || self.executed.slot < self.stable_slot() {
+            Standing::FarBehind
+        } else if next.is_some_and(|state| state.decided.is_some()) {
+            Standing::Short
+        } else {
+            Standing::UpToDate
+        }
     }
 
     /// How long a request may wait now, in milliseconds.
@@ -59,30 +110,39 @@ impl Replica {
         doubled.min(self.options.request_ticks_max)
     }
 
-    /// The wait for the oldest request begins, or begins anew.
+    /// The wait for the oldest request begins.
     pub(super) fn start_waiting(&mut self) {
-        let begin = |arrival| Waiting { arrival, since: self.now, shown_at: None };
-        self.waiting = self.custody.oldest().map(begin);
+        self.waiting = self.custody.oldest().map(Waiting::begin);
     }
 
-    fn watch_primary(&mut self) {
-        let oldest = self.custody.oldest();
-        if self.waiting.map(|waiting| waiting.arrival) != oldest {
+    fn watch_primary(&mut self, elapsed: u64) {
+        // A process that was held up did not watch meanwhile.
+        let mut elapsed = elapsed.min(self.options.request_ticks / 4);
+        if self.waiting.map(|waiting| waiting.arrival) != self.custody.oldest() {
             self.start_waiting();
+            elapsed = 0;
         }
-        let Some(waiting) = self.waiting else { return };
-        let waited = self.now.since(waiting.since);
-        let interval = self.config.window.interval;
-        let is_overtaken = waiting.shown_at.is_some_and(|at| self.executed.slot.0 > at.0 + interval);
+        let (standing, patience) = (self.standing(), self.patience());
+        if mutated!(self.options, RestartWait) && standing != Standing::UpToDate {
+            return self.waiting = None;
+        }
+        let Some(mut waiting) = self.waiting else { return };
+        waiting.pass(elapsed, standing, patience);
+        self.waiting = Some(waiting);
+        if waiting.stands_still {
+            return;
+        }
+        let Waiting { arrival, waited, shown_at, .. } = waiting;
+        let is_overtaken = shown_at.is_some_and(|at| self.fresh_slots > at + self.config.window.interval);
         // Each view that failed makes slower primaries bearable.
         let interval = self.options.pace_ticks << self.failures.min(16);
         let is_slow = self.primary() != self.me && self.pace.is_slow(self.now, interval);
-        if waited >= self.patience() || is_overtaken || is_slow {
+        if waited >= patience || is_overtaken || is_slow {
             return self.give_up();
         }
-        if waited >= self.patience() / 2 && waiting.shown_at.is_none() {
-            self.waiting = Some(Waiting { shown_at: Some(self.executed.slot), ..waiting });
-            if let Some(bytes) = self.custody.bytes_of(waiting.arrival) {
+        if waited >= patience / 2 && shown_at.is_none() {
+            self.waiting = Some(Waiting { shown_at: Some(self.fresh_slots), ..waiting });
+            if let Some(bytes) = self.custody.bytes_of(arrival) {
                 self.broadcast(&Message::Requests(bytes), None);
             }
         }
@@ -97,6 +157,10 @@ impl Replica {
     /// A slot was executed; `is_fresh` if this view's primary proposed it freely.
     pub(super) fn note_progress(&mut self, is_fresh: bool) {
         self.progress_at = self.now;
+        self.fresh_slots += u64::from(is_fresh);
+        if let Some(waiting) = &mut self.waiting {
+            waiting.missed |= !is_fresh;
+        }
         self.calm_slots += 1;
         if self.calm_slots >= self.config.window.interval {
             self.calm_slots = 0;

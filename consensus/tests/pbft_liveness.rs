@@ -1,0 +1,194 @@
+//! What no primary may do to its clients, and what nobody may do to an honest primary. Each test is a story of one liar, and the
+//! same story with one rule switched off ([`Mutation::PBFT_LIVENESS`]) must end otherwise: nothing here breaks agreement, so the
+//! random schedules would not notice.
+#![allow(clippy::unwrap_used, reason = "test code")]
+
+mod pbft;
+
+use pbft::{Envelope, Group};
+use tetrachord_consensus::pbft::message::Vote;
+use tetrachord_consensus::pbft::sign::Statement;
+use tetrachord_consensus::pbft::{Batch, Bundle, Message, Options, RequestName, Signer, Window};
+use tetrachord_consensus::{Digest, Mutation, ReplicaId, Slot, Timestamp, View, codec};
+
+/// In epoch 4 the first view belongs to replica 0.
+const PRIMARY: usize = 0;
+const BACKUPS: std::ops::Range<usize> = 1..4;
+
+/// As nodes are set up.
+fn production(mutation: Mutation) -> Group {
+    let options = Options { request_ticks: 1_000, mutation, ..Options::default() };
+    Group::new(4, Window::default(), options)
+}
+
+fn name(bundle: &Bundle) -> RequestName {
+    bundle.names().next().unwrap()
+}
+
+/// A primary of the first view that the test plays: it says what the test lets it say, to whom the test likes.
+struct Puppet {
+    signer: Signer,
+    last: u64,
+}
+
+impl Puppet {
+    fn take_the_place_of_the_primary(group: &mut Group) -> Self {
+        group.crash(PRIMARY, 0);
+        Self { signer: Signer::toy(ReplicaId(PRIMARY as u8), group.domain), last: 0 }
+    }
+
+    fn vote(&self, slot: u64, digest: Digest, make: fn(View, Slot, Digest) -> Statement) -> Vote {
+        let (view, slot) = (View(0), Slot(slot));
+        let signature = self.signer.sign(make(view, slot, digest));
+        Vote { signer: self.signer.me(), view, slot, digest, signature }
+    }
+
+    fn say(&self, group: &mut Group, to: usize, message: &Message) {
+        group.network.push(Envelope { from: PRIMARY, to, message: codec::encode(message) });
+    }
+
+    fn propose(&self, group: &mut Group, to: usize, slot: u64, batch: &Batch) {
+        let vote = self.vote(slot, batch.digest(), Statement::PrePrepare);
+        self.say(group, to, &Message::PrePrepare { vote, batch: batch.bytes().clone() });
+    }
+
+    fn commit(&self, group: &mut Group, slot: u64, batch: &Batch) {
+        let vote = self.vote(slot, batch.digest(), Statement::Commit);
+        BACKUPS.for_each(|to| self.say(group, to, &Message::Commit(vote)));
+    }
+}
+
+fn batch(group: &Group, more_micros: u64, bundles: Vec<Bundle>) -> Batch {
+    Batch::new(Timestamp(1_000_000_000 + group.now * 1000 + more_micros), bundles)
+}
+
+/// Ten milliseconds; every message takes as long.
+fn turn(group: &mut Group) {
+    group.advance(10);
+    for _ in 0..group.network.len() {
+        group.deliver(0);
+    }
+    for index in BACKUPS {
+        while group.check(index) || group.persist(index) {}
+    }
+}
+
+fn has_lost_its_view(group: &Group) -> bool {
+    BACKUPS.into_iter().any(|index| group.replica(index).view() != (View(0), true))
+}
+
+/// Lets the backups go on without the puppet, until the next view has ordered this.
+fn is_ordered_soon(group: &mut Group, bundle: &Bundle) -> bool {
+    group.run(3_000);
+    BACKUPS.into_iter().all(|index| group.has_executed(index, name(bundle)))
+}
+
+/// How a primary keeps a backup from executing the next slot, for a while: three others decide it.
+#[derive(Clone, Copy, Debug)]
+enum LeftOut {
+    /// Nobody.
+    Nobody,
+    /// Every tenth slot one backup, in turn, gets another batch than the others, and the right one a little later.
+    EveryTenthSlot,
+    /// Every slot one backup, in turn, gets another batch than the others: there is always one that it has not fetched yet.
+    EverySlot,
+}
+
+/// A primary orders all that is asked but the request of one client. Returns how long that goes on, if it ends.
+fn censor(mutation: Mutation, left_out: LeftOut) -> Option<u64> {
+    let mut group = production(mutation);
+    let mut puppet = Puppet::take_the_place_of_the_primary(&mut group);
+    let starved = group.request(1, 1, "starved");
+    BACKUPS.for_each(|index| group.submit(index, &starved));
+    let mut late: Vec<(u64, usize, u64, Batch)> = Vec::new();
+    while group.now < 12_000 {
+        let lowest = BACKUPS.into_iter().map(|index| group.replica(index).stable_slot().0).min().unwrap();
+        if puppet.last < lowest + 250 {
+            puppet.last += 1;
+            let slot = puppet.last;
+            let bundle = group.request(0, slot, "other");
+            let right = batch(&group, 0, vec![bundle.clone()]);
+            let wrong = batch(&group, 1, vec![bundle]);
+            let victim = |every: u64| slot.is_multiple_of(every).then_some(1 + (slot / every % 3) as usize);
+            for to in BACKUPS {
+                match left_out {
+                    LeftOut::EveryTenthSlot if victim(10) == Some(to) => {
+                        puppet.propose(&mut group, to, slot, &wrong);
+                        late.push((group.now + 50, to, slot, right.clone()));
+                    }
+                    LeftOut::EverySlot if victim(1) == Some(to) => {
+                        puppet.propose(&mut group, to, slot, &wrong);
+                    }
+                    _ => puppet.propose(&mut group, to, slot, &right),
+                }
+            }
+            puppet.commit(&mut group, slot, &right);
+        }
+        while late.first().is_some_and(|(at, ..)| *at <= group.now) {
+            let (_, to, slot, batch) = late.remove(0);
+            puppet.say(&mut group, to, &Message::Body { slot: Slot(slot), batch: batch.bytes().clone() });
+        }
+        turn(&mut group);
+        if puppet.last.is_multiple_of(128) {
+            BACKUPS.for_each(|index| group.checkpoint(index, 0, true));
+        }
+        if has_lost_its_view(&group) {
+            let millis = group.now;
+            assert!(is_ordered_soon(&mut group, &starved));
+            group.assert_safe();
+            return Some(millis);
+        }
+    }
+    group.assert_safe();
+    None
+}
+
+#[test]
+fn a_primary_that_leaves_out_one_client_is_replaced_whoever_it_keeps_from_executing() {
+    for left_out in [LeftOut::Nobody, LeftOut::EveryTenthSlot, LeftOut::EverySlot] {
+        let millis = censor(Mutation::None, left_out);
+        println!("{left_out:?}: {millis:?}");
+        assert!(millis.is_some_and(|millis| millis <= 3_500), "{left_out:?}: {millis:?}");
+    }
+}
+
+/// It took a request that nobody else has, and missed what the group did meanwhile.
+#[test]
+fn a_backup_that_was_cut_off_blames_nobody_when_it_is_back() {
+    let mut group = production(Mutation::None);
+    let mut number = 0;
+    let mut order_others = |group: &mut Group, millis: u64| {
+        let end = group.now + millis;
+        while group.now < end {
+            number += 1;
+            let bundle = group.request(0, number, "other");
+            group.submit(PRIMARY, &bundle);
+            group.run(20);
+        }
+    };
+    order_others(&mut group, 200);
+    group.partition(&[3], &[0, 1, 2]);
+    let unheard = group.request(1, 1, "unheard");
+    group.submit(3, &unheard);
+    order_others(&mut group, 700);
+    group.heal();
+    order_others(&mut group, 1_500);
+    assert!(group.all_executed(name(&unheard)));
+    (0..4).for_each(|index| assert_eq!(group.replica(index).view(), (View(0), true), "r{index}"));
+    group.assert_safe();
+}
+
+/// The story of each rule, told with the rule switched off: whether it still ends well.
+fn ends_well(mutation: Mutation) -> bool {
+    match mutation {
+        Mutation::RestartWait => censor(mutation, LeftOut::EveryTenthSlot).is_some(),
+        other => panic!("{other:?} has no story"),
+    }
+}
+
+#[test]
+fn every_rule_that_is_switched_off_is_missed() {
+    for mutation in Mutation::PBFT_LIVENESS {
+        assert!(!ends_well(mutation), "nobody misses what {mutation:?} switches off");
+    }
+}
