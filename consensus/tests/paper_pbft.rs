@@ -478,6 +478,35 @@ fn an_honest_primary_keeps_its_view_when_everything_is_slow() {
     group.assert_safe();
 }
 
+/// What a replica misses is sent to it again every few ticks, by all the others. If it checks more slowly than that, it must not
+/// be given ever more to check.
+#[test]
+fn a_replica_that_is_slow_to_check_is_not_buried_in_help() {
+    let mut group = group(4);
+    let mut most = 0;
+    for number in 1..=60 {
+        let bundle = group.request(0, number, "op");
+        group.submit(PRIMARY, &bundle);
+        for _ in 0..3 {
+            group.advance(30);
+            while !group.network.is_empty() {
+                group.deliver(0);
+            }
+            for index in 0..4 {
+                while index != 3 && group.check(index) {}
+                while group.persist(index) {}
+            }
+        }
+        group.check(3);
+        most = most.max(group.nodes[3].checks.len());
+    }
+    assert!(most < 600, "{most} checks waited");
+    while group.check(3) {}
+    group.run(1_000);
+    assert_eq!(group.nodes[3].applied.len(), 60);
+    group.assert_safe();
+}
+
 #[test]
 fn one_honest_replica_that_left_takes_others_along_no_further_than_it_went() {
     let mut group = group(4);

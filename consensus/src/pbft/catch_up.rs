@@ -14,7 +14,9 @@ use crate::pbft::message::{CommitCertificate, Message, Status, Vote};
 use crate::pbft::replica::Replica;
 use crate::pbft::slot::SlotState;
 use crate::pbft::suspicion::EXPIRY_SLACK_MICROS;
+use crate::pbft::verify::Help;
 use crate::types::{Digest, ReplicaId, Slot, Ticks, Timestamp};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What is known of another replica.
@@ -25,6 +27,8 @@ pub(super) struct Peer {
     pub(super) answered_at: Ticks,
     /// Bytes of its messages that are being checked.
     pub(super) bytes_in_check: usize,
+    /// What it sent to help this replica on, and is being checked.
+    pub(super) help_in_check: BTreeSet<Help>,
     /// Batches that it was sent because it asked: since when, and how many bytes.
     fetched: (Ticks, usize),
 }
@@ -62,7 +66,10 @@ impl Replica {
         // Whoever has sent much that did not hold gets little attention, but some: it may be honest by now.
         let is_distrusted = self.rejected.get(&from).is_some_and(|count| *count > REJECTED_MAX);
         let room = if is_distrusted { IN_CHECK_BYTES_MAX / 128 } else { IN_CHECK_BYTES_MAX };
-        if self.peers[&from].bytes_in_check >= room {
+        let peer = &self.peers[&from];
+        // Help comes again and again while it is missed. A replica that is slow to check it would be buried in it.
+        let is_in_check = Help::of(message).is_some_and(|help| peer.help_in_check.contains(&help));
+        if peer.bytes_in_check >= room || is_in_check {
             return false;
         }
         match message {

@@ -19,7 +19,7 @@ use crate::pbft::record::{Record, RecoverError, Recovered, VoteLog};
 use crate::pbft::sign::{Signature, Signer, Statement};
 use crate::pbft::slot::SlotState;
 use crate::pbft::suspicion::Waiting;
-use crate::pbft::verify::{Checked, Origin, SubmitId, Unverified};
+use crate::pbft::verify::{Checked, Help, Origin, SubmitId, Unverified};
 use crate::types::{Digest, LogBase, PersistToken, ReplicaId, Slot, Ticks, Timestamp, View};
 use bytes::Bytes;
 use std::cell::Cell;
@@ -302,6 +302,7 @@ impl Replica {
             message if self.is_wanted(from, &message) => {
                 let peer = self.peers.get_mut(&from).expect("every other replica is a peer");
                 peer.bytes_in_check += bytes.len();
+                peer.help_in_check.extend(Help::of(&message));
                 self.note_in_check(&message);
                 let unverified = Unverified::message(from, message, bytes.len());
                 self.effects.push(Effect::Verify(Box::new(unverified)));
@@ -334,11 +335,15 @@ impl Replica {
     }
 
     /// A check is done: its message is off the pool.
-    fn on_verdict(&mut self, origin: Origin, bytes: usize, checks: u32) {
+    fn on_verdict(&mut self, origin: Origin, help: Option<Help>, bytes: usize, checks: u32) {
         self.checked += u64::from(checks);
         let in_check = match origin {
             Origin::Replica(from) => {
-                &mut self.peers.get_mut(&from).expect("every other replica is a peer").bytes_in_check
+                let peer = self.peers.get_mut(&from).expect("every other replica is a peer");
+                if let Some(help) = help {
+                    peer.help_in_check.remove(&help);
+                }
+                &mut peer.bytes_in_check
             }
             Origin::Client(_) => &mut self.client_bytes_in_check,
         };
@@ -381,11 +386,11 @@ impl Engine for Replica {
             Event::Verified(result) => match *result {
                 Ok(verified) => {
                     let origin = verified.origin();
-                    self.on_verdict(origin, verified.bytes(), verified.checks());
+                    self.on_verdict(origin, verified.help(), verified.bytes(), verified.checks());
                     self.on_verified(origin, verified.into_content());
                 }
                 Err(rejected) => {
-                    self.on_verdict(rejected.origin, rejected.bytes, rejected.checks);
+                    self.on_verdict(rejected.origin, rejected.help, rejected.bytes, rejected.checks);
                     self.on_rejected(rejected.origin, rejected.reason);
                 }
             },

@@ -37,6 +37,33 @@ pub enum Origin {
     Client(SubmitId),
 }
 
+/// What a replica sends again for as long as another seems to miss it: which kind, and for which slot or view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Help {
+    Proposal(View, Slot),
+    Checkpoint(Slot),
+    ViewChange(View),
+    NewView(View),
+    Certified(Slot),
+    Stable(Slot),
+    Body(Slot),
+}
+
+impl Help {
+    pub(super) fn of(message: &Message) -> Option<Self> {
+        match message {
+            Message::PrePrepare { vote, .. } => Some(Self::Proposal(vote.view, vote.slot)),
+            Message::Checkpoint(vote) => Some(Self::Checkpoint(vote.slot)),
+            Message::ViewChange(message) => Some(Self::ViewChange(message.view)),
+            Message::NewView(message) => Some(Self::NewView(message.view)),
+            Message::Certified { certificate, .. } => Some(Self::Certified(certificate.slot)),
+            Message::Stable(certificate) => Some(Self::Stable(certificate.slot)),
+            Message::Body { slot, .. } => Some(Self::Body(*slot)),
+            _ => None,
+        }
+    }
+}
+
 /// Something to be checked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Unverified {
@@ -67,6 +94,7 @@ impl Unverified {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
     origin: Origin,
+    help: Option<Help>,
     bytes: usize,
     content: Checked,
     checks: u32,
@@ -75,6 +103,10 @@ pub struct Verified {
 impl Verified {
     pub(super) fn into_content(self) -> Checked {
         self.content
+    }
+
+    pub(super) fn help(&self) -> Option<Help> {
+        self.help
     }
 
     /// Bytes of what was checked; they are off the pool now.
@@ -116,6 +148,7 @@ pub struct Rejected {
     pub origin: Origin,
     /// What was wrong.
     pub reason: &'static str,
+    pub(super) help: Option<Help>,
     pub(super) bytes: usize,
     pub(super) checks: u32,
 }
@@ -146,11 +179,12 @@ impl Verifier {
     pub fn verify(&mut self, unverified: Unverified) -> Result<Verified, Rejected> {
         let Unverified { origin, message, bytes } = unverified;
         self.checks = 0;
+        let help = Help::of(&message);
         let result = self.check(origin, message);
         let checks = self.checks;
         match result {
-            Ok(content) => Ok(Verified { origin, bytes, content, checks }),
-            Err(reason) => Err(Rejected { origin, reason, bytes, checks }),
+            Ok(content) => Ok(Verified { origin, help, bytes, content, checks }),
+            Err(reason) => Err(Rejected { origin, reason, help, bytes, checks }),
         }
     }
 
