@@ -102,7 +102,7 @@ fn censor(mutation: Mutation, left_out: LeftOut) -> Option<u64> {
     BACKUPS.for_each(|index| group.submit(index, &starved));
     let mut late: Vec<(u64, usize, u64, Batch)> = Vec::new();
     while group.now < 12_000 {
-        let lowest = BACKUPS.into_iter().map(|index| group.replica(index).stable_slot().0).min().unwrap();
+        let lowest = BACKUPS.map(|index| group.replica(index).stable_slot().0).min().unwrap();
         if puppet.last < lowest + 250 {
             puppet.last += 1;
             let slot = puppet.last;

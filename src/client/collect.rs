@@ -247,7 +247,7 @@ mod tests {
         let leaf = outcome_leaf(&client, REQUEST, &operation, &reply);
         let prove = |replica| {
             let signer = Signer::toy(ReplicaId(replica), domain);
-            SlotOutcomes::new(5, vec![leaf], &signer).prove(0)
+            SlotOutcomes::sign(5, vec![leaf], &signer).prove(0)
         };
         let wanted =
             || Wanted { keyring: Arc::new(Keyring::toy(domain, 4, 0)), client, operation: operation.clone() };

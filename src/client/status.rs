@@ -12,7 +12,7 @@ impl Client {
         let links = &self.inner.links;
         match links.call(node, &Request::Status, self.inner.options.attempt).await {
             Ok(Answer::Status(status)) => {
-                own(node, links.ring().as_ref().map(|(ring, _)| ring.as_ref()), status)
+                own(node, links.ring().as_ref().map(|(ring, _)| ring.as_ref()), *status)
             }
             Ok(other) => Err(unexpected(&other)),
             Err(error) => Err(error.to_string()),
@@ -45,6 +45,7 @@ mod tests {
             incarnation: 1,
             uptime_millis: 0,
             connected: Vec::new(),
+            awaits: Vec::new(),
             open_requests: 0,
             log_bytes: 0,
             process: ProcessStats::default(),

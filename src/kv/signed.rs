@@ -313,6 +313,10 @@ mod tests {
             self.0.scan(from, to, max)
         }
 
+        fn log_end(&self) -> u64 {
+            0
+        }
+
         fn log_bytes(&self) -> u64 {
             0
         }

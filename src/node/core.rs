@@ -524,7 +524,7 @@ impl NodeCore {
         };
         if request == Request::Status {
             let status = self.status();
-            self.finish(ticket, Answer::Status(status));
+            self.finish(ticket, Answer::Status(Box::new(status)));
             return Ok(());
         }
         let is_signed = matches!(request, Request::Submit { .. } | Request::Watch { .. });
@@ -573,7 +573,13 @@ impl NodeCore {
         let is_client = matches!(origin, Origin::Client { .. });
         // Signed requests are kept by every replica that they are brought to; the primary is not trusted to.
         let is_signed = matches!(request, Request::Submit { .. });
+        let no_leader = Answer::Retry { reason: RetryReason::NoLeader, leader: None, maybe_applied: false };
         match leader {
+            // A replica that may not vote yet knows nothing, not even what is old.
+            Some(_) if !self.roster.may_vote() => {
+                self.finish(ticket, no_leader);
+                Ok(())
+            }
             Some(_) if is_signed => self.serve(ticket, owner, request, command),
             Some(Some(node)) if node == me || is_local_read || !is_client => {
                 self.serve(ticket, owner, request, command)
@@ -584,9 +590,7 @@ impl NodeCore {
                 Ok(())
             }
             Some(None) => {
-                let answer =
-                    Answer::Retry { reason: RetryReason::NoLeader, leader: None, maybe_applied: false };
-                self.finish(ticket, answer);
+                self.finish(ticket, no_leader);
                 Ok(())
             }
             None if is_client => {

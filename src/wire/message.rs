@@ -141,7 +141,7 @@ pub enum Answer {
         error: String,
     },
     /// What the node knows of itself.
-    Status(NodeStatus),
+    Status(Box<NodeStatus>),
     /// The node could not do it now, and asking elsewhere will not help. It surely did nothing.
     Unavailable {
         /// Why, and what to do.

@@ -399,16 +399,16 @@ mod tests {
             let tree = Tree::over(leaves.clone());
             let root = tree.root();
             assert_eq!(root, root_of(&leaves));
-            for index in 0..count {
+            for (index, leaf) in leaves.iter().copied().enumerate() {
                 let path = tree.path(index);
-                assert_eq!(root_from_path(leaves[index], index, count, &path), Some(root));
+                assert_eq!(root_from_path(leaf, index, count, &path), Some(root));
                 let other = leaf_of(&[b"other"]);
                 assert_ne!(root_from_path(other, index, count, &path), Some(root));
                 for wrong in (0..count).filter(|wrong| *wrong != index) {
-                    assert_ne!(root_from_path(leaves[index], wrong, count, &path), Some(root));
+                    assert_ne!(root_from_path(leaf, wrong, count, &path), Some(root));
                 }
                 let longer = [path.as_slice(), &[root]].concat();
-                assert_eq!(root_from_path(leaves[index], index, count, &longer), None);
+                assert_eq!(root_from_path(leaf, index, count, &longer), None);
             }
         }
     }
