@@ -13,147 +13,24 @@
 //! * replicas take part in their groups only once others know which store they have, and hear only nodes whose store they
 //!   know ([`super::roster`]).
 
-use super::roster::{self, OWN, Roster, RosterSettings};
+pub use super::face::{Class, NodeEffect, NodeEvent, NodeSettings, Room};
+use super::roster::{self, OWN, Roster};
+use super::status;
 use crate::error::StorageError;
 use crate::gateway::{self, ConnectionId, Gateway, Origin, Watchers};
-use crate::group::{Freshness, Group, OpenError, Outcome, Outcomes, Output, Settings, Ticket};
+use crate::group::{Freshness, Group, OpenError, Outcome, Outcomes, Output, Ticket};
 use crate::kv::{self, Command};
-use crate::ring::{GroupId, GroupPlace, NodeId, RingMap};
+use crate::ring::{GroupId, NodeId};
 use crate::router;
 use crate::storage::{Commit, CommitId, Recovery, Storage};
 use crate::wire::{
-    self, Answer, AnswerFrame, Consistency, GroupStatus, Life, NodeStatus, PeerMessage, ProcessStats,
-    Request, RequestFrame, RetryReason, Served,
+    self, Answer, AnswerFrame, Consistency, NodeStatus, PeerMessage, ProcessStats, Request, RequestFrame,
+    RetryReason, Served,
 };
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, btree_map};
-use tetrachord_consensus::pbft::{Lie, Rejected, Unverified, Verified, Verifier};
-use tetrachord_consensus::quorum::liars;
+use tetrachord_consensus::pbft::Verifier;
 use tetrachord_consensus::{Ticks, Timestamp};
-
-/// Something that happened to the node.
-#[derive(Clone, Debug)]
-pub enum NodeEvent {
-    /// Time passed.
-    Tick {
-        /// Monotonic.
-        now: Ticks,
-        /// Wall clock; only ever used to stamp entries.
-        wall: Timestamp,
-    },
-    /// A message from another node, whose identity the transport vouches for.
-    Peer {
-        /// The sender.
-        from: NodeId,
-        /// The message.
-        body: Bytes,
-    },
-    /// A link to another node came up or went down.
-    PeerLink {
-        /// The node.
-        node: NodeId,
-        /// Whether it is up.
-        is_up: bool,
-    },
-    /// A request from a client.
-    Client {
-        /// Its connection.
-        connection: ConnectionId,
-        /// The request frame.
-        body: Bytes,
-    },
-    /// A client is gone.
-    ClientGone {
-        /// Its connection.
-        connection: ConnectionId,
-    },
-    /// The log records of the commit and of all before it are durable.
-    Durable(CommitId),
-    /// The state writes of the commit and of all before it are durable.
-    Written(CommitId),
-    /// What is written to the tree fails, because what it holds cannot be read.
-    TreeDamaged {
-        /// What was found.
-        error: StorageError,
-    },
-    /// What the process uses, for status requests, and whether there is room on its disk for more writes.
-    Process(ProcessStats, Room),
-    /// The node is about to be stopped: give leaderships away.
-    HandOver,
-    /// Where its configuration allows it, the node tells this lie from now on, or none.
-    Lie(Option<Lie>),
-    /// A check that was asked for by [`NodeEffect::Verify`] is done.
-    Verified {
-        /// The group.
-        group: GroupId,
-        /// Whether it held.
-        result: Box<Result<Verified, Rejected>>,
-    },
-}
-
-/// Whether the disk has room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
-    /// Enough.
-    Enough,
-    /// Less than this many bytes are free: clients' writes are refused before the disk is full, so that what the node
-    /// must still write, promises and what was accepted, finds room.
-    Short {
-        /// The bytes that should be free.
-        reserve_bytes: u64,
-    },
-}
-
-/// What a message is part of; decides its stream and priority.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Class {
-    /// Ordering; first.
-    Consensus,
-    /// Clients' requests.
-    Request,
-    /// Snapshots; last.
-    Bulk,
-}
-
-/// What the shell must do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodeEffect {
-    /// Send a message to another node. It may be lost.
-    Send {
-        /// The node.
-        to: NodeId,
-        /// What it is part of.
-        class: Class,
-        /// The frame.
-        frame: Bytes,
-    },
-    /// Send an answer to a client.
-    Answer {
-        /// Its connection.
-        connection: ConnectionId,
-        /// The frame.
-        frame: Bytes,
-    },
-    /// Close a client's connection: it does not speak the protocol.
-    Disconnect {
-        /// Its connection.
-        connection: ConnectionId,
-        /// What was wrong.
-        reason: String,
-    },
-    /// Check this with the group's verifier ([`NodeCore::verifiers`]), not on this thread.
-    Verify {
-        /// The group.
-        group: GroupId,
-        /// What to check.
-        job: Box<Unverified>,
-    },
-    /// Stop the process.
-    Stop {
-        /// Why.
-        reason: String,
-    },
-}
 
 /// A forwarded request is given up after this many milliseconds without an answer.
 const FORWARD_PATIENCE_MILLIS: u64 = 3_000;
@@ -170,23 +47,6 @@ struct Forward {
     since: Ticks,
     owner: GroupId,
     to: NodeId,
-}
-
-/// How a node runs.
-#[derive(Clone, Debug)]
-pub struct NodeSettings {
-    /// This node.
-    pub node: NodeId,
-    /// Who owns what.
-    pub ring: RingMap,
-    /// Its groups.
-    pub group: Settings,
-    /// The write-ahead log is rewritten when it has grown to this many bytes.
-    pub log_bytes_max: u64,
-    /// All nodes of the cluster.
-    pub nodes: BTreeSet<NodeId>,
-    /// Drawn anew for every start.
-    pub opening: u64,
 }
 
 /// The node. See the module's essay.
@@ -247,7 +107,7 @@ impl NodeCore {
             records.entry(group).or_default().push(record);
         }
         let own = records.remove(&OWN).unwrap_or_default();
-        let roster = open_roster(&settings, storage.as_ref(), &recovery, &own)?;
+        let roster = roster::open(&settings, storage.as_ref(), &recovery, &own)?;
         let mut groups = BTreeMap::new();
         for place in settings.ring.groups().iter().filter(|place| place.nodes.contains(&settings.node)) {
             let records = records.remove(&place.id).unwrap_or_default();
@@ -857,7 +717,7 @@ impl NodeCore {
             open_requests: self.gateway.open_requests() as u64,
             log_bytes: self.storage.log_bytes(),
             process: self.process,
-            groups: self.groups.iter().map(|(name, group)| group_status(*name, group)).collect(),
+            groups: self.groups.iter().map(|(name, group)| status::group_status(*name, group)).collect(),
         }
     }
 
@@ -876,62 +736,5 @@ impl NodeCore {
     #[cfg(test)]
     pub(crate) fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
         self.groups.values_mut()
-    }
-}
-
-/// Who the others are, and who of them judges this node: the members of each of its groups.
-fn open_roster(
-    settings: &NodeSettings,
-    storage: &dyn Storage,
-    recovery: &Recovery,
-    records: &[Bytes],
-) -> Result<Roster, StorageError> {
-    let me = settings.node;
-    let places = settings.ring.groups().iter().filter(|place| place.nodes.contains(&me));
-    let may_lie = |members: usize| if settings.group.byzantine.is_some() { liars(members) } else { 0 };
-    let jury = |place: &GroupPlace| {
-        let others = place.nodes.iter().copied().filter(|node| *node != me).collect();
-        (others, may_lie(place.nodes.len()))
-    };
-    let life = Life {
-        store: recovery.store,
-        incarnation: recovery.incarnation,
-        opening: settings.opening,
-        log_end: storage.log_end(),
-    };
-    let of_roster = RosterSettings {
-        me,
-        others: settings.nodes.iter().copied().filter(|node| *node != me).collect(),
-        juries: places.map(jury).collect(),
-        mutation: settings.group.options.mutation,
-    };
-    Roster::open(of_roster, life, records)
-}
-
-fn group_status(name: GroupId, group: &Group) -> GroupStatus {
-    let engine = group.engine();
-    let applied = group.machine().applied();
-    GroupStatus {
-        group: name,
-        leader: group.leader(),
-        is_leader: engine.is_leader,
-        ballot: engine.ballot,
-        base: engine.base.0,
-        applied: applied.slot,
-        decided: engine.decided.0,
-        last: engine.last.0,
-        sessions: group.machine().sessions() as u64,
-        digest: applied.digest[..8].iter().map(|byte| format!("{byte:02x}")).collect(),
-        is_installing: group.is_installing(),
-        stable: engine.stable.0,
-        suspects: group.suspects(),
-        damage: group.damage().map(str::to_string),
-        repairs: group.repairs(),
-        scrubs: group.scrubs(),
-        signatures_made: engine.signatures_made,
-        signatures_checked: engine.signatures_checked,
-        rejected: engine.rejected,
-        view: engine.view.0,
-        told: group.told().into_iter().map(|(lie, count)| (lie.to_string(), count)).collect(),
     }
 }

@@ -1,9 +1,11 @@
 //! One node: a pure core that decides, and a shell that acts.
 
 pub mod core;
+mod face;
 mod pool;
 pub mod roster;
 pub mod run;
+mod status;
 
 #[cfg(test)]
 mod tests;

@@ -27,13 +27,15 @@
 //!
 //! The idea that replicas must not vote after they have lost state is old (Chandra et al., "Paxos Made Live", 2007, section 5.1).
 
+use super::face::NodeSettings;
 use crate::error::StorageError;
-use crate::ring::{GroupId, NodeId, StoreId};
-use crate::storage::CommitId;
+use crate::ring::{GroupId, GroupPlace, NodeId, StoreId};
+use crate::storage::{CommitId, Recovery, Storage};
 use crate::wire::{Introduction, Life};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use tetrachord_consensus::quorum::liars;
 use tetrachord_consensus::{Mutation, Ticks, codec};
 
 /// The node's own records stand in the write-ahead log under this name, which no group has.
@@ -402,6 +404,35 @@ impl Roster {
     pub(super) fn take_outputs(&mut self) -> Vec<Output> {
         std::mem::take(&mut self.outputs)
     }
+}
+
+/// Who the others are, and who of them judges this node: the members of each of its groups.
+pub(super) fn open(
+    settings: &NodeSettings,
+    storage: &dyn Storage,
+    recovery: &Recovery,
+    records: &[Bytes],
+) -> Result<Roster, StorageError> {
+    let me = settings.node;
+    let places = settings.ring.groups().iter().filter(|place| place.nodes.contains(&me));
+    let may_lie = |members: usize| if settings.group.byzantine.is_some() { liars(members) } else { 0 };
+    let jury = |place: &GroupPlace| {
+        let others = place.nodes.iter().copied().filter(|node| *node != me).collect();
+        (others, may_lie(place.nodes.len()))
+    };
+    let life = Life {
+        store: recovery.store,
+        incarnation: recovery.incarnation,
+        opening: settings.opening,
+        log_end: storage.log_end(),
+    };
+    let of_roster = RosterSettings {
+        me,
+        others: settings.nodes.iter().copied().filter(|node| *node != me).collect(),
+        juries: places.map(jury).collect(),
+        mutation: settings.group.options.mutation,
+    };
+    Roster::open(of_roster, life, records)
 }
 
 #[cfg(test)]

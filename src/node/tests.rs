@@ -11,7 +11,10 @@ use crate::kv::Command;
 use crate::limits::Limits;
 use crate::ring::{GroupId, NodeId, Position, RingMap};
 use crate::storage::memory::MemoryDisk;
-use crate::wire::{self, Answer, AnswerFrame, Consistency, PeerMessage, Request, RequestFrame, RetryReason};
+use crate::wire::{
+    self, Answer, AnswerFrame, Consistency, Introduction, Life, PeerMessage, Request, RequestFrame,
+    RetryReason,
+};
 use bytes::Bytes;
 use sim::{Defect, Plan, Sim};
 
@@ -231,6 +234,18 @@ impl Alone {
         Self { core: NodeCore::open(settings, Box::new(storage), recovery).unwrap(), ring }
     }
 
+    /// The others say that they have noted this node's store.
+    fn be_admitted(&mut self, disk: &MemoryDisk) {
+        let life = Life { incarnation: 1, opening: 1, ..Life::default() };
+        for from in (2..=4).map(NodeId) {
+            let body = wire::encode(&PeerMessage::Introduction(Introduction::Noted(life))).slice(4..);
+            self.core.step(NodeEvent::Peer { from, body });
+        }
+        self.core.flush();
+        let commit = disk.flush_one().expect("that it is admitted is written down");
+        self.core.step(NodeEvent::Durable(commit));
+    }
+
     fn ask(&mut self, request: Request) -> Vec<NodeEffect> {
         let body = wire::encode(&RequestFrame { id: 1, request }).slice(4..);
         self.core.step(NodeEvent::Client { connection: ConnectionId(1), body });
@@ -300,9 +315,14 @@ fn a_request_that_was_passed_on_is_answered_by_who_was_asked_and_by_an_answer() 
 
 #[test]
 fn an_eventual_read_needs_no_leader() {
-    let mut node = Alone::start(NodeId(1), RingMap::even(1, 3, 3), &MemoryDisk::default());
+    let disk = MemoryDisk::default();
+    let mut node = Alone::start(NodeId(1), RingMap::even(1, 3, 3), &disk);
     let key = Bytes::from_static(b"k");
     let read = |consistency| Request::Get { key: key.clone(), consistency };
+    let answer = answer_in(node.ask(read(Consistency::Eventual)));
+    let is_refused = matches!(answer, Some(Answer::Retry { reason: RetryReason::NoLeader, .. }));
+    assert!(is_refused, "with a store that nobody has noted it knows nothing: {answer:?}");
+    node.be_admitted(&disk);
     let answer = answer_in(node.ask(read(Consistency::Eventual)));
     assert!(matches!(answer, Some(Answer::Value { found: None, .. })), "{answer:?}");
     let answer = answer_in(node.ask(read(Consistency::Session { at_least: 1 })));

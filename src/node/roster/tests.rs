@@ -24,7 +24,7 @@ impl Desk {
         let all: BTreeSet<NodeId> = (1..=of).map(NodeId).collect();
         let life = Life { store: store(node as u8), incarnation: 1, opening: 1, log_end: 0 };
         let node = NodeId(node);
-        let roster = open(node, &all, liars, life, &[]);
+        let roster = reopen(node, &all, liars, life, &[]);
         Self { node, all, liars, life, disk: Vec::new(), roster, commits: 0, now: 0, stopped: None }
     }
 
@@ -33,7 +33,7 @@ impl Desk {
         self.life.incarnation += 1;
         self.life.opening += 100;
         self.stopped = None;
-        self.roster = open(self.node, &self.all, self.liars, self.life, &self.disk);
+        self.roster = reopen(self.node, &self.all, self.liars, self.life, &self.disk);
     }
 
     /// Lets a second pass, so that what must be said is said.
@@ -65,7 +65,7 @@ impl Desk {
     }
 }
 
-fn open(node: NodeId, all: &BTreeSet<NodeId>, liars: usize, life: Life, records: &[Bytes]) -> Roster {
+fn reopen(node: NodeId, all: &BTreeSet<NodeId>, liars: usize, life: Life, records: &[Bytes]) -> Roster {
     let others: BTreeSet<NodeId> = all.iter().copied().filter(|other| *other != node).collect();
     let juries = vec![(others.clone(), liars)];
     Roster::open(RosterSettings { me: node, others, juries, mutation: Mutation::None }, life, records)

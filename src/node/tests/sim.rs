@@ -6,6 +6,7 @@ use crate::group::{Group, Settings, engine_message};
 use crate::kv::{Command, Reply, RequestId, SessionId, Write};
 use crate::limits::Limits;
 use crate::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings, Room};
+use crate::node::roster::OWN;
 use crate::ring::{GroupId, NodeId, Position, RingMap};
 use crate::storage::memory::MemoryDisk;
 use crate::wire::{self, Answer, AnswerFrame, Consistency, PeerMessage, ProcessStats, Request, RequestFrame};
@@ -121,6 +122,10 @@ impl Durable {
             records = disk.durable_log_from(0).0;
         }
         for (group, record) in records {
+            if group == OWN {
+                self.read += 1;
+                continue;
+            }
             let state = self.groups.entry(group).or_default();
             state.replay_one(self.read, &record).expect("what is durable can be read");
             self.read += 1;
