@@ -8,9 +8,9 @@ use std::time::Duration;
 use tetrachord::Client;
 use tetrachord::client::{NotDone, Outcome, Refusal};
 use tetrachord::config::{ClusterConfig, NodeConfig};
-use tetrachord::ring::GroupId;
+use tetrachord::ring::{GroupId, StoreId};
 use tetrachord::transport::{ClientEndpoint, ClientLink, PeerAddress, Transport, TransportSettings};
-use tetrachord::wire::{self, Consistency, PeerMessage, Request, RequestFrame};
+use tetrachord::wire::{self, Consistency, Introduction, Life, PeerMessage, Request, RequestFrame};
 
 /// Starts a node that must not start; returns what it said.
 fn refused(cluster: &Cluster, index: usize) -> String {
@@ -183,9 +183,9 @@ fn a_client_that_floods_and_never_reads_costs_bounded_memory_and_nobody_else() {
 #[test]
 fn a_peer_that_floods_costs_bounded_memory_and_the_others_go_on() {
     let mut cluster = Cluster::init(3, 1);
-    cluster.start_node(0);
-    cluster.start_node(1);
+    (0..3).for_each(|index| cluster.start_node(index));
     cluster.ok(&["put", "k", "v"]);
+    cluster.kill_node(2);
     let config = NodeConfig::load(&cluster.node_file(2)).unwrap();
     let resident = |cluster: &Cluster| {
         let status = cluster.status();
@@ -223,6 +223,11 @@ async fn flood(config: NodeConfig, stop: std::sync::Arc<std::sync::atomic::Atomi
     let peers: Vec<PeerAddress> =
         peers.map(|node| PeerAddress { node: node.id, address: node.address, key: node.key }).collect();
     let targets: Vec<_> = peers.iter().map(|peer| peer.node).collect();
+    // Without its store nobody would listen to it.
+    let format = std::fs::read_to_string(config.data_dir.join("format")).unwrap();
+    let store = format.lines().find_map(|line| StoreId::from_hex(line.strip_prefix("store ")?)).unwrap();
+    let life = Life { store, incarnation: 1_000, opening: 1, log_end: u64::MAX };
+    let introduction = wire::encode(&PeerMessage::Introduction(Introduction::Introduce(life)));
     let settings = TransportSettings {
         node: config.node,
         identity: config.identity,
@@ -241,6 +246,7 @@ async fn flood(config: NodeConfig, stop: std::sync::Arc<std::sync::atomic::Atomi
     while !stop.load(std::sync::atomic::Ordering::SeqCst) {
         for turn in 0..200 {
             let frame = match turn % 3 {
+                _ if turn == 0 => introduction.clone(),
                 0 => forward(sent as u64),
                 1 => wire::encode(&PeerMessage::Group { group: GroupId(1), body: vec![turn; 60_000].into() }),
                 _ => wire::encode(&PeerMessage::Group { group: GroupId(9), body: vec![turn; 9].into() }),

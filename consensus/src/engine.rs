@@ -327,6 +327,12 @@ pub trait Engine {
     /// Bytes of the entries held in memory; the same as in [`Self::status`], for those who ask often.
     fn log_bytes(&self) -> usize;
 
+    /// How far the log of another replica is durable and follows this one's, as far as this replica leads and has heard.
+    fn durable_at(&self, replica: ReplicaId) -> Option<Slot> {
+        let _ = replica;
+        None
+    }
+
     /// Whether the state after this slot, which was executed here, is settled: in Byzantine mode, whether a checkpoint there
     /// or later is stable.
     fn is_settled(&self, slot: Slot) -> bool {

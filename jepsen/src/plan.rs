@@ -77,6 +77,8 @@ pub struct Plan {
     pub delay_micros: u64,
     /// One barrier at least, in microseconds.
     pub barrier_micros: u64,
+    /// What the tree takes for a row, in microseconds: where it is much, few rows stand for a large state.
+    pub row_micros: u64,
     /// Bytes at which the log is rewritten.
     pub log_bytes_max: u64,
     /// Bytes of entries that are kept for those that lag.
@@ -138,6 +140,7 @@ impl Plan {
             fault_every: random.between(150, 1_500),
             delay_micros: random.between(50, 2_000),
             barrier_micros: random.between(100, 4_000),
+            row_micros: 0,
             log_bytes_max: [15_000, 60_000, 400_000][random.index(3)],
             retain_bytes: [1_000, 4_000, 40_000][random.index(3)],
             overlay_bytes_max: [600, 20_000, 1 << 20][random.index(3)],
@@ -156,7 +159,36 @@ impl Plan {
             (plan.nodes, plan.groups) = wide[random.index(wide.len())];
             plan.replicas = 4;
         }
+        plan.row_micros = [0, 0, 0, 20_000][random.index(4)];
         plan
+    }
+
+    /// A run of three nodes, or four in Byzantine mode, in which nothing goes wrong by itself: for those that are told step by step.
+    #[must_use]
+    pub fn quiet(mode: Mode, seed: u64) -> Self {
+        let nodes = if mode == Mode::Crash { 3 } else { 4 };
+        Self {
+            nodes,
+            replicas: nodes,
+            groups: 1,
+            clients: 4,
+            keys: 4,
+            think_micros: 0,
+            workload: Workload::ALL[0],
+            nemeses: BTreeSet::new(),
+            bad_moments_per_mille: 0,
+            delay_micros: 200,
+            barrier_micros: 200,
+            row_micros: 0,
+            log_bytes_max: 60_000,
+            retain_bytes: 4_000,
+            overlay_bytes_max: 20_000,
+            message_bytes: 4_000,
+            window_entries: 32,
+            window: Window { interval: 8, length: 32 },
+            request_millis: 400,
+            ..Self::draw_in(seed, Some(mode))
+        }
     }
 
     /// Whether this goes wrong in the run.

@@ -66,10 +66,6 @@ const SOURCE_PATIENCE_MILLIS: u64 = 2_000;
 const REST_MILLIS: u64 = 1_000;
 const REST_PAUSE_MILLIS: u64 = 5_000;
 
-/// After a whole state was given, more of the log is kept for so long, and so much more of it.
-const GIVEN_MILLIS: u64 = 10_000;
-const GIVEN_RETAIN_BYTES: usize = 32 << 20;
-
 /// What waits to be applied.
 #[derive(Clone, Debug)]
 pub(super) enum Held {
@@ -96,7 +92,6 @@ pub(super) struct Signed {
     /// When it last gave a piece.
     piece_at: Ticks,
     /// When this replica last gave a whole state.
-    given_at: Option<Ticks>,
     /// The least slot that each asking replica has use for.
     wanted: BTreeMap<ReplicaId, u64>,
     /// Replicas that gave a state which its proof did not prove.
@@ -157,7 +152,6 @@ impl Byzantine {
             rest_again: Ticks(0),
             source: None,
             piece_at: Ticks(0),
-            given_at: None,
             wanted: BTreeMap::new(),
             bad_states: BTreeSet::new(),
             scrub: Scrub::new(self.scrub_millis),
@@ -346,26 +340,6 @@ impl Group {
                 signed.rest_again = self.now.plus(REST_PAUSE_MILLIS);
             }
             self.want_snapshot(from);
-        }
-    }
-
-    /// Bytes of the log that are kept for others now. Whoever was just given a whole state needs the log from there on, and
-    /// the group has moved on meanwhile.
-    pub(super) fn retain_now(&self) -> usize {
-        let given = self.signed.as_ref().and_then(|signed| signed.given_at);
-        let is_recent = given.is_some_and(|at| self.now.since(at) < GIVEN_MILLIS);
-        if is_recent || self.transfer.is_some() && self.signed.is_some() {
-            self.retain_bytes + GIVEN_RETAIN_BYTES
-        } else {
-            self.retain_bytes
-        }
-    }
-
-    /// A whole state was given, or not; either way its receiver goes on from the log.
-    pub(super) fn note_given(&mut self) {
-        let now = self.now;
-        if let Some(signed) = &mut self.signed {
-            signed.given_at = Some(now);
         }
     }
 

@@ -20,6 +20,7 @@ mod message;
 mod outcomes;
 mod repair;
 mod requests;
+mod retain;
 mod scrub;
 mod snapshot;
 mod state;
@@ -226,6 +227,7 @@ pub struct Group {
     install: Option<Install>,
     /// The latest snapshot that was begun from each node: their names grow, so what is not above it is of the past.
     begun: BTreeMap<NodeId, u64>,
+    given: Option<retain::Given>,
     digests: BTreeMap<u64, [u8; 32]>,
     /// In Byzantine mode, what only that mode needs.
     signed: Option<byzantine::Signed>,
@@ -303,6 +305,7 @@ impl Group {
             transfers: 0,
             install,
             begun: BTreeMap::new(),
+            given: None,
             digests: BTreeMap::new(),
             signed,
             outputs: Vec::new(),
@@ -349,10 +352,11 @@ impl Group {
         self.install.as_ref().is_some_and(Install::has_switched)
     }
 
-    /// Whether a snapshot is being given, so that the tree stands still and what is applied gathers in memory.
+    /// Whether a snapshot is being given, so that the tree stands still and what is applied gathers in memory, or was given to one
+    /// for which more of the log is kept.
     #[must_use]
     pub fn is_giving(&self) -> bool {
-        self.transfer.is_some()
+        self.transfer.is_some() || self.given.is_some()
     }
 
     /// Time passed.
@@ -366,6 +370,7 @@ impl Group {
         self.carry_out(storage)?;
         self.release_held_back(storage)?;
         self.tick_transfer(storage)?;
+        self.tick_given();
         self.tick_repair(storage)?;
         self.tick_scrub(storage)?;
         self.release_checkpoints();
@@ -721,7 +726,7 @@ impl Group {
     /// that is written over and over grows while its state does not. It may take more: where much is overwritten, a tree that is written
     /// seldom is written less.
     fn is_checkpoint_urgent(&self) -> bool {
-        let log_bytes_max = self.retain_bytes + LOG_OVERLAYS_MAX * self.overlay_bytes_max;
+        let log_bytes_max = self.retain_now() + LOG_OVERLAYS_MAX * self.overlay_bytes_max;
         self.machine.unwritten_bytes() >= self.overlay_bytes_max
             || self.signed.is_none() && self.engine.log_bytes() >= log_bytes_max
     }

@@ -69,7 +69,7 @@ impl Group {
     /// Well or not: the receiver's next answer tells what it needs now.
     pub(super) fn end_transfer(&mut self, storage: &dyn Storage, to: ReplicaId) -> Result<(), StorageError> {
         self.transfer = None;
-        self.note_given();
+        self.note_given(to);
         self.release_checkpoints();
         self.engine.step(Event::SnapshotEnded { to });
         self.carry_out(storage)

@@ -91,6 +91,13 @@ impl MemoryDisk {
         Some(id)
     }
 
+    /// How many rows the next call of [`Self::write_one`] writes.
+    #[must_use]
+    pub fn rows_to_write(&self) -> usize {
+        let disk = self.disk();
+        disk.unwritten.front().map_or(0, |(_, unwritten)| unwritten.batches.iter().map(Vec::len).sum())
+    }
+
     /// Makes everything durable that was submitted; returns the last commit.
     pub fn settle(&self) -> Option<CommitId> {
         let last = std::iter::from_fn(|| self.flush_one()).last();

@@ -419,6 +419,11 @@ impl Engine for Replica {
         Self::is_leader(self)
     }
 
+    fn durable_at(&self, replica: ReplicaId) -> Option<Slot> {
+        let Role::Leader(leader) = &self.role else { return None };
+        leader.peers.get(&replica).map(|peer| peer.durable)
+    }
+
     fn undecided(&self) -> usize {
         let undecided = self.acceptor.log().last().slot.0 - self.decided.0;
         usize::try_from(undecided).expect("a log in memory has fewer entries")

@@ -15,6 +15,8 @@ mod invariant;
 mod network;
 mod node;
 mod said;
+#[cfg(test)]
+mod tests;
 mod trace;
 
 use crate::nemesis::Nemesis;

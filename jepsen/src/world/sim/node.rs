@@ -288,12 +288,18 @@ impl World {
         let writes = !std::mem::replace(&mut node.is_writing, true);
         let life = node.life;
         if writes {
-            let micros = self.random.between(200, 20_000);
+            let micros = self.micros_to_write(index);
             self.after(micros, Event::StateWritten { node: index, life });
         }
         if let Some(commit) = last {
             self.step(index, NodeEvent::Durable(commit));
         }
+    }
+
+    /// How long the tree takes for what it is given next. Large states are counted, not stored: a row may take as long as many.
+    fn micros_to_write(&mut self, index: usize) -> u64 {
+        let rows = self.nodes[index].disk.rows_to_write() as u64;
+        self.random.between(200, 20_000) + rows * self.plan.row_micros
     }
 
     fn look_at_disk(&mut self, index: usize) {
@@ -311,7 +317,7 @@ impl World {
         let life = node.life;
         if let Some(commit) = node.disk.write_one() {
             node.is_writing = true;
-            let micros = self.random.between(200, 20_000);
+            let micros = self.micros_to_write(index);
             self.after(micros, Event::StateWritten { node: index, life });
             // What was written is what a rewrite of the log waits for: an engine that stops just then has nothing to give for it.
             let is_close = self.nodes[index].core.as_ref().is_some_and(NodeCore::is_about_to_rewrite);
