@@ -8,6 +8,8 @@
 //!
 //! Unknown fields are errors: a misspelt setting must not be silently without effect.
 
+mod ranges;
+
 use crate::limits::{GROUPS_MAX, KEY_BYTES_CAP, Limits, NODES_MAX, VALUE_BYTES_CAP};
 use crate::ring::{NodeId, RingMap};
 use crate::transport::{Identity, PublicKey};
@@ -174,6 +176,7 @@ impl Genesis {
                 self.version
             ));
         }
+        ranges::check_name(&self.cluster)?;
         let n = self.nodes.len();
         if n == 0 || n > NODES_MAX {
             return Err(format!("{n} nodes: a cluster has 1 to {NODES_MAX}"));
@@ -202,6 +205,7 @@ impl Genesis {
             ));
         }
         self.check_signing_keys()?;
+        ranges::check_addresses(&self.nodes)?;
         self.check_sizes()
     }
 
@@ -242,17 +246,7 @@ impl Genesis {
                 "limits.value_bytes_max = {value_bytes_max}: 1 to {VALUE_BYTES_CAP} are allowed"
             ));
         }
-        let Timing { heartbeat_millis, election_millis, request_millis } = self.timing;
-        if !(100..=60_000).contains(&request_millis) {
-            return Err(format!("timing.request_millis = {request_millis}: 100 to 60000 are allowed"));
-        }
-        if heartbeat_millis < 10 || election_millis < 4 * heartbeat_millis {
-            return Err(format!(
-                "timing: heartbeat_millis = {heartbeat_millis}, election_millis = {election_millis}: a heartbeat takes \
-                 at least 10, an election at least four heartbeats"
-            ));
-        }
-        Ok(())
+        ranges::check_timing(&self.timing)
     }
 
     /// Who owns what.
@@ -365,8 +359,8 @@ impl ChaosConfig {
             let names: Vec<&str> = Lie::ALL.iter().map(|lie| lie.name()).collect();
             return Err(format!("chaos.lies: there is no lie {unknown:?}; there are {}", names.join(", ")));
         }
-        if self.lies.is_empty() || self.every_millis < 100 {
-            return Err("chaos.lies must name a lie, and chaos.every_millis be at least 100".to_string());
+        if self.lies.is_empty() || !(100..=3_600_000).contains(&self.every_millis) {
+            return Err("chaos.lies must name a lie, and chaos.every_millis be 100 to 3600000".to_string());
         }
         Ok(())
     }
@@ -452,12 +446,9 @@ impl NodeConfig {
                 file.node
             )));
         }
-        if file.storage.log_retain_bytes > file.storage.log_max_bytes / 2 {
-            return Err(wrong(
-                "storage.log_retain_bytes must be at most half of storage.log_max_bytes".to_string(),
-            ));
-        }
+        ranges::check_storage(&file.storage).map_err(wrong)?;
         let listen = file.listen.unwrap_or(node.address);
+        ranges::check_families(listen, &genesis.nodes).map_err(wrong)?;
         let data_dir = dir.join(&file.data_dir);
         if let Some(chaos) = &file.chaos {
             chaos.check(genesis.mode).map_err(wrong)?;
@@ -482,6 +473,9 @@ struct ClusterFile {
     nodes: Vec<GenesisNode>,
 }
 
+/// TLS allows 255 bytes for a protocol's name, of which this is a part.
+const PROTOCOL_BYTES_MAX: usize = 200;
+
 /// Everything that a client needs to reach a cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
@@ -505,10 +499,14 @@ impl ClusterConfig {
             let reason = "it names no node".to_string();
             return Err(ConfigError::Value { path: path.to_path_buf(), reason });
         }
+        let wrong = |reason: String| ConfigError::Value { path: path.to_path_buf(), reason };
+        if file.protocol.is_empty() || file.protocol.len() > PROTOCOL_BYTES_MAX {
+            return Err(wrong("protocol must be the one that `init` wrote".to_string()));
+        }
+        ranges::check_addresses(&file.nodes).map_err(wrong)?;
         let dir = path.parent().unwrap_or(Path::new("."));
         let identity = load_identity(&dir.join(&file.client_key_file))?;
         let signing = file.client_signing_key_file.map(|path| load_identity(&dir.join(path))).transpose()?;
-        let wrong = |reason: String| ConfigError::Value { path: path.to_path_buf(), reason };
         let ring = match (file.groups, file.replicas, &signing) {
             (Some(groups), Some(replicas), Some(_)) => {
                 check_replicas(Mode::Byzantine, replicas, file.nodes.len()).map_err(wrong)?;
@@ -617,7 +615,9 @@ pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
             signing_key: public(&client_signing),
         }],
     };
-    genesis.check().map_err(|reason| ConfigError::Value { path: genesis_path.clone(), reason })?;
+    let first = plan.addresses.first().copied().unwrap_or(NOWHERE);
+    let checked = genesis.check().and_then(|()| ranges::check_families(first, &genesis.nodes));
+    checked.map_err(|reason| ConfigError::Value { path: genesis_path.clone(), reason })?;
     create_dir(dir)?;
     write_secret(&dir.join("client.key"), &client.secret_hex())?;
     if let Some(signing) = &client_signing {
@@ -689,8 +689,13 @@ pub fn cluster_digest(protocol_name: &str) -> [u8; 32] {
 fn load_toml<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     let read = std::fs::read_to_string(path);
     let text = read.map_err(|source| ConfigError::File { what: "read", path: path.to_path_buf(), source })?;
-    toml::from_str(&text)
+    toml::from_str(without_mark(&text))
         .map_err(|error| ConfigError::Form { path: path.to_path_buf(), reason: error.to_string() })
+}
+
+/// Some editors begin a file with a byte-order mark.
+fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 fn load_identity(path: &Path) -> Result<Identity, ConfigError> {
@@ -700,7 +705,7 @@ fn load_identity(path: &Path) -> Result<Identity, ConfigError> {
         path: path.to_path_buf(),
         source,
     })?;
-    Identity::from_secret_hex(&text)
+    Identity::from_secret_hex(without_mark(&text))
         .map_err(|error| ConfigError::Value { path: path.to_path_buf(), reason: error.to_string() })
 }
 
@@ -807,6 +812,8 @@ mod tests {
         let quorums = FlexibleQuorums { phase1: 1, phase2: 2, survive: 1 };
         assert!(wrong(&|genesis| genesis.quorums = Some(quorums)).contains("must be at least 4"));
         assert!(wrong(&|genesis| genesis.timing.election_millis = 60).contains("four heartbeats"));
+        assert!(wrong(&|genesis| genesis.timing.heartbeat_millis = 1 << 62).contains("are allowed"));
+        assert!(wrong(&|genesis| genesis.cluster = "a".repeat(300)).contains("32 hexadecimal digits"));
         assert!(wrong(&|genesis| genesis.version = 9).contains("version 9"));
         let name = |change: &dyn Fn(&mut Genesis)| {
             let mut genesis = good.clone();

@@ -25,6 +25,24 @@ fn edit(path: &std::path::Path, from: &str, to: &str) {
     std::fs::write(path, text.replacen(from, to, 1)).unwrap();
 }
 
+/// Settings that look like numbers and cannot be meant, by file: each is an error of the setting.
+const OUT_OF_RANGE: &[(&str, &str, &str)] = &[
+    ("node", "cache_bytes = 4194304", "cache_bytes = 100"),
+    ("node", "cache_bytes = 4194304", "cache_bytes = 9223372036854775807"),
+    ("node", "log_max_bytes = 67108864", "log_max_bytes = 0"),
+    ("node", "log_max_bytes = 67108864", "log_max_bytes = 9223372036854775807"),
+    ("node", "log_retain_bytes = 8388608", "log_retain_bytes = 67108864"),
+    ("node", "pack_above_bytes = 67108864", "pack_above_bytes = 9223372036854775807"),
+    ("node", "reserve_bytes = 67108864", "reserve_bytes = 9223372036854775807"),
+    ("node", "scrub_seconds = 3600", "scrub_seconds = 9223372036854775807"),
+    ("genesis", "heartbeat_millis = 50", "heartbeat_millis = 4611686018427387904"),
+    ("genesis", "election_millis = 300", "election_millis = 9223372036854775807"),
+    ("genesis", "request_millis = 1000", "request_millis = 0"),
+    ("genesis", "replicas = 3", "replicas = 4"),
+    ("genesis", "groups = 1", "groups = 4000000000"),
+    ("genesis", "cluster = \"", "cluster = \"x"),
+];
+
 #[test]
 fn files_that_are_wrong_are_refused_with_what_is_wrong() {
     let cluster = Cluster::init(3, 1);
@@ -65,6 +83,25 @@ fn files_that_are_wrong_are_refused_with_what_is_wrong() {
     edit(&genesis_file, "heartbeat_millis = 50", "heartbeat_millis = 200");
     let said = refused(&cluster, 0);
     assert!(said.contains("heartbeat"), "{said}");
+    restore();
+    for (file, from, to) in OUT_OF_RANGE {
+        let file = if *file == "genesis" { &genesis_file } else { &node_file };
+        edit(file, from, to);
+        let said = refused(&cluster, 0);
+        let name = from.split(' ').next().unwrap();
+        assert!(
+            said.contains(name) && !said.contains("damaged") && !said.contains("panicked"),
+            "{to}: {said}"
+        );
+        assert!(said.lines().count() < 3, "{to}: {said}");
+        restore();
+    }
+    // What is missing is said once, and an editor's byte-order mark is no content.
+    std::fs::write(&node_file, format!("\u{feff}{node}")).unwrap();
+    std::fs::write(&key_file, format!("\u{feff}{key}")).unwrap();
+    std::fs::remove_file(&genesis_file).unwrap();
+    let said = refused(&cluster, 0);
+    assert!(said.contains("genesis.toml") && said.matches("No such file").count() == 1, "{said}");
     restore();
     // A port that somebody else has.
     let address =

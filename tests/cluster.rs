@@ -198,6 +198,26 @@ fn strangers_and_nonsense_are_refused_with_a_reason() {
     assert_eq!(cluster.ok(&["get", "k"]), "v");
 }
 
+/// Four nodes and groups of three: one node has nothing to do, and that is said.
+#[test]
+fn init_says_which_nodes_hold_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = |name: &str, args: &[&str]| {
+        let output =
+            program().arg("init").arg("--dir").arg(dir.path().join(name)).args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}");
+        String::from_utf8_lossy(&output.stdout).to_string()
+    };
+    assert!(made("four", &["--nodes", "4"]).contains("n4 holds no replica"));
+    assert!(!made("two", &["--nodes", "4", "--groups", "2"]).contains("no replica"));
+    let json: serde_json::Value =
+        serde_json::from_str(&made("json", &["--nodes", "5", "--replicas", "3", "--json"])).unwrap();
+    assert_eq!(
+        (&json["groups"], &json["replicas"], &json["idle"]),
+        (&1.into(), &3.into(), &serde_json::json!([4, 5]))
+    );
+}
+
 #[test]
 fn init_refuses_what_cannot_keep_its_promise() {
     let dir = tempfile::tempdir().unwrap();
@@ -211,6 +231,17 @@ fn init_refuses_what_cannot_keep_its_promise() {
     assert!(init(&["--nodes", "3", "--replicas", "5"]).contains("there are 3"));
     assert!(init(&["--nodes", "5", "--quorums", "2", "3"]).contains("must be at least 6, it is 5"));
     assert!(init(&["--nodes", "5", "--quorums", "5", "1"]).contains("survive 0 crashed"));
+    // Addresses at which nobody can be reached, or not everybody.
+    let at =
+        |addresses: &[&str]| init(&addresses.iter().flat_map(|at| ["--address", at]).collect::<Vec<_>>());
+    assert!(at(&["0.0.0.0:7101", "10.0.0.2:7101", "10.0.0.3:7101"]).contains("listen"));
+    assert!(at(&["10.0.0.1:0", "10.0.0.2:7101", "10.0.0.3:7101"]).contains("port"));
+    assert!(at(&["10.0.0.1:7101", "10.0.0.2:7101", "10.0.0.1:7101"]).contains("n1 and n3"));
+    assert!(at(&["10.0.0.1:7101", "[2001:db8::1]:7101", "10.0.0.3:7101"]).contains("IPv6"));
+    assert!(at(&["224.0.0.1:7101", "10.0.0.2:7101", "10.0.0.3:7101"]).contains("224.0.0.1"));
+    assert!(init(&["--port", "0"]).contains("port"));
+    assert!(init(&["--port", "65535"]).contains("65535"));
+    assert!(init(&["--nodes", "0"]).contains("1 to 256"));
 }
 
 /// As docs/operating.md says: the address is changed in the genesis record everywhere and in the clients' files, and the nodes

@@ -4,6 +4,7 @@ use super::{Common, Exit, output};
 use crate::config::{
     self, FlexibleQuorums, InitPlan, Mode, StorageConfig, Timing, default_nodes, default_replicas,
 };
+use crate::ring::{NodeId, RingMap};
 use anyhow::Context;
 use clap::Args;
 use serde_json::json;
@@ -71,8 +72,16 @@ pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {
         timing: Timing::default(),
     };
     let (cluster, nodes) = config::init(&plan)?;
+    let idle = idle_nodes(&plan);
     if common.json {
-        output::print_json(&json!({ "cluster": cluster, "nodes": nodes }));
+        output::print_json(&json!({
+            "cluster": cluster,
+            "nodes": nodes,
+            "mode": plan.mode,
+            "groups": plan.groups,
+            "replicas": plan.replicas,
+            "idle": idle.iter().map(|node| node.0).collect::<Vec<_>>(),
+        }));
         return Ok(Exit::Ok);
     }
     let survives = match (plan.mode, plan.quorums) {
@@ -91,8 +100,27 @@ pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {
     for node in &nodes {
         println!("  tetrachord serve --config {}", node.display());
     }
+    if let [first, ..] = idle[..] {
+        let names: Vec<String> = idle.iter().map(ToString::to_string).collect();
+        let verb = if idle.len() == 1 { "holds" } else { "hold" };
+        println!(
+            "Note: {} {verb} no replica of any group: more nodes than {} group(s) of {} have use for. {first} only passes \
+             requests on; --groups {} would give every node some.",
+            names.join(", "),
+            plan.groups,
+            plan.replicas,
+            plan.addresses.len()
+        );
+    }
     println!("Then talk to them:\n  tetrachord --cluster {} put greeting hello", cluster.display());
     Ok(Exit::Ok)
+}
+
+/// Nodes on which no group places a replica.
+fn idle_nodes(plan: &InitPlan) -> Vec<NodeId> {
+    let ring = RingMap::even(plan.groups, plan.addresses.len(), plan.replicas);
+    let is_used = |node: &NodeId| ring.groups().iter().any(|place| place.nodes.contains(node));
+    (1u32..).map(NodeId).take(plan.addresses.len()).filter(|node| !is_used(node)).collect()
 }
 
 fn addresses(args: &InitArgs) -> anyhow::Result<Vec<SocketAddr>> {

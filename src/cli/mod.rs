@@ -125,11 +125,24 @@ pub fn main() -> ExitCode {
     }
     let log = start_logging(is_node);
     let exit = run(cli, &log).unwrap_or_else(|error| {
-        log.line(format!("error: {error:#}\n").into_bytes());
+        log.line(format!("error: {}\n", in_full(&error)).into_bytes());
         Exit::Error
     });
     log.finish();
     exit.into()
+}
+
+/// An error with its causes. Some errors tell their cause themselves: nothing is said twice.
+fn in_full(error: &anyhow::Error) -> String {
+    let mut said = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        match said.contains(&cause) {
+            _ if said.is_empty() => said = cause,
+            true => {}
+            false => said = format!("{said}: {cause}"),
+        }
+    }
+    said
 }
 
 /// Logs go to standard error; `RUST_LOG` chooses what. A node says more by itself than a client.

@@ -1,0 +1,115 @@
+//! What settings may be: a value outside is an error of the setting, before anything is done with it.
+
+use super::{GenesisNode, StorageConfig, Timing};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+
+/// No disk and no memory is larger.
+const BYTES_MAX: u64 = 1 << 50;
+
+/// sled's cache works with less, badly.
+const CACHE_BYTES: RangeInclusive<u64> = 64 << 10..=1 << 40;
+
+/// Four of the smallest segments.
+const LOG_BYTES: RangeInclusive<u64> = 256 << 10..=1 << 40;
+
+/// Up to a year.
+const SCRUB_SECONDS: RangeInclusive<u64> = 0..=366 * 86_400;
+
+/// The clock of a node ticks every 10 ms.
+const HEARTBEAT_MILLIS: RangeInclusive<u64> = 10..=60_000;
+
+/// Up to an hour; at least four heartbeats, so that one that is late deposes nobody.
+const ELECTION_MILLIS_MAX: u64 = 3_600_000;
+
+/// Below, every slow disk costs a primary its view; above, a dead one costs clients their patience.
+const REQUEST_MILLIS: RangeInclusive<u64> = 100..=60_000;
+
+fn within(name: &str, value: u64, range: RangeInclusive<u64>) -> Result<(), String> {
+    match range.contains(&value) {
+        true => Ok(()),
+        false => Err(format!("{name} = {value}: {} to {} are allowed", range.start(), range.end())),
+    }
+}
+
+/// Checks the settings of a store.
+pub(super) fn check_storage(storage: &StorageConfig) -> Result<(), String> {
+    let StorageConfig {
+        cache_bytes,
+        log_max_bytes,
+        log_retain_bytes,
+        pack_above_bytes,
+        reserve_bytes,
+        scrub_seconds,
+    } = *storage;
+    within("storage.cache_bytes", cache_bytes, CACHE_BYTES)?;
+    within("storage.log_max_bytes", log_max_bytes, LOG_BYTES)?;
+    if log_retain_bytes > log_max_bytes / 2 {
+        return Err(format!(
+            "storage.log_retain_bytes = {log_retain_bytes} must be at most half of storage.log_max_bytes = {log_max_bytes}"
+        ));
+    }
+    within("storage.pack_above_bytes", pack_above_bytes, 0..=BYTES_MAX)?;
+    within("storage.reserve_bytes", reserve_bytes, 0..=BYTES_MAX)?;
+    within("storage.scrub_seconds", scrub_seconds, SCRUB_SECONDS)
+}
+
+/// Checks timers.
+pub(super) fn check_timing(timing: &Timing) -> Result<(), String> {
+    let Timing { heartbeat_millis, election_millis, request_millis } = *timing;
+    within("timing.request_millis", request_millis, REQUEST_MILLIS)?;
+    within("timing.heartbeat_millis", heartbeat_millis, HEARTBEAT_MILLIS)?;
+    let least = 4 * heartbeat_millis;
+    within("timing.election_millis", election_millis, least..=ELECTION_MILLIS_MAX)
+        .map_err(|error| format!("{error}: at least four heartbeats"))
+}
+
+/// Checks that nodes can be reached where they are said to be.
+pub(super) fn check_addresses(nodes: &[GenesisNode]) -> Result<(), String> {
+    for (index, node) in nodes.iter().enumerate() {
+        let GenesisNode { id, address, .. } = node;
+        let ip = address.ip().to_canonical();
+        let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+        if ip.is_unspecified() || ip.is_multicast() || is_broadcast {
+            return Err(format!(
+                "the address of {id} is {address}, at which nobody can be reached. Give the address that the others reach it \
+                 by; which one it binds, `listen` in its node.toml says"
+            ));
+        }
+        if address.port() == 0 {
+            return Err(format!("the address of {id} is {address}: port 0 is none that others can reach"));
+        }
+        if let Some(other) = nodes[..index].iter().find(|other| other.address == *address) {
+            return Err(format!("{} and {id} have the same address, {address}", other.id));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a socket bound there reaches all of these.
+pub(super) fn check_families(listen: SocketAddr, nodes: &[GenesisNode]) -> Result<(), String> {
+    let unreachable = nodes.iter().find(|node| node.address.is_ipv6() && listen.is_ipv4());
+    let from_ipv6 =
+        nodes.iter().find(|node| node.address.is_ipv4() && listen.is_ipv6() && !listen.ip().is_unspecified());
+    match unreachable.or(from_ipv6) {
+        None => Ok(()),
+        Some(node) => Err(format!(
+            "{} is at {}, which cannot be reached from {listen}: one is IPv4, the other IPv6. Use one of them for all nodes, \
+             or let this one listen on [::]:{}",
+            node.id,
+            node.address,
+            listen.port()
+        )),
+    }
+}
+
+/// Checks the name of a cluster: it becomes part of the protocol's name, which TLS allows 255 bytes.
+pub(super) fn check_name(cluster: &str) -> Result<(), String> {
+    let is_hex = cluster.len() == 32 && cluster.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match is_hex {
+        true => Ok(()),
+        false => {
+            Err(format!("cluster = {cluster:?}: a cluster's name is 32 hexadecimal digits, drawn by `init`"))
+        }
+    }
+}
