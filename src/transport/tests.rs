@@ -6,21 +6,28 @@ use super::tls::client_crypto;
 use super::*;
 use crate::ring::NodeId;
 use bytes::Bytes;
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
 const CLUSTER: &str = "a test";
+const GREETING: &[u8] = b"\x05\0\0\0hello";
 
-/// Attacks and uses one node, in one process.
+/// One node and whoever attacks and uses it, in one process.
 struct Scene {
     node: Transport,
     address: SocketAddr,
     key: PublicKey,
     inbox: mpsc::Receiver<Inbound>,
     endpoint: quinn::Endpoint,
+}
+
+/// A connection of a client.
+struct Held {
+    connection: quinn::Connection,
+    send: quinn::SendStream,
+    _recv: quinn::RecvStream,
 }
 
 impl Scene {
@@ -36,9 +43,9 @@ impl Scene {
             identity: node,
             listen: address,
             peers: Vec::new(),
-            clients: clients.iter().map(|client| client.public()).collect::<BTreeSet<_>>(),
+            clients: clients.iter().map(|client| client.public()).collect(),
             cluster: CLUSTER.to_string(),
-            greeting: Bytes::from_static(&[5, 0, 0, 0, b'h', b'e', b'l', b'l', b'o']),
+            greeting: Bytes::from_static(GREETING),
         };
         let (inbound, inbox) = mpsc::channel(1024);
         let node = Transport::start(settings, inbound).unwrap();
@@ -54,22 +61,16 @@ impl Scene {
         self.endpoint.connect_with(config, self.address, "tetrachord").unwrap().await.unwrap()
     }
 
-    /// Shakes hands and opens the stream, but asks nothing.
-    async fn hold(&self, identity: &Identity) -> (quinn::Connection, quinn::SendStream, quinn::RecvStream) {
+    /// Connects as clients do, and asks nothing; or why it is sent away.
+    async fn connect(&self, identity: &Identity) -> Result<Held, quinn::ConnectionError> {
         let connection = self.shake_hands(identity).await;
-        let (mut send, mut recv) = connection.open_bi().await.unwrap();
-        send.write_all(&[0; 4]).await.unwrap();
-        // Either the greeting, or the connection is ended again.
-        let _ = recv.read_exact(&mut [0; 9]).await;
-        (connection, send, recv)
-    }
-
-    /// Connects as clients do.
-    async fn connect(&self, identity: &Identity) -> Result<ClientLink, LinkError> {
-        let endpoint = ClientEndpoint::new(false).unwrap();
-        let patience = Duration::from_secs(10);
-        let connecting = ClientLink::connect(&endpoint, identity, self.address, self.key, CLUSTER, patience);
-        connecting.await.map(|(link, _, _)| link)
+        let (mut send, mut recv) = connection.open_bi().await?;
+        // An empty frame makes the stream known to the node. If it is closed by now, reading tells.
+        let _ = send.write_all(&[0; 4]).await;
+        match recv.read_exact(&mut [0; GREETING.len()]).await {
+            Ok(()) => Ok(Held { connection, send, _recv: recv }),
+            Err(_) => Err(connection.closed().await),
+        }
     }
 }
 
@@ -85,15 +86,13 @@ fn a_key_has_so_many_connections_and_others_keep_theirs() {
         let before = scene.connect(&honest).await.unwrap();
         let mut held = Vec::new();
         for _ in 0..KEY_CONNECTIONS_MAX {
-            held.push(scene.hold(&greedy).await);
+            held.push(scene.connect(&greedy).await.unwrap());
         }
-        let refused = scene.shake_hands(&greedy).await.closed().await;
-        assert!(refused.to_string().contains("this key has too many connections"), "{refused}");
-        let refused = scene.connect(&greedy).await.unwrap_err().to_string();
+        let refused = scene.connect(&greedy).await.err().unwrap().to_string();
         assert!(refused.contains("this key has too many connections"), "{refused}");
         assert_eq!(scene.node.clients(), KEY_CONNECTIONS_MAX + 1);
-        scene.connect(&honest).await.unwrap();
-        assert!(!before.is_closed());
+        assert!(scene.connect(&honest).await.is_ok());
+        assert!(before.connection.close_reason().is_none());
     });
 }
 
@@ -112,9 +111,9 @@ fn a_connection_on_which_nothing_is_asked_counts_and_is_ended() {
     });
 }
 
-/// A frame of this size, but for its last byte.
-fn half_frame(bytes: u32) -> Vec<u8> {
-    [&bytes.to_le_bytes()[..], &vec![7; bytes as usize - 1]].concat()
+/// A frame of this size.
+fn frame(bytes: u32, filled_with: u8) -> Vec<u8> {
+    [&bytes.to_le_bytes()[..], &vec![filled_with; bytes as usize]].concat()
 }
 
 #[test]
@@ -124,25 +123,25 @@ fn frames_that_are_half_here_are_bounded_for_a_key_and_hold_up_no_other() {
         let mut scene = Scene::new(&[&greedy, &honest]);
         let mut held = Vec::new();
         for _ in 0..40 {
-            let (connection, mut send, recv) = scene.hold(&greedy).await;
-            let sending = tokio::spawn(async move {
-                let _ = send.write_all(&half_frame(2 << 20)).await;
-                send
+            let mut connected = scene.connect(&greedy).await.unwrap();
+            held.push(connected.connection.clone());
+            tokio::spawn(async move {
+                let whole = frame(2 << 20, 7);
+                let _ = connected.send.write_all(&whole[..whole.len() - 1]).await;
+                std::future::pending::<()>().await;
             });
-            held.push((connection, recv, sending));
         }
-        // Others send whole frames as large as they may be, all the time.
-        let link = scene.connect(&honest).await.unwrap();
+        // Others send whole frames as large as values may be, all the time.
+        let mut others = scene.connect(&honest).await.unwrap();
         for turn in 0..10u8 {
-            let size = 1u32 << 20;
-            assert!(link.send([&size.to_le_bytes()[..], &vec![turn; size as usize]].concat().into()));
-            let Some(Inbound::ClientFrame { frame, .. }) = scene.inbox.recv().await else {
-                panic!("a frame")
-            };
-            assert_eq!((frame.body.len(), frame.body[0]), (size as usize, turn));
+            let whole = frame(1 << 20, turn);
+            let sending = async { others.send.write_all(&whole).await.unwrap() };
+            let ((), received) = tokio::join!(sending, scene.inbox.recv());
+            let Some(Inbound::ClientFrame { frame, .. }) = received else { panic!("{received:?}") };
+            assert_eq!((frame.body.len(), frame.body[0]), (1 << 20, turn));
         }
         // QUIC lets go out what there is room for on the other side.
-        let arrived: u64 = held.iter().map(|(connection, ..)| connection.stats().udp_tx.bytes).sum();
+        let arrived: u64 = held.iter().map(|connection| connection.stats().udp_tx.bytes).sum();
         assert!(arrived < 48 << 20, "{} MiB", arrived >> 20);
     });
 }
