@@ -1,13 +1,12 @@
 //! `get`, `put`, `del`, `cas`, `incr`.
 
-use super::output::{bytes_json, not_done, print_json};
+use super::output::{bytes_json, not_done, print_bytes, print_json};
 use super::{Common, Exit};
 use crate::kv::Expect;
 use crate::wire::Consistency;
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use std::io::Write;
 use std::path::PathBuf;
 
 /// Read a key
@@ -126,9 +125,8 @@ pub(crate) async fn get(common: &Common, args: &GetArgs) -> anyhow::Result<Exit>
             },
         }));
     } else if let Some((_, value)) = &read.found {
-        let mut out = std::io::stdout().lock();
-        out.write_all(value)?;
-        out.write_all(b"\n")?;
+        print_bytes(value);
+        print_bytes(b"\n");
     } else {
         eprintln!("no such key");
     }

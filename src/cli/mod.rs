@@ -3,6 +3,16 @@
 //! Data goes to standard output, everything else to standard error. `--json` prints one object for programs. The exit
 //! code says what happened; see [`Exit`].
 
+/// Prints a line of the answer; the standard library's would panic if nobody takes it.
+macro_rules! println {
+    ($($text:tt)*) => { $crate::cli::output::print(format_args!($($text)*)) };
+}
+
+/// Says something beside the answer; the standard library's would panic if nobody takes it.
+macro_rules! eprintln {
+    ($($text:tt)*) => { $crate::cli::output::remark(format_args!($($text)*)) };
+}
+
 mod bench;
 mod check;
 mod cluster;
@@ -128,6 +138,7 @@ pub fn main() -> ExitCode {
         log.line(format!("error: {}\n", in_full(&error)).into_bytes());
         Exit::Error
     });
+    let exit = output::finish(exit, &log);
     log.finish();
     exit.into()
 }

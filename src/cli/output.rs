@@ -1,9 +1,54 @@
 //! Printing for people and for programs.
+//!
+//! What is printed may not arrive: the reader of a pipe may be gone, a disk full. The macros of the standard library panic then,
+//! in the middle of something that was done. Here the first failure is kept, and [`finish`] says at the end what it means.
 
 use super::Exit;
+use super::log::Log;
 use crate::client::{NotDone, Refusal};
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
+use std::fmt;
+use std::io::{self, ErrorKind, Write};
+use std::sync::{Mutex, PoisonError};
+
+/// Why standard output does not take what is printed.
+static FAILURE: Mutex<Option<io::Error>> = Mutex::new(None);
+
+fn keep(result: io::Result<()>) {
+    if let Err(error) = result {
+        FAILURE.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+}
+
+/// Prints a line to standard output.
+pub(crate) fn print(line: fmt::Arguments<'_>) {
+    keep(writeln!(io::stdout(), "{line}"));
+}
+
+/// Prints bytes as they are.
+pub(crate) fn print_bytes(bytes: &[u8]) {
+    keep(io::stdout().write_all(bytes));
+}
+
+/// Prints a line to standard error. If nobody takes it, nobody is told.
+pub(crate) fn remark(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// The exit code, if all that was printed has arrived. Who closes a pipe has read enough; anything else is an error.
+pub(crate) fn finish(exit: Exit, log: &Log) -> Exit {
+    keep(io::stdout().flush());
+    match FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(error) if error.kind() != ErrorKind::BrokenPipe => {
+            let line = format!("error: cannot write to standard output: {error}. Only the answer is lost");
+            let done = if exit == Exit::Ok { ": what was asked for is done" } else { "" };
+            log.line(format!("{line}{done}\n").into_bytes());
+            if exit == Exit::Ok { Exit::Error } else { exit }
+        }
+        _ => exit,
+    }
+}
 
 /// A table without frames.
 pub(crate) fn table(header: &[&str]) -> Table {

@@ -1,6 +1,6 @@
 //! `get --verify` and `proof check`: what replicas signed about an answer, shown and judged.
 
-use super::output::{bytes_json, not_done, print_json};
+use super::output::{bytes_json, not_done, print_bytes, print_json};
 use super::{Common, Exit};
 use crate::config::{Genesis, Mode, cluster_digest};
 use crate::group::Byzantine;
@@ -12,7 +12,6 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use tetrachord_consensus::quorum::liars;
 
@@ -148,9 +147,8 @@ fn print(common: &Common, key: &str, proof: &Proof, judgement: &Judgement) -> an
         }));
     } else {
         if let Some((_, value)) = found {
-            let mut out = std::io::stdout().lock();
-            out.write_all(value)?;
-            out.write_all(b"\n")?;
+            print_bytes(value);
+            print_bytes(b"\n");
         }
         let what = if found.is_some() { "this value" } else { "no such key" };
         let names = if names.is_empty() { vec!["nobody".to_string()] } else { names };
