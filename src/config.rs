@@ -650,7 +650,8 @@ fn init_node(
 ) -> Result<PathBuf, ConfigError> {
     let home = dir.join(node.id.to_string());
     let data = home.join("data");
-    create_dir(&data)?;
+    create_own_dir(&home)?;
+    create_own_dir(&data)?;
     write_secret(&home.join("node.key"), &identity.secret_hex())?;
     if let Some(signing) = signing {
         write_secret(&home.join("signing.key"), &signing.secret_hex())?;
@@ -715,6 +716,13 @@ fn create_dir(path: &Path) -> Result<(), ConfigError> {
         path: path.to_path_buf(),
         source,
     })
+}
+
+/// A directory for its owner's eyes alone.
+fn create_own_dir(path: &Path) -> Result<(), ConfigError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| ConfigError::File { what: "create", path: path.to_path_buf(), source })
 }
 
 fn write_file(path: &Path, text: &str) -> Result<(), ConfigError> {

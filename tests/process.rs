@@ -4,6 +4,7 @@
 mod common;
 
 use common::{Cluster, program, wait_for};
+use rustix::process::Signal;
 use std::io::{PipeReader, Read};
 use std::process::Stdio;
 
@@ -48,4 +49,75 @@ fn a_log_that_nobody_takes_costs_no_link_and_no_request() {
     let mut text = Vec::new();
     hung.remove(0).read_to_end(&mut text).unwrap();
     assert!(text.len() > 60_000, "the pipe was full");
+}
+
+/// The processes that this one has started and that run.
+fn children_of(pid: u32) -> Vec<u32> {
+    let of = |entry: std::fs::DirEntry| {
+        let child: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let parent = stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse::<u32>().ok()?;
+        (parent == pid).then_some(child)
+    };
+    std::fs::read_dir("/proc").unwrap().filter_map(Result::ok).filter_map(of).collect()
+}
+
+/// Whoever has ended and is not waited for does not run.
+fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).is_some_and(|state| state != "Z")
+}
+
+/// However `dev` or `demo` ends, their nodes end with them.
+#[test]
+fn nodes_do_not_outlive_the_process_that_started_them() {
+    let dir = tempfile::tempdir().unwrap();
+    for (command, signal) in [
+        ("dev", Signal::KILL),
+        ("dev", Signal::HUP),
+        ("dev", Signal::TERM),
+        ("demo", Signal::HUP),
+        ("demo", Signal::KILL),
+    ] {
+        let temporary = tempfile::tempdir().unwrap();
+        let mut start = program();
+        start.arg(command).env("TMPDIR", temporary.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        if command == "dev" {
+            start.arg("--dir").arg(dir.path().join("c"));
+        }
+        let mut parent = start.spawn().unwrap();
+        let children = wait_for("three nodes", || {
+            let children = children_of(parent.id());
+            (children.len() == 3).then_some(children)
+        });
+        rustix::process::kill_process(rustix::process::Pid::from_child(&parent), signal).unwrap();
+        parent.wait().unwrap();
+        wait_for("the end of the nodes", || (!children.iter().any(|child| runs(*child))).then_some(()));
+        let left = std::fs::read_dir(temporary.path()).unwrap().filter_map(Result::ok);
+        let clusters = left.filter(|entry| entry.path().join("genesis.toml").exists()).count();
+        assert_eq!(
+            clusters,
+            usize::from(command == "demo" && signal == Signal::KILL),
+            "{command} {signal:?}"
+        );
+    }
+}
+
+/// What a node keeps is for its owner's eyes alone.
+#[test]
+fn nobody_else_may_read_the_data_of_a_node() {
+    use std::os::unix::fs::PermissionsExt;
+    let cluster = Cluster::start(3, 1);
+    cluster.ok(&["put", "k", "v"]);
+    let home = cluster.node_file(0).parent().unwrap().to_path_buf();
+    let mut folders = vec![home.join("data")];
+    let open_to_others = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o077 != 0;
+    assert!(!open_to_others(&home));
+    while let Some(folder) = folders.pop() {
+        assert!(!open_to_others(&folder), "{}", folder.display());
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            assert!(path.ends_with("bootstrap") || !open_to_others(&path), "{}", path.display());
+            folders.extend(path.is_dir().then_some(path));
+        }
+    }
 }

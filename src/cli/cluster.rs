@@ -32,7 +32,7 @@ impl Size {
     }
 }
 
-/// The processes of a cluster. Dropping it kills them.
+/// The processes of a cluster. Dropping it kills them; if this process is killed, they end because their standard input does.
 #[derive(Debug)]
 pub(crate) struct LocalCluster {
     pub(crate) cluster_file: PathBuf,
@@ -100,9 +100,9 @@ impl LocalCluster {
         let log = log.with_context(|| format!("cannot write {}", log_path.display()))?;
         let program = std::env::current_exe().context("cannot find this program to start it again")?;
         let child = Command::new(program)
-            .args(["serve", "--config"])
+            .args(["serve", "--until-stdin-ends", "--config"])
             .arg(path)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
@@ -189,6 +189,19 @@ pub(crate) async fn leaders(client: &Client) -> Option<Vec<(GroupId, NodeId)>> {
         (2 * count(leader) > names.len()).then_some((group, *leader))
     });
     agreed.collect::<Option<Vec<_>>>().filter(|leaders| !leaders.is_empty())
+}
+
+/// Waits until this process is asked to end, and says how.
+pub(crate) async fn asked_to_end() -> anyhow::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = hang_up.recv() => "SIGHUP",
+        _ = interrupt.recv() => "Ctrl-C",
+    })
 }
 
 /// Addresses on loopback whose ports nobody uses just now.

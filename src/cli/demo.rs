@@ -2,7 +2,7 @@
 //! everybody killed, and a verdict on what the clients saw.
 
 use super::check::{draw_violation, exit_of, word};
-use super::cluster::{LocalCluster, Size, leaders};
+use super::cluster::{LocalCluster, Size, asked_to_end, leaders};
 use super::dev::TemporaryDirectory;
 use super::liars::{self, Watch};
 use super::output::print_json;
@@ -58,6 +58,13 @@ struct Tally {
 }
 
 pub(crate) async fn run(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit> {
+    tokio::select! {
+        done = run_to_the_end(common, args) => done,
+        signal = asked_to_end() => Err(anyhow::anyhow!("ended by {}; nothing was judged", signal?)),
+    }
+}
+
+async fn run_to_the_end(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit> {
     anyhow::ensure!(
         args.clients > 0 && args.keys > 0 && args.seconds > 0,
         "clients, keys and seconds must be positive"

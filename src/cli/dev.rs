@@ -1,8 +1,10 @@
 //! `tetrachord dev`: a cluster on this machine until Ctrl-C.
 
 use super::Exit;
-use super::cluster::{LocalCluster, Size};
+use super::cluster::{LocalCluster, Size, asked_to_end};
+use anyhow::Context;
 use clap::Args;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,11 +35,13 @@ pub(crate) async fn run(args: &DevArgs) -> anyhow::Result<Exit> {
     println!(
         "In another terminal:\n  export TETRACHORD_CLUSTER={file}\n  tetrachord put greeting hello\n  tetrachord get greeting\n  tetrachord status\nCtrl-C ends it."
     );
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut ended = std::pin::pin!(asked_to_end());
     loop {
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => break,
-            _ = terminate.recv() => break,
+            signal = &mut ended => {
+                signal?;
+                return Ok(Exit::Ok);
+            }
             () = tokio::time::sleep(Duration::from_secs(1)) => {
                 if let Some(crash) = cluster.crashed() {
                     anyhow::bail!(crash);
@@ -45,7 +49,6 @@ pub(crate) async fn run(args: &DevArgs) -> anyhow::Result<Exit> {
             }
         }
     }
-    Ok(Exit::Ok)
 }
 
 /// A directory of this process that goes with it.
@@ -55,7 +58,9 @@ pub(crate) struct TemporaryDirectory(pub(crate) PathBuf);
 impl TemporaryDirectory {
     pub(crate) fn new(name: &str) -> anyhow::Result<Self> {
         let path = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path)?;
+        // What another user, or a process that was killed, has left under this name is not ours.
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
+        made.with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self(path))
     }
 }

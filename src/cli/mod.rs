@@ -82,6 +82,9 @@ enum Command {
         /// The node's file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// End when standard input ends, for a parent whose nodes must not outlive it
+        #[arg(long)]
+        until_stdin_ends: bool,
     },
     /// Read a key
     Get(kv::GetArgs),
@@ -171,7 +174,12 @@ fn start_logging(is_node: bool) -> Log {
 fn run(cli: Cli, log: &Log) -> anyhow::Result<Exit> {
     let common = &cli.common;
     match cli.command {
-        Command::Serve { config } => serve(&config, log),
+        Command::Serve { config, until_stdin_ends } => {
+            if until_stdin_ends {
+                end_with_stdin()?;
+            }
+            serve(&config, log)
+        }
         Command::Init(args) => init::run(common, &args),
         Command::Check(args) => check::run(common, &args),
         Command::Proof(args) => proof::run(common, &args),
@@ -185,10 +193,24 @@ fn run(cli: Cli, log: &Log) -> anyhow::Result<Exit> {
 /// Runs a node. A panic of it is a fault like any other: the log says what it was, the exit code that it was one.
 fn serve(config: &Path, log: &Log) -> anyhow::Result<Exit> {
     log.tell_panics();
+    // What a node keeps is for its owner's eyes alone, whoever makes the files.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let config = crate::config::NodeConfig::load(config)?;
     let run = AssertUnwindSafe(|| crate::node::run::run(config));
     catch_unwind(run).unwrap_or_else(|_| Err(anyhow::anyhow!("the node panicked; see above")))?;
     Ok(Exit::Ok)
+}
+
+/// Asks this process to end, as by SIGTERM, when its standard input ends.
+fn end_with_stdin() -> anyhow::Result<()> {
+    let wait = || {
+        // Whatever stops it from being read: the parent is not there any more.
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let me = rustix::process::getpid();
+        let _ = rustix::process::kill_process(me, rustix::process::Signal::TERM);
+    };
+    std::thread::Builder::new().name("stdin".to_string()).spawn(wait)?;
+    Ok(())
 }
 
 /// Starts this program anew, in the same process, with an allocator that keeps little: glibc reads these settings when a
