@@ -105,6 +105,15 @@ impl Custody {
         }
     }
 
+    /// Whether bytes that a replica passes on claim to be a bundle that would not be taken: one that waits already, or was
+    /// executed lately. They are not worth a check.
+    pub(super) fn knows(&self, bytes: &[u8]) -> bool {
+        Bundle::peek(bytes).is_some_and(|(name, signature)| {
+            let kept = self.by_name.get(&name).and_then(|arrival| self.kept.get(arrival));
+            kept.is_some_and(|kept| kept.bundle.signature() == signature) || self.recent.contains(&signature)
+        })
+    }
+
     /// Requests that were proposed in this view; returns how long each bundle had waited for it, in milliseconds.
     pub(super) fn proposed(&mut self, names: impl Iterator<Item = RequestName>) -> Vec<u64> {
         let mut waits = Vec::new();
@@ -229,9 +238,12 @@ mod tests {
         let (mut custody, options) = (Custody::default(), Options::default());
         assert_eq!(custody.take(bundle(1, &[1, 2], b"a"), false, &options), Taken::New);
         assert_eq!(custody.take(bundle(1, &[2], b"b"), false, &options), Taken::Known);
+        let known = |custody: &Custody, bundle: Arc<Bundle>| custody.knows(bundle.bytes());
+        assert!(known(&custody, bundle(1, &[1, 2], b"a")) && !known(&custody, bundle(1, &[2], b"b")));
         custody.executed(&bundle(1, &[1, 2], b"other"));
         assert_eq!((custody.len(), custody.oldest(), custody.bytes), (0, None, 0));
         let late = bundle(1, &[1, 2], b"other");
+        assert!(known(&custody, Arc::clone(&late)) && !custody.knows(&late.bytes()[..100]) && !custody.knows(&[]));
         assert_eq!(custody.take(Arc::clone(&late), true, &options), Taken::Known, "passed on");
         assert_eq!(custody.take(late, false, &options), Taken::New, "asked again");
     }

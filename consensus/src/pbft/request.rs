@@ -127,6 +127,14 @@ impl Bundle {
         }
     }
 
+    /// The first name and the signature that these bytes have if they are a bundle; nothing is said about the rest.
+    pub(super) fn peek(bytes: &[u8]) -> Option<(RequestName, Signature)> {
+        let client = ClientKey(bytes.get(..32)?.try_into().ok()?);
+        let signature = Signature(bytes.get(32..96)?.try_into().ok()?);
+        let request = bytes.get(BUNDLE_HEADER + 4..)?;
+        (request.len() >= REQUEST_HEADER).then(|| (name_of(client, request), signature))
+    }
+
     /// Whether an admitted client signed this, and may ask for it.
     pub fn verify(&self, keyring: &Keyring) -> Result<(), BundleError> {
         self.verify_root(keyring, self.root())
