@@ -79,6 +79,9 @@ pub enum Mutation {
     /// PBFT: the wait for a primary begins anew whenever its backup is short of a batch.
     #[cfg(feature = "mutants")]
     RestartWait,
+    /// PBFT: a primary's pace is judged only where many slots are ordered.
+    #[cfg(feature = "mutants")]
+    PaceOfManyAlone,
     /// Around the engines: the write-ahead log is replaced although an engine that has stopped gave nothing for it.
     #[cfg(feature = "mutants")]
     ReplaceWithoutAll,
@@ -125,7 +128,7 @@ impl Mutation {
 
     /// Every defect of PBFT that a liar needs to make use of it, and that costs liveness or memory, never agreement.
     #[cfg(feature = "mutants")]
-    pub const PBFT_LIVENESS: [Self; 1] = [Self::RestartWait];
+    pub const PBFT_LIVENESS: [Self; 2] = [Self::RestartWait, Self::PaceOfManyAlone];
 
     /// Every defect of what a node does around its engines.
     #[cfg(feature = "mutants")]

@@ -13,7 +13,7 @@ use tetrachord_consensus::{Digest, Mutation, ReplicaId, Slot, Timestamp, View, c
 
 /// In epoch 4 the first view belongs to replica 0.
 const PRIMARY: usize = 0;
-const BACKUPS: std::ops::Range<usize> = 1..4;
+const BACKUPS: [usize; 3] = [1, 2, 3];
 
 /// As nodes are set up.
 fn production(mutation: Mutation) -> Group {
@@ -54,7 +54,14 @@ impl Puppet {
 
     fn commit(&self, group: &mut Group, slot: u64, batch: &Batch) {
         let vote = self.vote(slot, batch.digest(), Statement::Commit);
-        BACKUPS.for_each(|to| self.say(group, to, &Message::Commit(vote)));
+        BACKUPS.into_iter().for_each(|to| self.say(group, to, &Message::Commit(vote)));
+    }
+
+    /// The next slot, for everybody.
+    fn order(&mut self, group: &mut Group, batch: &Batch) {
+        self.last += 1;
+        BACKUPS.into_iter().for_each(|to| self.propose(group, to, self.last, batch));
+        self.commit(group, self.last, batch);
     }
 }
 
@@ -99,10 +106,10 @@ fn censor(mutation: Mutation, left_out: LeftOut) -> Option<u64> {
     let mut group = production(mutation);
     let mut puppet = Puppet::take_the_place_of_the_primary(&mut group);
     let starved = group.request(1, 1, "starved");
-    BACKUPS.for_each(|index| group.submit(index, &starved));
+    BACKUPS.into_iter().for_each(|index| group.submit(index, &starved));
     let mut late: Vec<(u64, usize, u64, Batch)> = Vec::new();
     while group.now < 12_000 {
-        let lowest = BACKUPS.map(|index| group.replica(index).stable_slot().0).min().unwrap();
+        let lowest = BACKUPS.into_iter().map(|index| group.replica(index).stable_slot().0).min().unwrap();
         if puppet.last < lowest + 250 {
             puppet.last += 1;
             let slot = puppet.last;
@@ -130,7 +137,7 @@ fn censor(mutation: Mutation, left_out: LeftOut) -> Option<u64> {
         }
         turn(&mut group);
         if puppet.last.is_multiple_of(128) {
-            BACKUPS.for_each(|index| group.checkpoint(index, 0, true));
+            BACKUPS.into_iter().for_each(|index| group.checkpoint(index, 0, true));
         }
         if has_lost_its_view(&group) {
             let millis = group.now;
@@ -178,10 +185,105 @@ fn a_backup_that_was_cut_off_blames_nobody_when_it_is_back() {
     group.assert_safe();
 }
 
+/// How a primary orders everything just before its backups' patience ends.
+#[derive(Clone, Copy, Debug)]
+enum Slowly {
+    /// It does not.
+    Not,
+    /// It proposes late.
+    Proposing,
+    /// It proposes at once, each request in a slot of its own, behind one that it keeps back.
+    BehindAGap,
+    /// It proposes at once, to two backups alone, and keeps back its own COMMIT.
+    Committing,
+}
+
+/// A closed loop of ten clients that all replicas hear, for half a minute. Returns how many answers they get, and when the primary
+/// is replaced.
+fn order_slowly(mutation: Mutation, how: Slowly) -> (u64, Option<u64>) {
+    const HOLD: u64 = 850;
+    let mut group = production(mutation);
+    let mut puppet = Puppet::take_the_place_of_the_primary(&mut group);
+    // Something with a time first: a slot that orders nothing has none.
+    let first = group.request(0, 1, "first");
+    let first = batch(&group, 0, vec![first]);
+    puppet.order(&mut group, &first);
+    let (mut number, mut answers) = (1, 0);
+    let mut open: Vec<Bundle> = Vec::new();
+    let (mut release_at, mut proposed) = (None, Batch::null());
+    while group.now < 30_000 {
+        let is_done = BACKUPS.into_iter().all(|index| group.replica(index).executed().0 >= puppet.last);
+        if is_done && release_at.is_none() {
+            answers += open.len() as u64;
+            open.clear();
+            for client in 0..10u8 {
+                number += 1;
+                let bundle = group.request(client % 3, number, "op");
+                BACKUPS.into_iter().for_each(|index| group.submit(index, &bundle));
+                open.push(bundle);
+            }
+            release_at = Some(group.now + if matches!(how, Slowly::Not) { 0 } else { HOLD });
+            proposed = batch(&group, 0, open.clone());
+            match how {
+                Slowly::Not | Slowly::Proposing => {}
+                Slowly::BehindAGap => {
+                    for (behind, bundle) in (2..).zip(open.clone()) {
+                        let batch = batch(&group, 0, vec![bundle]);
+                        BACKUPS
+                            .into_iter()
+                            .for_each(|to| puppet.propose(&mut group, to, puppet.last + behind, &batch));
+                        puppet.commit(&mut group, puppet.last + behind, &batch);
+                    }
+                }
+                Slowly::Committing => {
+                    puppet.last += 1;
+                    (1..3).for_each(|to| puppet.propose(&mut group, to, puppet.last, &proposed));
+                }
+            }
+        }
+        if release_at.is_some_and(|at| group.now >= at) {
+            release_at = None;
+            match how {
+                Slowly::Not | Slowly::Proposing => {
+                    let late = batch(&group, 0, open.clone());
+                    puppet.order(&mut group, &late);
+                }
+                Slowly::BehindAGap => {
+                    puppet.order(&mut group, &Batch::null());
+                    puppet.last += open.len() as u64;
+                }
+                Slowly::Committing => puppet.commit(&mut group, puppet.last, &proposed),
+            }
+        }
+        turn(&mut group);
+        if has_lost_its_view(&group) {
+            return (answers, Some(group.now));
+        }
+    }
+    group.assert_safe();
+    (answers, None)
+}
+
+#[test]
+fn a_primary_that_orders_each_batch_just_in_time_is_replaced() {
+    for how in [Slowly::Not, Slowly::Proposing, Slowly::BehindAGap, Slowly::Committing] {
+        let (answers, millis) = order_slowly(Mutation::None, how);
+        println!("{how:?}: {answers} answers, {millis:?}");
+        match how {
+            Slowly::Not => assert!(millis.is_none() && answers > 3_000),
+            _ => assert!(
+                millis.is_some_and(|millis| millis <= 10_000),
+                "{how:?}: {answers} answers, {millis:?}"
+            ),
+        }
+    }
+}
+
 /// The story of each rule, told with the rule switched off: whether it still ends well.
 fn ends_well(mutation: Mutation) -> bool {
     match mutation {
         Mutation::RestartWait => censor(mutation, LeftOut::EveryTenthSlot).is_some(),
+        Mutation::PaceOfManyAlone => order_slowly(mutation, Slowly::Proposing).1.is_some(),
         other => panic!("{other:?} has no story"),
     }
 }

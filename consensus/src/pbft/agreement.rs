@@ -11,13 +11,14 @@ use crate::pbft::batch::Batch;
 use crate::pbft::custody::Taken;
 use crate::pbft::evidence::{Evidence, VoteKind};
 use crate::pbft::message::{CommitCertificate, Message, PreparedCertificate, Vote};
+use crate::pbft::pace::Times;
 use crate::pbft::record::Record;
 use crate::pbft::replica::Replica;
 use crate::pbft::request::Bundle;
 use crate::pbft::sign::Statement;
 use crate::pbft::slot::SlotState;
 use crate::pbft::verify::Origin;
-use crate::types::{Digest, LogBase, PersistToken, Slot, Timestamp, View};
+use crate::types::{Digest, LogBase, PersistToken, Slot, Ticks, Timestamp, View};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -48,16 +49,17 @@ impl Replica {
                 // Whoever is in a view may order it meanwhile.
                 self.broadcast(&Message::Requests(bundle.bytes().clone()), None);
             } else if taken == Taken::New && !self.is_primary() {
-                let primary = self.primary();
-                if primary != self.me {
-                    self.send(primary, &Message::Requests(bundle.bytes().clone()));
-                }
+                self.send(self.primary(), &Message::Requests(bundle.bytes().clone()));
+                self.custody.told(None);
             }
         }
     }
 
     /// Everything that arrived together was told: the primary proposes what has gathered.
     pub(super) fn on_turn_ended(&mut self, may_propose: bool) {
+        if !may_propose {
+            self.pace.excuse(self.now);
+        }
         while may_propose && self.may_propose() && self.custody.has_queued() {
             let bundles = self.custody.next_bundles(&self.options);
             let time = self.wall.max(self.time);
@@ -83,8 +85,8 @@ impl Replica {
         self.accept(vote);
     }
 
-    /// A verified PRE-PREPARE.
-    pub(super) fn on_pre_prepare(&mut self, vote: Vote, batch: Arc<Batch>) {
+    /// A verified PRE-PREPARE, and when it came.
+    pub(super) fn on_pre_prepare(&mut self, vote: Vote, batch: Arc<Batch>, came_at: Ticks) {
         let is_current = self.is_active && vote.view == self.view && vote.signer != self.me;
         if !is_current || !self.config.is_in_window(self.stable_slot(), vote.slot) {
             return;
@@ -107,7 +109,7 @@ impl Replica {
             return;
         }
         state.batches.insert(vote.digest, batch);
-        state.is_fresh = true;
+        (state.is_fresh, state.times) = (true, Times { proposed_at: came_at, ..state.times });
         self.accept(vote);
     }
 
@@ -127,7 +129,7 @@ impl Replica {
         for slot in due {
             let held = self.slots.get_mut(&slot).and_then(|state| state.held.take());
             if let Some((vote, batch)) = held {
-                self.on_pre_prepare(vote, batch);
+                self.on_pre_prepare(vote, batch, self.now);
             }
         }
     }
@@ -140,12 +142,11 @@ impl Replica {
         let is_again = vote.slot < self.first_fresh;
         state.accept(vote);
         state.awaited = None;
-        state.accepted_at = self.now;
+        state.times.backed_at = None;
         let token = self.record_accepted(vote);
         // A slot that was executed before answers nobody any more: whoever asks again needs another.
         if vote.slot > self.executed.slot {
-            let waits = self.custody.proposed(batch.names());
-            waits.into_iter().for_each(|millis| self.pace.waited(millis));
+            self.custody.proposed(batch.names());
         }
         if vote.signer == self.me {
             // What a NEW-VIEW proposes again is in that message.
@@ -262,8 +263,9 @@ impl Replica {
 
     /// COMMITs of a quorum decide, whether or not this replica was prepared itself.
     fn try_commit(&mut self, slot: Slot) {
-        let (view, needed) = (self.view, self.quorum());
+        let (view, needed, primary) = (self.view, self.quorum(), self.primary());
         let Some(state) = self.slots.get_mut(&slot).filter(|state| state.committed.is_none()) else { return };
+        state.note_backed(primary, needed - 1, self.now);
         let digests: Vec<Digest> = state.commits.values().map(|vote| vote.digest).collect();
         let decided = digests.into_iter().find_map(|digest| {
             SlotState::signatures(&state.commits, digest, needed).map(|commits| (digest, commits))
@@ -282,7 +284,9 @@ impl Replica {
                 format!("two batches were decided for slot {slot}: more replicas lie than are survived");
             return self.fail(reason);
         }
-        state.decided = Some(digest);
+        if state.decided.replace(digest).is_none() {
+            state.times.decided_at = self.now;
+        }
         if self.is_repairing {
             self.note_decided(slot, digest);
         }
@@ -292,7 +296,7 @@ impl Replica {
     /// While nothing is executed, requests are done with when they are decided, and missing batches are wanted all the same.
     fn note_decided(&mut self, slot: Slot, digest: Digest) {
         match self.slots.get(&slot).and_then(|state| state.batch(digest)) {
-            Some(batch) => batch.bundles().iter().for_each(|bundle| self.custody.executed(bundle)),
+            Some(batch) => batch.bundles().iter().for_each(|bundle| _ = self.custody.executed(bundle)),
             None => self.want_batch(slot, digest),
         }
     }
@@ -305,16 +309,18 @@ impl Replica {
             let Some(digest) = state.decided else { return };
             let Some(batch) = state.batch(digest) else { return self.want_batch(slot, digest) };
             let chain = chain_of(self.executed.chain, slot, digest);
-            let is_fresh = state.is_fresh;
-            if is_fresh {
-                self.pace.agreed(self.now.since(state.accepted_at));
-            }
+            let (is_fresh, decided_at, times) = (state.is_fresh, state.times.decided_at, state.fresh_times());
             state.chain = Some(chain);
             let next_epoch = batch.ends_epoch();
             self.executed = LogBase { slot, chain, sealed: next_epoch.is_some() };
             self.record_decided(slot, digest);
             self.hand_out(self.executed, &batch);
-            batch.bundles().iter().for_each(|bundle| self.custody.executed(bundle));
+            let told_at: Vec<Ticks> =
+                batch.bundles().iter().filter_map(|bundle| self.custody.executed(bundle)).collect();
+            self.pace.decided(decided_at);
+            if let Some(times) = times {
+                self.pace.executed(times, &told_at);
+            }
             self.missing.remove(&slot);
             self.note_progress(is_fresh);
             if self.is_checkpoint(slot) {

@@ -23,8 +23,8 @@ struct Kept {
     open: BTreeSet<RequestName>,
     void_after: Timestamp,
     is_proposed: bool,
-    /// Since when it waits for the primary of this view.
-    since: Ticks,
+    /// When this replica told the primary of this view of it.
+    told_at: Option<Ticks>,
 }
 
 /// What became of a bundle that was brought.
@@ -76,13 +76,23 @@ impl Custody {
         *self.by_client.entry(bundle.client()).or_default() += size;
         self.bytes += size;
         let void_after = bundle.requests().map(|request| request.not_after).max().unwrap_or_default();
-        self.kept.insert(arrival, Kept { bundle, open, void_after, is_proposed: false, since: self.now });
+        self.kept.insert(arrival, Kept { bundle, open, void_after, is_proposed: false, told_at: None });
         self.queue.push_back(arrival);
         Taken::New
     }
 
-    /// Requests that were executed, under whatever digest: nobody waits for them any more.
-    pub(super) fn executed(&mut self, bundle: &Bundle) {
+    /// The primary was told of what came last, or of this.
+    pub(super) fn told(&mut self, arrival: Option<Arrival>) {
+        let now = self.now;
+        if let Some(kept) = self.kept.get_mut(&arrival.unwrap_or(Arrival(self.last))) {
+            kept.told_at.get_or_insert(now);
+        }
+    }
+
+    /// Requests that were executed, under whatever digest: nobody waits for them any more. Returns since when the primary had
+    /// known of them from here.
+    pub(super) fn executed(&mut self, bundle: &Bundle) -> Option<Ticks> {
+        let mut told_at = None;
         if self.recent.insert(bundle.signature()) {
             self.recent_order.push_back(bundle.signature());
         }
@@ -93,16 +103,18 @@ impl Custody {
         }
         for name in bundle.names() {
             if self.by_name.is_empty() {
-                return;
+                break;
             }
             if let Some(arrival) = self.by_name.remove(&name) {
                 let kept = self.kept.get_mut(&arrival).expect("a name leads to its bundle");
                 kept.open.remove(&name);
+                told_at = told_at.or(kept.told_at);
                 if kept.open.is_empty() {
                     self.drop_bundle(arrival);
                 }
             }
         }
+        told_at
     }
 
     /// Whether bytes that a replica passes on claim to be a bundle that would not be taken: one that waits already, or was
@@ -114,17 +126,13 @@ impl Custody {
         })
     }
 
-    /// Requests that were proposed in this view; returns how long each bundle had waited for it, in milliseconds.
-    pub(super) fn proposed(&mut self, names: impl Iterator<Item = RequestName>) -> Vec<u64> {
-        let mut waits = Vec::new();
+    /// Requests that were proposed in this view.
+    pub(super) fn proposed(&mut self, names: impl Iterator<Item = RequestName>) {
         for name in names {
-            let kept = self.by_name.get(&name).and_then(|arrival| self.kept.get_mut(arrival));
-            if let Some(kept) = kept.filter(|kept| !kept.is_proposed) {
+            if let Some(kept) = self.by_name.get(&name).and_then(|arrival| self.kept.get_mut(arrival)) {
                 kept.is_proposed = true;
-                waits.push(self.now.since(kept.since));
             }
         }
-        waits
     }
 
     /// The next bundles to propose, up to the limits; at least one if one waits.
@@ -164,8 +172,7 @@ impl Custody {
 
     /// A view begins: whatever waits may be proposed anew.
     pub(super) fn requeue(&mut self) {
-        let now = self.now;
-        self.kept.values_mut().for_each(|kept| (kept.is_proposed, kept.since) = (false, now));
+        self.kept.values_mut().for_each(|kept| (kept.is_proposed, kept.told_at) = (false, None));
         self.queue = self.kept.keys().copied().collect();
     }
 
@@ -243,7 +250,9 @@ mod tests {
         custody.executed(&bundle(1, &[1, 2], b"other"));
         assert_eq!((custody.len(), custody.oldest(), custody.bytes), (0, None, 0));
         let late = bundle(1, &[1, 2], b"other");
-        assert!(known(&custody, Arc::clone(&late)) && !custody.knows(&late.bytes()[..100]) && !custody.knows(&[]));
+        assert!(
+            known(&custody, Arc::clone(&late)) && !custody.knows(&late.bytes()[..100]) && !custody.knows(&[])
+        );
         assert_eq!(custody.take(Arc::clone(&late), true, &options), Taken::Known, "passed on");
         assert_eq!(custody.take(late, false, &options), Taken::New, "asked again");
     }

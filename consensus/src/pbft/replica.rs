@@ -304,16 +304,16 @@ impl Replica {
                 peer.bytes_in_check += bytes.len();
                 peer.help_in_check.extend(Help::of(&message));
                 self.note_in_check(&message);
-                let unverified = Unverified::message(from, message, bytes.len());
+                let unverified = Unverified::message(from, self.now, message, bytes.len());
                 self.effects.push(Effect::Verify(Box::new(unverified)));
             }
             _ => {}
         }
     }
 
-    fn on_verified(&mut self, origin: Origin, content: Checked) {
+    fn on_verified(&mut self, origin: Origin, came_at: Ticks, content: Checked) {
         match content {
-            Checked::PrePrepare { vote, batch } => self.on_pre_prepare(vote, batch),
+            Checked::PrePrepare { vote, batch } => self.on_pre_prepare(vote, batch, came_at),
             Checked::Prepare(vote) => self.on_prepare(vote),
             Checked::Commit(vote) => self.on_commit(vote),
             Checked::Checkpoint(vote) => self.on_checkpoint(vote),
@@ -331,7 +331,7 @@ impl Replica {
             return self.effect(Effect::Submitted { id, result: Err(SubmitRefusal::Full) });
         }
         self.client_bytes_in_check += bundle.len();
-        self.effects.push(Effect::Verify(Box::new(Unverified::bundle(id, bundle))));
+        self.effects.push(Effect::Verify(Box::new(Unverified::bundle(id, self.now, bundle))));
     }
 
     /// A check is done: its message is off the pool.
@@ -385,9 +385,9 @@ impl Engine for Replica {
             Event::Submit { id, bundle } => self.on_submit(id, bundle),
             Event::Verified(result) => match *result {
                 Ok(verified) => {
-                    let origin = verified.origin();
+                    let (origin, came_at) = (verified.origin(), verified.came_at());
                     self.on_verdict(origin, verified.help(), verified.bytes(), verified.checks());
-                    self.on_verified(origin, verified.into_content());
+                    self.on_verified(origin, came_at, verified.into_content());
                 }
                 Err(rejected) => {
                     self.on_verdict(rejected.origin, rejected.help, rejected.bytes, rejected.checks);

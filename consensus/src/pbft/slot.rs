@@ -2,6 +2,7 @@
 
 use crate::pbft::batch::Batch;
 use crate::pbft::message::{CommitCertificate, PreparedCertificate, Signatures, Vote};
+use crate::pbft::pace::Times;
 use crate::types::{Digest, ReplicaId, Ticks, View};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -21,8 +22,8 @@ pub(super) struct SlotState {
     pub(super) awaited: Option<Vote>,
     /// One whose time is too far ahead of the clock.
     pub(super) held: Option<(Vote, Arc<Batch>)>,
-    /// When it was accepted.
-    pub(super) accepted_at: Ticks,
+    /// When it was proposed to this replica in this view, and what came of it when.
+    pub(super) times: Times,
     /// Whether it was proposed to this replica in this view and life, so that its time says something of its primary.
     pub(super) is_fresh: bool,
     /// Batches by digest.
@@ -107,6 +108,21 @@ impl SlotState {
         let matching = votes.values().filter(|vote| vote.digest == digest);
         let found: Signatures = matching.map(|vote| (vote.signer, vote.signature)).take(count).collect();
         (found.len() == count).then_some(found)
+    }
+
+    /// A COMMIT was counted: whether those of backups, for what was accepted, are as many as a quorum needs of them.
+    pub(super) fn note_backed(&mut self, primary: ReplicaId, needed: usize, now: Ticks) {
+        let Some(accepted) = self.accepted.filter(|_| self.times.backed_at.is_none()) else { return };
+        let is_backing = |vote: &&Vote| vote.digest == accepted.digest && vote.signer != primary;
+        if self.commits.values().filter(is_backing).count() >= needed {
+            self.times.backed_at = Some(now);
+        }
+    }
+
+    /// The times of what was proposed to this replica in this view, if it is what was decided.
+    pub(super) fn fresh_times(&self) -> Option<Times> {
+        let is_it = self.accepted.map(|vote| vote.digest) == self.decided;
+        (self.is_fresh && is_it).then_some(self.times)
     }
 
     /// The view is over: its votes are worth nothing in the next one. Certificates and batches stay.

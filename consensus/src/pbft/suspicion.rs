@@ -134,18 +134,24 @@ impl Replica {
         }
         let Waiting { arrival, waited, shown_at, .. } = waiting;
         let is_overtaken = shown_at.is_some_and(|at| self.fresh_slots > at + self.config.window.interval);
-        // Each view that failed makes slower primaries bearable.
-        let interval = self.options.pace_ticks << self.failures.min(16);
-        let is_slow = self.primary() != self.me && self.pace.is_slow(self.now, interval);
-        if waited >= patience || is_overtaken || is_slow {
+        if waited >= patience || is_overtaken || self.is_primary_slow(patience) {
             return self.give_up();
         }
         if waited >= patience / 2 && shown_at.is_none() {
             self.waiting = Some(Waiting { shown_at: Some(self.fresh_slots), ..waiting });
             if let Some(bytes) = self.custody.bytes_of(arrival) {
                 self.broadcast(&Message::Requests(bytes), None);
+                self.custody.told(Some(arrival));
             }
         }
+    }
+
+    fn is_primary_slow(&mut self, patience: u64) -> bool {
+        // Each view that failed makes slower primaries bearable.
+        let shortest = self.options.pace_ticks.saturating_mul(1 << self.failures.min(16));
+        let gathered = if mutated!(self.options, PaceOfManyAlone) { 1 } else { PACE_INTERVALS_MAX };
+        let interval = shortest..=shortest.saturating_mul(gathered);
+        self.primary() != self.me && self.pace.is_slow(self.now, interval, patience)
     }
 
     /// The primary of this view, or of the one that should begin, is given up.
@@ -172,6 +178,9 @@ impl Replica {
         }
     }
 }
+
+/// For want of samples of its pace a primary is watched for so many times as long. What is older says nothing of now.
+const PACE_INTERVALS_MAX: u64 = 8;
 
 /// A request is dropped by the wall clock only long after it is void, because ordered time may lag.
 pub(super) const EXPIRY_SLACK_MICROS: u64 = 60 * 1_000_000;

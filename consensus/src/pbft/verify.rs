@@ -19,7 +19,7 @@ use crate::pbft::message::{
 use crate::pbft::new_view::{Plan, plan};
 use crate::pbft::request::Bundle;
 use crate::pbft::sign::{ClientKey, Keyring, Signature, Statement};
-use crate::types::{Digest, ReplicaId, Slot, View};
+use crate::types::{Digest, ReplicaId, Slot, Ticks, View};
 use bytes::Bytes;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -68,19 +68,21 @@ impl Help {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Unverified {
     origin: Origin,
+    came_at: Ticks,
     message: Message,
     bytes: usize,
 }
 
 impl Unverified {
     /// A message of another replica that took so many bytes.
-    pub(super) fn message(from: ReplicaId, message: Message, bytes: usize) -> Self {
-        Self { origin: Origin::Replica(from), message, bytes }
+    pub(super) fn message(from: ReplicaId, came_at: Ticks, message: Message, bytes: usize) -> Self {
+        Self { origin: Origin::Replica(from), came_at, message, bytes }
     }
 
     /// A client's bundle.
-    pub(super) fn bundle(id: SubmitId, bundle: Bytes) -> Self {
-        Self { origin: Origin::Client(id), bytes: bundle.len(), message: Message::Requests(bundle) }
+    pub(super) fn bundle(id: SubmitId, came_at: Ticks, bundle: Bytes) -> Self {
+        let bytes = bundle.len();
+        Self { origin: Origin::Client(id), came_at, bytes, message: Message::Requests(bundle) }
     }
 
     /// Where it came from.
@@ -94,6 +96,7 @@ impl Unverified {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
     origin: Origin,
+    came_at: Ticks,
     help: Option<Help>,
     bytes: usize,
     content: Checked,
@@ -103,6 +106,11 @@ pub struct Verified {
 impl Verified {
     pub(super) fn into_content(self) -> Checked {
         self.content
+    }
+
+    /// When it came, before it was checked.
+    pub(super) fn came_at(&self) -> Ticks {
+        self.came_at
     }
 
     pub(super) fn help(&self) -> Option<Help> {
@@ -177,13 +185,13 @@ impl Verifier {
 
     /// Checks everything in a message.
     pub fn verify(&mut self, unverified: Unverified) -> Result<Verified, Rejected> {
-        let Unverified { origin, message, bytes } = unverified;
+        let Unverified { origin, came_at, message, bytes } = unverified;
         self.checks = 0;
         let help = Help::of(&message);
         let result = self.check(origin, message);
         let checks = self.checks;
         match result {
-            Ok(content) => Ok(Verified { origin, help, bytes, content, checks }),
+            Ok(content) => Ok(Verified { origin, came_at, help, bytes, content, checks }),
             Err(reason) => Err(Rejected { origin, reason, help, bytes, checks }),
         }
     }
