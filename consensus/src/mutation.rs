@@ -82,6 +82,9 @@ pub enum Mutation {
     /// PBFT: a primary's pace is judged only where many slots are ordered.
     #[cfg(feature = "mutants")]
     PaceOfManyAlone,
+    /// PBFT: what was executed is never taken when it is passed on, and always when it is brought.
+    #[cfg(feature = "mutants")]
+    IgnorePassedOn,
     /// Around the engines: the write-ahead log is replaced although an engine that has stopped gave nothing for it.
     #[cfg(feature = "mutants")]
     ReplaceWithoutAll,
@@ -128,7 +131,7 @@ impl Mutation {
 
     /// Every defect of PBFT that a liar needs to make use of it, and that costs liveness or memory, never agreement.
     #[cfg(feature = "mutants")]
-    pub const PBFT_LIVENESS: [Self; 2] = [Self::RestartWait, Self::PaceOfManyAlone];
+    pub const PBFT_LIVENESS: [Self; 3] = [Self::RestartWait, Self::PaceOfManyAlone, Self::IgnorePassedOn];
 
     /// Every defect of what a node does around its engines.
     #[cfg(feature = "mutants")]

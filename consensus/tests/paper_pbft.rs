@@ -401,6 +401,7 @@ fn a_request_that_was_executed_before_is_ordered_again_in_a_later_view() {
         group.nodes[2].applied.iter().filter(has).count()
     };
     assert_eq!(count(&group), 1);
+    group.run(300);
     // It asks again just before the primary goes away.
     group.crash(PRIMARY, 0);
     (1..4).for_each(|index| group.submit(index, &bundle));

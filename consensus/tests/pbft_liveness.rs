@@ -279,11 +279,35 @@ fn a_primary_that_orders_each_batch_just_in_time_is_replaced() {
     }
 }
 
+/// Executed requests are shown again to all but the primary, at every moment. Returns the view in the end.
+fn replay(mutation: Mutation) -> View {
+    let mut group = production(mutation);
+    for number in 1..=3 {
+        let bundle = group.request(0, number, "op");
+        let at = group.primary();
+        group.submit(at, &bundle);
+        for _ in 0..150 {
+            group.run(20);
+            if group.all_executed(name(&bundle)) {
+                (0..4).filter(|index| *index != at).for_each(|index| group.submit(index, &bundle));
+            }
+        }
+    }
+    group.assert_safe();
+    group.replica(2).view().0
+}
+
+#[test]
+fn executed_requests_that_are_shown_again_to_backups_alone_cost_no_primary_its_view() {
+    assert_eq!(replay(Mutation::None), View(0));
+}
+
 /// The story of each rule, told with the rule switched off: whether it still ends well.
 fn ends_well(mutation: Mutation) -> bool {
     match mutation {
         Mutation::RestartWait => censor(mutation, LeftOut::EveryTenthSlot).is_some(),
         Mutation::PaceOfManyAlone => order_slowly(mutation, Slowly::Proposing).1.is_some(),
+        Mutation::IgnorePassedOn => replay(mutation) == View(0),
         other => panic!("{other:?} has no story"),
     }
 }

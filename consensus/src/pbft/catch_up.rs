@@ -126,7 +126,7 @@ impl Replica {
             }
             Message::Stable(certificate) => certificate.slot > self.stable_slot(),
             Message::Body { slot, .. } => self.missing.contains_key(slot),
-            Message::Requests(bytes) => !self.custody.knows(bytes),
+            Message::Requests(bytes) => !self.custody.knows(bytes, &self.options),
             Message::Status(_) | Message::Fetch { .. } => false,
         }
     }

@@ -6,6 +6,7 @@
 //!
 //! Bounded by bytes, for each client and for all.
 
+use crate::mutation::mutated;
 use crate::pbft::config::Options;
 use crate::pbft::request::{Bundle, RequestName};
 use crate::pbft::sign::{ClientKey, Signature};
@@ -48,18 +49,27 @@ pub(super) struct Custody {
     bytes: usize,
     last: u64,
     pub(super) now: Ticks,
-    /// Bundles that were executed lately, by signature: what is passed on late is not taken for new.
-    recent: BTreeSet<Signature>,
-    recent_order: VecDeque<Signature>,
+    /// Bundles that were executed lately, by signature, and when: their outcomes are on the way.
+    recent: BTreeMap<Signature, Ticks>,
+    recent_order: VecDeque<(Ticks, Signature)>,
 }
 
 const RECENT_MAX: usize = 4 << 10;
 
+/// For how long a bundle that was executed is not taken for new, in milliseconds: then whoever asks again has lost the answer.
+/// What is passed on is taken sooner than what a client brings. Else a replica could take what the primary does not, and somebody
+/// who shows executed requests to backups alone could take views from honest primaries.
+fn ignored_for(is_passed_on: bool, options: &Options) -> u64 {
+    if mutated!(options, IgnorePassedOn) {
+        return if is_passed_on { u64::MAX } else { 0 };
+    }
+    options.request_ticks / if is_passed_on { 4 } else { 2 }
+}
+
 impl Custody {
-    /// Takes a bundle whose signature was checked. One that is passed on by a replica, not brought by its client, is not
-    /// taken if it was executed lately.
+    /// Takes a bundle whose signature was checked, brought by its client or passed on, unless it was executed lately.
     pub(super) fn take(&mut self, bundle: Arc<Bundle>, is_passed_on: bool, options: &Options) -> Taken {
-        let is_late = is_passed_on && self.recent.contains(&bundle.signature());
+        let is_late = self.is_recent(&bundle.signature(), ignored_for(is_passed_on, options));
         let open: BTreeSet<RequestName> =
             bundle.names().filter(|name| !self.by_name.contains_key(name)).collect();
         if open.is_empty() || is_late {
@@ -93,11 +103,11 @@ impl Custody {
     /// known of them from here.
     pub(super) fn executed(&mut self, bundle: &Bundle) -> Option<Ticks> {
         let mut told_at = None;
-        if self.recent.insert(bundle.signature()) {
-            self.recent_order.push_back(bundle.signature());
-        }
+        self.recent.insert(bundle.signature(), self.now);
+        self.recent_order.push_back((self.now, bundle.signature()));
         if self.recent_order.len() > RECENT_MAX
-            && let Some(oldest) = self.recent_order.pop_front()
+            && let Some((at, oldest)) = self.recent_order.pop_front()
+            && self.recent.get(&oldest) == Some(&at)
         {
             self.recent.remove(&oldest);
         }
@@ -119,11 +129,16 @@ impl Custody {
 
     /// Whether bytes that a replica passes on claim to be a bundle that would not be taken: one that waits already, or was
     /// executed lately. They are not worth a check.
-    pub(super) fn knows(&self, bytes: &[u8]) -> bool {
+    pub(super) fn knows(&self, bytes: &[u8], options: &Options) -> bool {
         Bundle::peek(bytes).is_some_and(|(name, signature)| {
             let kept = self.by_name.get(&name).and_then(|arrival| self.kept.get(arrival));
-            kept.is_some_and(|kept| kept.bundle.signature() == signature) || self.recent.contains(&signature)
+            kept.is_some_and(|kept| kept.bundle.signature() == signature)
+                || self.is_recent(&signature, ignored_for(true, options))
         })
+    }
+
+    fn is_recent(&self, signature: &Signature, millis: u64) -> bool {
+        self.recent.get(signature).is_some_and(|at| self.now.since(*at) < millis)
     }
 
     /// Requests that were proposed in this view.
@@ -245,16 +260,25 @@ mod tests {
         let (mut custody, options) = (Custody::default(), Options::default());
         assert_eq!(custody.take(bundle(1, &[1, 2], b"a"), false, &options), Taken::New);
         assert_eq!(custody.take(bundle(1, &[2], b"b"), false, &options), Taken::Known);
-        let known = |custody: &Custody, bundle: Arc<Bundle>| custody.knows(bundle.bytes());
+        let known =
+            |custody: &Custody, bundle: Arc<Bundle>| custody.knows(bundle.bytes(), &Options::default());
         assert!(known(&custody, bundle(1, &[1, 2], b"a")) && !known(&custody, bundle(1, &[2], b"b")));
         custody.executed(&bundle(1, &[1, 2], b"other"));
         assert_eq!((custody.len(), custody.oldest(), custody.bytes), (0, None, 0));
         let late = bundle(1, &[1, 2], b"other");
-        assert!(
-            known(&custody, Arc::clone(&late)) && !custody.knows(&late.bytes()[..100]) && !custody.knows(&[])
-        );
-        assert_eq!(custody.take(Arc::clone(&late), true, &options), Taken::Known, "passed on");
-        assert_eq!(custody.take(late, false, &options), Taken::New, "asked again");
+        assert!(!custody.knows(&late.bytes()[..100], &options) && !custody.knows(&[], &options));
+        // What a replica takes for new, its primary takes too, although it executed it a little later.
+        for (millis, is_passed_on, taken) in [
+            (499, true, Taken::Known),
+            (500, true, Taken::New),
+            (999, false, Taken::Known),
+            (1_000, false, Taken::New),
+        ] {
+            let mut custody = custody.clone();
+            custody.now = Ticks(millis);
+            assert_eq!(known(&custody, Arc::clone(&late)), millis < 500);
+            assert_eq!(custody.take(Arc::clone(&late), is_passed_on, &options), taken, "after {millis} ms");
+        }
     }
 
     #[test]
