@@ -85,6 +85,12 @@ impl Gateway {
         tickets
     }
 
+    /// Whether a client of this node asked, not another node.
+    #[must_use]
+    pub fn is_of_client(&self, ticket: Ticket) -> bool {
+        matches!(self.open.get(&ticket), Some(Origin::Client { .. }))
+    }
+
     /// How many requests are open.
     #[must_use]
     pub fn open_requests(&self) -> usize {

@@ -86,6 +86,8 @@ pub enum Event {
         id: SubmitId,
         /// The encoded bundle; not trusted.
         bundle: Bytes,
+        /// Whether another node passes it on. It may say so of a client's old requests as often as it likes.
+        is_passed_on: bool,
     },
     /// Byzantine mode: a check that was asked for by [`Effect::Verify`] is done.
     Verified(Box<Result<Verified, Rejected>>),

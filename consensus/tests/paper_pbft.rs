@@ -810,7 +810,7 @@ fn requests_that_no_admitted_client_signed_are_refused_before_anything_is_spent_
     let last = forged.len() - 1;
     forged[last] ^= 1;
     let replica = group.nodes[PRIMARY].replica.as_mut().unwrap();
-    replica.step(Event::Submit { id: SubmitId(7), bundle: forged.into() });
+    replica.step(Event::Submit { id: SubmitId(7), bundle: forged.into(), is_passed_on: false });
     let unverified: Vec<Unverified> = replica
         .take_effects()
         .into_iter()

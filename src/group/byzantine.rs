@@ -169,14 +169,15 @@ impl Group {
         self.signed.as_ref().map(|signed| signed.verifier.clone())
     }
 
-    /// Takes a client's signed requests to be ordered.
+    /// Takes a client's signed requests to be ordered; it brought them here, or another node passes them on.
     pub fn submit(
         &mut self,
         storage: &dyn Storage,
         ticket: Ticket,
         bundle: Bytes,
+        is_passed_on: bool,
     ) -> Result<(), StorageError> {
-        self.engine.step(Event::Submit { id: SubmitId(ticket.0), bundle });
+        self.engine.step(Event::Submit { id: SubmitId(ticket.0), bundle, is_passed_on });
         self.carry_out(storage)
     }
 

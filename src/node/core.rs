@@ -501,7 +501,10 @@ impl NodeCore {
             (Request::Get { key, consistency: Consistency::Eventual }, _) => {
                 group.read_applied(storage, ticket, &key, 0)
             }
-            (Request::Submit { bundle, .. }, _) => group.submit(storage, ticket, bundle),
+            (Request::Submit { bundle, .. }, _) => {
+                let is_passed_on = !self.gateway.is_of_client(ticket);
+                group.submit(storage, ticket, bundle, is_passed_on)
+            }
             (Request::Command { .. }, None) | (Request::Status | Request::Watch { .. }, _) => {
                 unreachable!("checked where it entered")
             }

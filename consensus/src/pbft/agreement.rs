@@ -25,7 +25,7 @@ use std::sync::Arc;
 impl Replica {
     /// A client's requests, or some that another replica passes on.
     pub(super) fn on_requests(&mut self, origin: Origin, bundle: Arc<Bundle>) {
-        let is_passed_on = matches!(origin, Origin::Replica(_));
+        let is_passed_on = !matches!(origin, Origin::Client(_));
         let limit = Timestamp(self.wall.0.saturating_add(NOT_AFTER_MICROS_MAX));
         if self.executed.sealed {
             return self.refuse_behind_stop_sign(origin);
@@ -37,7 +37,7 @@ impl Replica {
         } else {
             self.custody.take(Arc::clone(&bundle), is_passed_on, &self.options)
         };
-        if let Origin::Client(id) = origin {
+        if let Some(id) = origin.submission() {
             let result = match taken {
                 Taken::New | Taken::Known => Ok(()),
                 Taken::Full if is_too_far => Err(SubmitRefusal::Invalid("it would be valid for too long")),

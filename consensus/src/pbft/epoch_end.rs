@@ -32,7 +32,7 @@ impl Replica {
     }
 
     pub(super) fn refuse_behind_stop_sign(&mut self, origin: Origin) {
-        if let Origin::Client(id) = origin {
+        if let Some(id) = origin.submission() {
             let result = Err(SubmitRefusal::Invalid("this epoch of the group has ended"));
             self.effect(Effect::Submitted { id, result });
         }

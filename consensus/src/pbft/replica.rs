@@ -326,12 +326,13 @@ impl Replica {
         }
     }
 
-    fn on_submit(&mut self, id: SubmitId, bundle: Bytes) {
+    fn on_submit(&mut self, id: SubmitId, bundle: Bytes, is_passed_on: bool) {
         if self.client_bytes_in_check + bundle.len() > self.options.client_bytes {
             return self.effect(Effect::Submitted { id, result: Err(SubmitRefusal::Full) });
         }
         self.client_bytes_in_check += bundle.len();
-        self.effects.push(Effect::Verify(Box::new(Unverified::bundle(id, self.now, bundle))));
+        let origin = if is_passed_on { Origin::Node(id) } else { Origin::Client(id) };
+        self.effects.push(Effect::Verify(Box::new(Unverified::bundle(origin, self.now, bundle))));
     }
 
     /// A check is done: its message is off the pool.
@@ -345,7 +346,7 @@ impl Replica {
                 }
                 &mut peer.bytes_in_check
             }
-            Origin::Client(_) => &mut self.client_bytes_in_check,
+            Origin::Client(_) | Origin::Node(_) => &mut self.client_bytes_in_check,
         };
         // A check that was begun in an earlier life was never counted in this one.
         *in_check = in_check.saturating_sub(bytes);
@@ -354,7 +355,7 @@ impl Replica {
     fn on_rejected(&mut self, origin: Origin, reason: &'static str) {
         match origin {
             Origin::Replica(from) => *self.rejected.entry(from).or_default() += 1,
-            Origin::Client(id) => {
+            Origin::Client(id) | Origin::Node(id) => {
                 self.effects.push(Effect::Submitted { id, result: Err(SubmitRefusal::Invalid(reason)) });
             }
         }
@@ -382,7 +383,7 @@ impl Engine for Replica {
         match event {
             Event::Tick { now, wall } => self.on_tick(now, wall),
             Event::Receive { from, message } => self.on_receive(from, &message),
-            Event::Submit { id, bundle } => self.on_submit(id, bundle),
+            Event::Submit { id, bundle, is_passed_on } => self.on_submit(id, bundle, is_passed_on),
             Event::Verified(result) => match *result {
                 Ok(verified) => {
                     let (origin, came_at) = (verified.origin(), verified.came_at());

@@ -35,6 +35,18 @@ pub enum Origin {
     Replica(ReplicaId),
     /// A client.
     Client(SubmitId),
+    /// A node that passes on what a client brought to it, as it says.
+    Node(SubmitId),
+}
+
+impl Origin {
+    /// The submission, if it is one, of which somebody waits to hear.
+    pub(super) fn submission(self) -> Option<SubmitId> {
+        match self {
+            Self::Client(id) | Self::Node(id) => Some(id),
+            Self::Replica(_) => None,
+        }
+    }
 }
 
 /// What a replica sends again for as long as another seems to miss it: which kind, and for which slot or view.
@@ -80,9 +92,8 @@ impl Unverified {
     }
 
     /// A client's bundle.
-    pub(super) fn bundle(id: SubmitId, came_at: Ticks, bundle: Bytes) -> Self {
-        let bytes = bundle.len();
-        Self { origin: Origin::Client(id), came_at, bytes, message: Message::Requests(bundle) }
+    pub(super) fn bundle(origin: Origin, came_at: Ticks, bundle: Bytes) -> Self {
+        Self { origin, came_at, bytes: bundle.len(), message: Message::Requests(bundle) }
     }
 
     /// Where it came from.

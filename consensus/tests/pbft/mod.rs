@@ -296,7 +296,7 @@ impl Group {
     pub(crate) fn submit(&mut self, index: usize, bundle: &Bundle) {
         self.next_submit += 1;
         let id = SubmitId(self.next_submit);
-        self.step(index, Event::Submit { id, bundle: bundle.bytes().clone() });
+        self.step(index, Event::Submit { id, bundle: bundle.bytes().clone(), is_passed_on: false });
     }
 
     /// The pool does the oldest check of a process.

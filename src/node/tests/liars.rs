@@ -74,6 +74,8 @@ pub(super) struct World {
     pub(super) scrub_millis: u64,
     /// Whether clients have nothing more to ask.
     is_quiet: bool,
+    /// What was answered last.
+    last_bundle: Option<Bytes>,
     /// Every statement of an honest node, by its place: it is made once, over all lives.
     said: BTreeMap<(NodeId, u8, u64, u64), Digest>,
 }
@@ -119,6 +121,7 @@ impl World {
             lie: Lie::Anything,
             scrub_millis: 0,
             is_quiet: false,
+            last_bundle: None,
             said: BTreeMap::new(),
         };
         (0..nodes).for_each(|index| world.start(index));
@@ -427,6 +430,7 @@ impl World {
         let now = self.now * 1_000_000 + 1;
         let client = &mut self.clients[index];
         let open = client.open.take().expect("it was just looked at");
+        self.last_bundle = Some(open.bundle.bytes().clone());
         let Some((key, action)) = open.action else {
             match reply {
                 Reply::Opened { session } => client.session = Some(session),
@@ -606,4 +610,28 @@ fn a_root_that_leaves_out_what_was_answered_is_noticed() {
     });
     println!("caught by seed {caught:?}");
     assert!(caught.is_some(), "nobody noticed");
+}
+
+/// Node 4 has no client's key. It passes on what honest clients asked, when it is executed, as if a client had brought it, to all
+/// but the primary.
+#[test]
+fn a_node_that_passes_executed_requests_on_takes_no_view() {
+    let mut world = World::new(4, 0, 3, 21);
+    let view = |world: &World| world.nodes[0].core.as_ref().expect("it runs").status().groups.remove(0).view;
+    world.run(2_000);
+    let before = view(&world);
+    let primary = (1 + before as usize) % 4;
+    let mut passed_on = 0;
+    for _ in 0..200 {
+        world.run(50);
+        let Some(bundle) = world.last_bundle.clone() else { continue };
+        for index in (0..3).filter(|index| *index != primary) {
+            let request = Request::Submit { group: GROUP, bundle: bundle.clone() };
+            let frame = wire::encode(&wire::PeerMessage::Forward { id: 7, request });
+            world.step(index, NodeEvent::Peer { from: NodeId(4), body: frame.slice(4..) });
+            passed_on += 1;
+        }
+    }
+    assert!(passed_on > 100 && world.history.len() > 100, "{passed_on} were passed on");
+    assert_eq!(view(&world), before, "an honest primary lost its view");
 }
