@@ -85,6 +85,9 @@ pub enum Mutation {
     /// PBFT: what was executed is never taken when it is passed on, and always when it is brought.
     #[cfg(feature = "mutants")]
     IgnorePassedOn,
+    /// PBFT: patience that grew with views that failed stays where nothing is asked.
+    #[cfg(feature = "mutants")]
+    PatienceOnlyGrows,
     /// Around the engines: the write-ahead log is replaced although an engine that has stopped gave nothing for it.
     #[cfg(feature = "mutants")]
     ReplaceWithoutAll,
@@ -131,7 +134,8 @@ impl Mutation {
 
     /// Every defect of PBFT that a liar needs to make use of it, and that costs liveness or memory, never agreement.
     #[cfg(feature = "mutants")]
-    pub const PBFT_LIVENESS: [Self; 3] = [Self::RestartWait, Self::PaceOfManyAlone, Self::IgnorePassedOn];
+    pub const PBFT_LIVENESS: [Self; 4] =
+        [Self::RestartWait, Self::PaceOfManyAlone, Self::IgnorePassedOn, Self::PatienceOnlyGrows];
 
     /// Every defect of what a node does around its engines.
     #[cfg(feature = "mutants")]

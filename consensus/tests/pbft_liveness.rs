@@ -302,12 +302,50 @@ fn executed_requests_that_are_shown_again_to_backups_alone_cost_no_primary_its_v
     assert_eq!(replay(Mutation::None), View(0));
 }
 
+fn is_executed_by_all_that_run(group: &Group, bundle: &Bundle) -> bool {
+    (0..4).filter(|index| group.is_up(*index)).all(|index| group.has_executed(index, name(bundle)))
+}
+
+/// The primary falls silent, and everybody is asked for something. Returns how long that waits.
+fn silence_the_primary(group: &mut Group, number: u64) -> u64 {
+    let began = group.now;
+    let primary = group.primary();
+    group.crash(primary, 0);
+    let bundle = group.request(0, number, "op");
+    (0..4).for_each(|index| group.submit(index, &bundle));
+    while !is_executed_by_all_that_run(group, &bundle) {
+        group.run(100);
+    }
+    group.start(primary);
+    group.now - began
+}
+
+/// Four primaries in a row fall silent; then nobody asks for anything for two minutes. Returns how long the next silence lasts.
+fn fail_and_be_idle(mutation: Mutation) -> u64 {
+    let mut group = production(mutation);
+    for number in 1..=4 {
+        silence_the_primary(&mut group, number);
+        group.run(500);
+    }
+    group.run(120_000);
+    let millis = silence_the_primary(&mut group, 5);
+    group.assert_safe();
+    millis
+}
+
+#[test]
+fn patience_that_grew_shrinks_where_nothing_is_asked() {
+    let millis = fail_and_be_idle(Mutation::None);
+    assert!(millis <= 2_000, "{millis} ms");
+}
+
 /// The story of each rule, told with the rule switched off: whether it still ends well.
 fn ends_well(mutation: Mutation) -> bool {
     match mutation {
         Mutation::RestartWait => censor(mutation, LeftOut::EveryTenthSlot).is_some(),
         Mutation::PaceOfManyAlone => order_slowly(mutation, Slowly::Proposing).1.is_some(),
         Mutation::IgnorePassedOn => replay(mutation) == View(0),
+        Mutation::PatienceOnlyGrows => fail_and_be_idle(mutation) <= 2_000,
         other => panic!("{other:?} has no story"),
     }
 }

@@ -68,6 +68,8 @@ pub struct Replica {
     pub(super) failures: u32,
     /// Slots executed since patience was last halved.
     pub(super) calm_slots: u64,
+    /// Since when nothing waits in a view that has begun.
+    pub(super) calm_since: Ticks,
     pub(super) waiting: Option<Waiting>,
     /// Slots executed in this life that were proposed to this replica in their view.
     pub(super) fresh_slots: u64,
@@ -157,6 +159,7 @@ impl Replica {
             new_view_deadline: None,
             failures: 0,
             calm_slots: 0,
+            calm_since: Ticks(0),
             waiting: None,
             fresh_slots: 0,
             pace: Pace::default(),

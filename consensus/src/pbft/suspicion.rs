@@ -9,7 +9,7 @@
 //!
 //! Further reasons: a request that a whole window of slots overtook; fresh batches stamped far in the past; requests that wait
 //! much longer for the primary than agreement takes ([`super::pace`]). Patience
-//! doubles with each view that fails and halves as slots are executed. The timer for a NEW-VIEW starts only when a quorum
+//! doubles with each view that fails, and halves as slots are executed or, where nothing is asked, as a patience goes by. The timer for a NEW-VIEW starts only when a quorum
 //! has asked for the view: nobody is blamed for what nobody could do.
 
 use crate::mutation::mutated;
@@ -83,6 +83,7 @@ impl Replica {
         self.custody.now = now;
         self.wall = wall;
         self.release_held();
+        self.calm_down();
         if self.is_active && !self.executed.sealed {
             self.watch_primary(elapsed);
         } else if !self.is_active && self.new_view_deadline.is_some_and(|deadline| now >= deadline) {
@@ -108,6 +109,16 @@ impl Replica {
     pub(super) fn patience(&self) -> u64 {
         let doubled = self.options.request_ticks.saturating_mul(1 << self.failures.min(16));
         doubled.min(self.options.request_ticks_max)
+    }
+
+    /// In a group that is asked nothing no slots are executed; what failed long ago says nothing of the next primary all the same.
+    fn calm_down(&mut self) {
+        if !self.is_active || self.waiting.is_some() || mutated!(self.options, PatienceOnlyGrows) {
+            self.calm_since = self.now;
+        } else if self.failures > 0 && self.now.since(self.calm_since) >= self.patience() {
+            self.failures -= 1;
+            self.calm_since = self.now;
+        }
     }
 
     /// The wait for the oldest request begins.
