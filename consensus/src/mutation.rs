@@ -88,6 +88,9 @@ pub enum Mutation {
     /// PBFT: patience that grew with views that failed stays where nothing is asked.
     #[cfg(feature = "mutants")]
     PatienceOnlyGrows,
+    /// PBFT: whoever comes first gets all the room for requests that wait.
+    #[cfg(feature = "mutants")]
+    FirstComeCustody,
     /// Around the engines: the write-ahead log is replaced although an engine that has stopped gave nothing for it.
     #[cfg(feature = "mutants")]
     ReplaceWithoutAll,
@@ -134,8 +137,13 @@ impl Mutation {
 
     /// Every defect of PBFT that a liar needs to make use of it, and that costs liveness or memory, never agreement.
     #[cfg(feature = "mutants")]
-    pub const PBFT_LIVENESS: [Self; 4] =
-        [Self::RestartWait, Self::PaceOfManyAlone, Self::IgnorePassedOn, Self::PatienceOnlyGrows];
+    pub const PBFT_LIVENESS: [Self; 5] = [
+        Self::RestartWait,
+        Self::PaceOfManyAlone,
+        Self::IgnorePassedOn,
+        Self::PatienceOnlyGrows,
+        Self::FirstComeCustody,
+    ];
 
     /// Every defect of what a node does around its engines.
     #[cfg(feature = "mutants")]

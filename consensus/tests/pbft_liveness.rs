@@ -339,6 +339,29 @@ fn patience_that_grew_shrinks_where_nothing_is_asked() {
     assert!(millis <= 2_000, "{millis} ms");
 }
 
+/// Nothing is ordered, and two clients ask for as much as they are let. Whether a third one is let ask for something.
+fn is_there_room_beside_two(mutation: Mutation) -> bool {
+    let options = Options { client_bytes: 5_000, custody_bytes: 10_000, mutation, ..Options::default() };
+    let mut group = Group::new(4, Window::default(), options);
+    group.crash(PRIMARY, 0);
+    let is_taken = |group: &mut Group, client: u8, number: u64| {
+        let (bundle, refused) = (group.request(client, number, "op"), group.nodes[1].refused);
+        group.submit(1, &bundle);
+        while group.check(1) {}
+        group.nodes[1].refused == refused
+    };
+    for client in [0, 1] {
+        let taken = (1..100u64).take_while(|number| is_taken(&mut group, client, *number)).count();
+        assert!(taken > 5 && taken < 99, "client {client} has {taken}");
+    }
+    is_taken(&mut group, 2, 1)
+}
+
+#[test]
+fn clients_that_ask_for_all_they_are_let_leave_room_for_another() {
+    assert!(is_there_room_beside_two(Mutation::None));
+}
+
 /// The story of each rule, told with the rule switched off: whether it still ends well.
 fn ends_well(mutation: Mutation) -> bool {
     match mutation {
@@ -346,6 +369,7 @@ fn ends_well(mutation: Mutation) -> bool {
         Mutation::PaceOfManyAlone => order_slowly(mutation, Slowly::Proposing).1.is_some(),
         Mutation::IgnorePassedOn => replay(mutation) == View(0),
         Mutation::PatienceOnlyGrows => fail_and_be_idle(mutation) <= 2_000,
+        Mutation::FirstComeCustody => is_there_room_beside_two(mutation),
         other => panic!("{other:?} has no story"),
     }
 }

@@ -4,7 +4,7 @@
 //! request: whatever was executed under it, the wait is over. (A client that signs two requests with one name would else
 //! leave some replicas waiting for ever, and take a view from an honest primary.)
 //!
-//! Bounded by bytes, for each client and for all.
+//! Bounded by bytes, for each client and for all: a client may hold an eighth of what is left free.
 
 use crate::mutation::mutated;
 use crate::pbft::config::Options;
@@ -77,7 +77,7 @@ impl Custody {
         }
         let size = bundle.bytes().len();
         let of_client = self.by_client.get(&bundle.client()).copied().unwrap_or(0);
-        if of_client + size > options.client_bytes || self.bytes + size > options.custody_bytes {
+        if of_client + size > self.room_for_one(options) || self.bytes + size > options.custody_bytes {
             return Taken::Full;
         }
         self.last += 1;
@@ -96,6 +96,17 @@ impl Custody {
         let now = self.now;
         if let Some(kept) = self.kept.get_mut(&arrival.unwrap_or(Arrival(self.last))) {
             kept.told_at.get_or_insert(now);
+        }
+    }
+
+    /// A client may hold an eighth of what is left free besides: who holds most is the first that gets no more, and those who take
+    /// all they can leave room for others, less for each but always some.
+    fn room_for_one(&self, options: &Options) -> usize {
+        let free = options.custody_bytes.saturating_sub(self.bytes);
+        if mutated!(options, FirstComeCustody) {
+            options.client_bytes
+        } else {
+            options.client_bytes.min(free)
         }
     }
 
@@ -296,19 +307,35 @@ mod tests {
         assert!(custody.has_queued());
     }
 
+    /// Takes bundles of a client until there is no room; returns how many.
+    fn fill(custody: &mut Custody, client: u8, options: &Options) -> usize {
+        (1..100u64)
+            .filter(|number| custody.take(bundle(client, &[*number], b"a"), false, options) == Taken::New)
+            .count()
+    }
+
     #[test]
     fn one_client_cannot_take_all_the_room_and_time_ends_every_wait() {
         let small = bundle(1, &[1], b"a").bytes().len();
         let mut custody = Custody::default();
-        let options = Options { client_bytes: 2 * small, custody_bytes: 3 * small, ..Options::default() };
-        assert_eq!(custody.take(bundle(1, &[1], b"a"), false, &options), Taken::New);
-        assert_eq!(custody.take(bundle(1, &[2], b"a"), false, &options), Taken::New);
-        assert_eq!(custody.take(bundle(1, &[3], b"a"), false, &options), Taken::Full);
+        let options = Options { client_bytes: 2 * small, custody_bytes: 60 * small, ..Options::default() };
+        assert_eq!(fill(&mut custody, 1, &options), 2);
         assert_eq!(custody.take(bundle(2, &[1], b"a"), false, &options), Taken::New);
-        assert_eq!(custody.take(bundle(3, &[1], b"a"), false, &options), Taken::Full);
         custody.expire(Timestamp(100));
         assert_eq!(custody.len(), 3);
         custody.expire(Timestamp(101));
         assert_eq!((custody.len(), custody.bytes), (0, 0));
+    }
+
+    #[test]
+    fn clients_that_take_what_they_can_leave_room_for_one_more() {
+        let small = bundle(1, &[1], b"a").bytes().len();
+        let options = Options { client_bytes: 80 * small, custody_bytes: 640 * small, ..Options::default() };
+        for (greedy, room) in [(1, 40), (4, 25), (8, 10)] {
+            let mut custody = Custody::default();
+            (1..=greedy).for_each(|client| _ = fill(&mut custody, client, &options));
+            let found = fill(&mut custody, 100, &options);
+            assert!(found >= room, "beside {greedy}: {found}");
+        }
     }
 }
