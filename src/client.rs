@@ -117,11 +117,12 @@ impl Client {
         self.read(key, Consistency::Linearizable).await.map(|read| read.found.map(|(_, value)| value))
     }
 
-    /// Reads a key with the consistency asked for. The answer says which one it had.
+    /// Reads a key with the consistency asked for, or a stronger one: in Byzantine mode all reads are linearizable. The answer says which
+    /// one it had.
     pub async fn read(&self, key: impl AsRef<[u8]>, consistency: Consistency) -> Outcome<Read> {
         let key = bytes(key);
         if let Some(signed) = &self.inner.signed {
-            return self.read_signed(signed, key, consistency, false).await.map(|proven| proven.read);
+            return self.read_signed(signed, key, false).await.map(|proven| proven.read);
         }
         let mut attempts = self.attempts();
         let ring = match self.ring(&mut attempts).await {
