@@ -197,7 +197,8 @@ pub enum Failure {
     },
     /// Byzantine mode: the request was ordered after the time that its client had set.
     #[error(
-        "the request was ordered too late: it was good until {not_after}, the log's time was {time} (microseconds)"
+        "the request was void when it was ordered, for {} ms by the cluster's clock: it came late, or this client's clock is behind \
+         (good until {not_after}, ordered at {time}, in microseconds since 1970)", .time.saturating_sub(*.not_after) / 1_000
     )]
     TooLate {
         /// Until when it was good.
@@ -207,7 +208,9 @@ pub enum Failure {
     },
     /// Byzantine mode: the request would be good for longer than is allowed, or the clocks differ.
     #[error(
-        "the request would be good until {not_after}, too long after the log's time {time} (microseconds)"
+        "the request would be good for another {} s by the cluster's clock, longer than is allowed: this client's clock is ahead, or \
+         the cluster's is behind (good until {not_after}, ordered at {time}, in microseconds since 1970)",
+        .not_after.saturating_sub(*.time) / 1_000_000
     )]
     TooEarly {
         /// Until when it would be good.
@@ -419,6 +422,14 @@ mod tests {
         assert!(put("fives", 1).check(&limits).unwrap_err().to_string().contains("1 to 4 bytes"));
         assert!(put("", 1).check(&limits).is_err());
         assert!(put("k", 11).check(&limits).unwrap_err().to_string().contains("at most 10 bytes"));
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_is_named() {
+        let late = Failure::TooLate { not_after: 1_000_000, time: 31_000_000 }.to_string();
+        assert!(late.contains("30000 ms") && late.contains("this client's clock is behind"), "{late}");
+        let early = Failure::TooEarly { not_after: 400_000_000, time: 1_000_000 }.to_string();
+        assert!(early.contains("399 s") && early.contains("this client's clock is ahead"), "{early}");
     }
 
     #[test]

@@ -40,7 +40,9 @@ impl Replica {
         if let Some(id) = origin.submission() {
             let result = match taken {
                 Taken::New | Taken::Known => Ok(()),
-                Taken::Full if is_too_far => Err(SubmitRefusal::Invalid("it would be valid for too long")),
+                Taken::Full if is_too_far => Err(SubmitRefusal::Invalid(
+                    "it would be valid for too long: the client's clock is ahead, or this one is behind",
+                )),
                 Taken::Full if is_too_large => Err(SubmitRefusal::Invalid("too large for one batch")),
                 Taken::Full => Err(SubmitRefusal::Full),
             };
