@@ -23,6 +23,8 @@
 //! an earlier attempt may have been applied.
 
 mod collect;
+mod connection;
+mod dial;
 mod hints;
 mod links;
 mod outcome;
@@ -305,35 +307,18 @@ impl Client {
 
     /// The ring map, from the first node that greets.
     async fn ring(&self, attempts: &mut Attempts) -> Result<(Arc<RingMap>, Limits), Refusal> {
-        let mut denied = None;
+        let links = &self.inner.links;
         loop {
-            if let Some(known) = self.inner.links.ring() {
+            if let Some(known) = links.ring() {
                 return Ok(known);
             }
-            // All at once: a node that is down is silent, and waiting for it would cost its whole patience.
-            let mut tasks = tokio::task::JoinSet::new();
-            for node in self.inner.links.nodes() {
-                let inner = Arc::clone(&self.inner);
-                tasks.spawn(async move { inner.links.connect(node, inner.options.attempt).await.map(drop) });
+            match links.greet().await {
+                Ok(()) => {}
+                Err(error @ LinkError::Denied(_)) => return Err(Refusal::Denied(error.to_string())),
+                Err(error) => attempts.last = error.to_string(),
             }
-            while let Some(joined) = tasks.join_next().await {
-                match joined {
-                    Ok(Ok(())) => break,
-                    Ok(Err(LinkError::Denied(address))) => {
-                        denied = Some(LinkError::Denied(address).to_string())
-                    }
-                    Ok(Err(error)) => attempts.last = error.to_string(),
-                    Err(error) => attempts.last = error.to_string(),
-                }
-            }
-            if self.inner.links.ring().is_none() {
-                if let Some(denied) = denied {
-                    return Err(Refusal::Denied(denied));
-                }
-                if Instant::now() >= attempts.deadline {
-                    return Err(Refusal::Unavailable(attempts.last.clone()));
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
+            if Instant::now() >= attempts.deadline {
+                return Err(Refusal::Unavailable(attempts.last.clone()));
             }
         }
     }

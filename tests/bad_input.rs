@@ -9,7 +9,9 @@ use tetrachord::Client;
 use tetrachord::client::{NotDone, Outcome, Refusal};
 use tetrachord::config::{ClusterConfig, NodeConfig};
 use tetrachord::ring::{GroupId, StoreId};
-use tetrachord::transport::{ClientEndpoint, ClientLink, PeerAddress, Transport, TransportSettings};
+use tetrachord::transport::{
+    ClientEndpoint, ClientLink, Patience, PeerAddress, Transport, TransportSettings,
+};
 use tetrachord::wire::{self, Consistency, Introduction, Life, PeerMessage, Request, RequestFrame};
 
 /// Starts a node that must not start; returns what it said.
@@ -181,7 +183,8 @@ fn a_client_that_floods_and_never_reads_costs_bounded_memory_and_nobody_else() {
         let mut worst = before;
         for round in 0..6u64 {
             let node = &config.nodes[round as usize % 3];
-            let patience = Duration::from_secs(5);
+            let limit = Duration::from_secs(5);
+            let patience = Patience { silence: limit, handshake: limit };
             let connected = ClientLink::connect(
                 &endpoint,
                 &config.identity,

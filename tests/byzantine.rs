@@ -5,7 +5,8 @@ mod common;
 
 use bytes::Bytes;
 use common::{Cluster, program, wait_for};
-use tetrachord::config::NodeConfig;
+use std::time::{Duration, Instant};
+use tetrachord::config::{ClusterConfig, NodeConfig};
 use tetrachord::storage::disk::{DiskOptions, DiskStorage, PackingRule, Report};
 use tetrachord::storage::{Commit, CommitId, Owner, Storage};
 
@@ -115,8 +116,7 @@ fn many_large_values_are_read_at_once() {
     let file = cluster.path().join("cluster.toml");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let client =
-            tetrachord::Client::new(tetrachord::config::ClusterConfig::load(&file).unwrap()).unwrap();
+        let client = tetrachord::Client::new(ClusterConfig::load(&file).unwrap()).unwrap();
         let large = "x".repeat(1 << 20);
         client.put("large", &large).await.done().unwrap();
         let mut reads = tokio::task::JoinSet::new();
@@ -166,7 +166,7 @@ fn owner_of(cluster: &Cluster, index: usize) -> Owner {
 
 /// Opens the store of a node that is stopped, and changes one value as somebody would who knows how: with a right checksum.
 fn change_a_value_by_hand(cluster: &Cluster, index: usize) {
-    let packing = PackingRule { above_bytes: u64::MAX, idle: std::time::Duration::MAX };
+    let packing = PackingRule { above_bytes: u64::MAX, idle: Duration::MAX };
     let options = DiskOptions { cache_bytes: 4 << 20, segment_bytes: 4 << 20, packing, is_repairable: false };
     let (sender, reports) = std::sync::mpsc::channel();
     let report = move |report| drop(sender.send(report));
@@ -244,4 +244,28 @@ fn a_node_whose_data_was_changed_by_hand_repairs_it_from_the_others() {
         assert_eq!(digests.0, digests.1);
     }
     assert_eq!(cluster.ok(&["get", "k"]), "again");
+}
+
+#[test]
+fn a_request_that_was_made_before_the_nodes_run_is_answered_when_they_do() {
+    let mut cluster = Cluster::init_in("byzantine", 4, 1);
+    let file = cluster.path().join("cluster.toml");
+    let nodes = ClusterConfig::load(&file).unwrap().nodes;
+    let socket = std::net::UdpSocket::bind(nodes[0].address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut put = program();
+    put.arg("--cluster").arg(&file).args(["--deadline-ms", "60000", "put", "k", "v"]);
+    let mut put = put.spawn().unwrap();
+    // Its first dial ends after 600 ms without an answer; it must dial again.
+    let mut datagram = [0; 2_000];
+    let mut heard = || socket.recv(&mut datagram).expect("the client dials");
+    heard();
+    let first = Instant::now();
+    while first.elapsed() < Duration::from_millis(900) {
+        heard();
+    }
+    drop(socket);
+    (0..4).for_each(|index| cluster.start_node(index));
+    assert!(put.wait().unwrap().success());
+    assert_eq!(cluster.ok(&["get", "k"]), "v");
 }

@@ -289,3 +289,24 @@ fn a_cluster_file_that_does_not_fit_is_told_from_a_key_that_is_not_known() {
     assert_eq!(denied.status.code(), Some(8), "{said}");
     assert!(said.contains("another cluster"), "{said}");
 }
+
+#[test]
+fn hundreds_of_clients_that_begin_together_are_served() {
+    let cluster = Cluster::start(3, 1);
+    let history = cluster.path().join("run.jsonl");
+    let clients = 500;
+    let json = cluster.ok(&[
+        "record",
+        "--json",
+        "--clients",
+        &clients.to_string(),
+        "--seconds",
+        "8",
+        "-o",
+        history.to_str().unwrap(),
+    ]);
+    let report: serde_json::Value = serde_json::from_str(json.lines().last().unwrap()).unwrap();
+    let count = |what: &str| report[what].as_u64().unwrap();
+    let (operations, refused) = (count("operations"), count("refused"));
+    assert!(operations > 4 * clients && refused < operations / 4, "{report}");
+}

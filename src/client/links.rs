@@ -1,22 +1,22 @@
 //! Connections to the nodes, and who is believed to lead.
 
 use super::collect::{Collectors, Members};
+use super::connection::Open;
+use super::dial::{self, Found, Slot};
 use super::hints::Hints;
-use crate::config::ClusterConfig;
+use crate::config::{ClusterConfig, GenesisNode};
 use crate::kv;
 use crate::limits::Limits;
 use crate::ring::{GroupId, NodeId, RingMap};
-use crate::transport::{ClientEndpoint, ClientLink, LinkError};
-use crate::wire::{self, Answer, AnswerFrame, Hello, Request, RequestFrame, RetryReason};
-use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::transport::{ClientEndpoint, ClientLink, LinkError, Patience};
+use crate::wire::{self, Answer, Hello, Request};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 use tetrachord_consensus::pbft::ClientSigner;
 use tetrachord_consensus::quorum::liars;
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::watch;
 
 /// Why a call has no answer.
 #[derive(Clone, Debug, Error)]
@@ -42,22 +42,12 @@ impl CallError {
     }
 }
 
-type Waiting = Arc<Mutex<Option<BTreeMap<u64, oneshot::Sender<Answer>>>>>;
-
-/// An open connection and who waits on it.
-#[derive(Debug)]
-pub(super) struct Open {
-    link: ClientLink,
-    waiting: Waiting,
-    last_id: AtomicU64,
-}
-
 /// All connections of a client.
 #[derive(Debug)]
 pub(super) struct Links {
     cluster: ClusterConfig,
     endpoint: ClientEndpoint,
-    open: BTreeMap<NodeId, tokio::sync::Mutex<Option<Arc<Open>>>>,
+    open: BTreeMap<NodeId, Slot>,
     known: RwLock<Option<(Arc<RingMap>, Limits)>>,
     leaders: Mutex<BTreeMap<GroupId, NodeId>>,
     failed: Mutex<BTreeMap<NodeId, Instant>>,
@@ -66,8 +56,6 @@ pub(super) struct Links {
     members: Arc<Members>,
     collectors: Arc<Collectors>,
     hints: Arc<Hints>,
-    /// Nodes that [`Links::open_all`] is dialling just now.
-    dialling: Mutex<BTreeSet<NodeId>>,
 }
 
 /// A node that did not answer, or knew no leader, is asked last for this long.
@@ -81,14 +69,17 @@ const SILENT_ROUND_TRIPS: u32 = 4;
 /// So is one from which nothing at all comes for so many times that long: connections are kept alive more often.
 const SILENT_TIMES_MAX: u32 = 3;
 
-/// Opening a connection may take this long; a node that is down does not refuse, it is silent.
+/// A caller waits so long for a connection; a node that is down does not refuse, it is silent. The dial goes on.
 const CONNECT_PATIENCE: Duration = Duration::from_millis(600);
+
+/// The next node is asked when the last one that was asked has not greeted within this time.
+const NEXT_AFTER: Duration = Duration::from_millis(100);
 
 impl Links {
     pub(super) fn new(cluster: ClusterConfig) -> std::io::Result<Self> {
         let is_ipv6 = cluster.nodes.iter().any(|node| node.address.is_ipv6());
         let endpoint = ClientEndpoint::new(is_ipv6)?;
-        let open = cluster.nodes.iter().map(|node| (node.id, tokio::sync::Mutex::default())).collect();
+        let open = cluster.nodes.iter().map(|node| (node.id, Slot::default())).collect();
         let signer = cluster.signing.as_ref().map(|signing| ClientSigner::new(&signing.seed()));
         let known = cluster.ring.clone().map(|ring| (Arc::new(ring), Limits::default()));
         let members = Arc::new(cluster.ring.as_ref().map(Members::new).unwrap_or_default());
@@ -101,7 +92,6 @@ impl Links {
             collectors: Arc::new(Collectors::new(Arc::clone(&members))),
             hints: Arc::new(Hints::new(Arc::clone(&members))),
             members,
-            dialling: Mutex::default(),
             leaders: Mutex::default(),
             failed: Mutex::default(),
         })
@@ -126,32 +116,55 @@ impl Links {
         self.hints.primary(group)
     }
 
-    /// Opens connections to all of these nodes that have none; waits only if there is none at all.
+    /// Begins to open connections to all of these nodes that have none; waits only if there is none at all.
     pub(super) async fn open_all(self: &Arc<Self>, nodes: &[NodeId]) {
-        let mut tasks = tokio::task::JoinSet::new();
-        let is_any_open = nodes.iter().any(|node| self.is_open(*node));
-        for node in nodes.iter().copied().filter(|node| !self.is_open(*node) && !self.failed_lately(*node)) {
-            // Whoever dials holds the connection's lock: many that wait for it would dial one after the other.
-            if !self.dialling.lock().expect("never held while panicking").insert(node) {
-                continue;
-            }
-            let links = Arc::clone(self);
-            tasks.spawn(async move {
-                let result = links.connect(node, CONNECT_PATIENCE).await;
-                links.dialling.lock().expect("never held while panicking").remove(&node);
-                result.is_ok()
-            });
+        self.dial_all(nodes);
+        if nodes.iter().any(|node| self.is_open(*node)) {
+            return;
         }
-        if is_any_open {
-            tasks.detach_all();
+        let mut tasks = tokio::task::JoinSet::new();
+        for node in nodes.iter().copied() {
+            let links = Arc::clone(self);
+            tasks.spawn(async move { links.connect(node, CONNECT_PATIENCE).await.is_ok() });
         }
         // One connection more than the liars could have: enough to be heard.
         let mut opened = 0;
         while let Some(joined) = tasks.join_next().await {
             opened += usize::from(joined.unwrap_or(false));
             if opened > liars(nodes.len()) {
-                tasks.detach_all();
                 return;
+            }
+        }
+    }
+
+    /// Connects to a node, whichever it is. Nodes are dialled one after the other: one that is down is silent, and waiting for it alone
+    /// would cost its whole patience; all at once, and many clients that begin together would be too much for all of them.
+    pub(super) async fn greet(self: &Arc<Self>) -> Result<(), LinkError> {
+        let mut nodes = self.nodes();
+        let turn = usize::try_from(getrandom::u32().unwrap_or(0)).expect("a number of 32 bits");
+        nodes.rotate_left(turn % self.cluster.nodes.len());
+        let mut tasks = tokio::task::JoinSet::new();
+        let mut failed: Option<LinkError> = None;
+        let mut not_asked = nodes.into_iter();
+        loop {
+            let next = not_asked.next();
+            let is_last = next.is_none();
+            if let Some(node) = next {
+                let links = Arc::clone(self);
+                tasks.spawn(async move { links.connect(node, CONNECT_PATIENCE).await.map(drop) });
+            }
+            let patience = if is_last { CONNECT_PATIENCE } else { NEXT_AFTER };
+            match tokio::time::timeout(patience, tasks.join_next()).await {
+                Ok(Some(Ok(Ok(())))) => return Ok(()),
+                // That a node does not know this client is worth more to know than that others are silent.
+                Ok(Some(Ok(Err(error)))) if !matches!(failed, Some(LinkError::Denied(_))) => {
+                    failed = Some(error);
+                }
+                Ok(None) => {
+                    let (address, reason) = (self.cluster.nodes[0].address, "nobody was dialled".to_string());
+                    return Err(failed.unwrap_or(LinkError::Unreachable { address, reason }));
+                }
+                Ok(Some(_)) | Err(_) => {}
             }
         }
     }
@@ -163,12 +176,7 @@ impl Links {
 
     /// Sends a request to a node to which there is a connection, and waits for nothing; false if there is none.
     pub(super) fn cast(&self, node: NodeId, request: &Request) -> bool {
-        let slot = self.open.get(&node).and_then(|slot| slot.try_lock().ok());
-        let Some(open) = slot.and_then(|slot| slot.clone()).filter(|open| !open.link.is_closed()) else {
-            return false;
-        };
-        let id = open.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        open.link.send(wire::encode(&RequestFrame { id, request: request.clone() }))
+        self.open.get(&node).and_then(Slot::open).is_some_and(|open| open.cast(request))
     }
 
     pub(super) fn ring(&self) -> Option<(Arc<RingMap>, Limits)> {
@@ -204,8 +212,7 @@ impl Links {
     }
 
     fn is_open(&self, node: NodeId) -> bool {
-        let slot = self.open.get(&node).and_then(|slot| slot.try_lock().ok());
-        slot.is_some_and(|slot| slot.as_ref().is_some_and(|open| !open.link.is_closed()))
+        self.open.get(&node).and_then(Slot::open).is_some()
     }
 
     fn note(&self, node: NodeId, has_failed: bool) {
@@ -218,24 +225,65 @@ impl Links {
     }
 
     /// The connection to a node, opened if need be.
-    pub(super) async fn connect(&self, node: NodeId, patience: Duration) -> Result<Arc<Open>, LinkError> {
+    pub(super) async fn connect(
+        self: &Arc<Self>,
+        node: NodeId,
+        patience: Duration,
+    ) -> Result<Arc<Open>, LinkError> {
         let result = self.try_connect(node, patience.min(CONNECT_PATIENCE)).await;
         self.note(node, result.is_err());
         result
     }
 
-    async fn try_connect(&self, node: NodeId, patience: Duration) -> Result<Arc<Open>, LinkError> {
-        let known = self.cluster.nodes.iter().find(|known| known.id == node);
-        let (Some(slot), Some(known)) = (self.open.get(&node), known) else {
+    async fn try_connect(self: &Arc<Self>, node: NodeId, patience: Duration) -> Result<Arc<Open>, LinkError> {
+        let Some(known) = self.cluster.nodes.iter().find(|known| known.id == node) else {
             let address = self.cluster.nodes[0].address;
             let reason = format!("{node} is not in the cluster file");
             return Err(LinkError::Unreachable { address, reason });
         };
-        let mut slot = slot.lock().await;
-        if let Some(open) = slot.as_ref().filter(|open| !open.link.is_closed()) {
-            return Ok(Arc::clone(open));
+        let mut dialled = loop {
+            match self.open[&node].find() {
+                Found::Open(open) => return Ok(open),
+                Found::Dialling(dialled) => break dialled,
+                Found::Nothing(sender, failures) => self.begin_dial(known, sender, failures),
+            }
+        };
+        let unreachable = |reason| LinkError::Unreachable { address: known.address, reason };
+        match tokio::time::timeout(patience, dialled.wait_for(Option::is_some)).await {
+            Ok(Ok(result)) => result.clone().expect("it was waited for"),
+            Ok(Err(_)) => Err(unreachable("nobody dials it any more".to_string())),
+            Err(_) => Err(unreachable(format!("no answer within {} ms", patience.as_millis()))),
         }
+    }
+
+    /// Begins to open connections to all of these nodes that have none, and waits for nothing.
+    pub(super) fn dial_all(self: &Arc<Self>, nodes: &[NodeId]) {
+        for known in self.cluster.nodes.iter().filter(|known| nodes.contains(&known.id)) {
+            if let Found::Nothing(sender, failures) = self.open[&known.id].find() {
+                self.begin_dial(known, sender, failures);
+            }
+        }
+    }
+
+    fn begin_dial(
+        self: &Arc<Self>,
+        known: &GenesisNode,
+        sender: watch::Sender<dial::Dialled>,
+        failures: u32,
+    ) {
+        let (links, known) = (Arc::clone(self), known.clone());
+        tokio::spawn(async move {
+            // Without chance all rest equally long.
+            let chance = getrandom::u32().unwrap_or(u32::MAX);
+            tokio::time::sleep(dial::rest(failures, chance)).await;
+            let result = links.open(&known, dial::silence(failures)).await;
+            links.open[&known.id].dialled(&sender, result);
+        });
+    }
+
+    async fn open(&self, known: &GenesisNode, silence: Duration) -> Result<Arc<Open>, LinkError> {
         let ClusterConfig { identity, protocol, .. } = &self.cluster;
+        let patience = Patience { silence, handshake: dial::HANDSHAKE };
         let connecting =
             ClientLink::connect(&self.endpoint, identity, known.address, known.key, protocol, patience);
         let (link, greeting, frames) = connecting.await?;
@@ -243,51 +291,34 @@ impl Links {
             let mut known = self.known.write().expect("never held while panicking");
             known.get_or_insert((Arc::new(hello.ring), hello.limits));
         }
-        let waiting: Waiting = Arc::new(Mutex::new(Some(BTreeMap::new())));
-        tokio::spawn(hand_out(
-            node,
-            frames,
-            Arc::clone(&waiting),
-            Arc::clone(&self.collectors),
-            Arc::clone(&self.hints),
-        ));
-        let open = Arc::new(Open { link, waiting, last_id: AtomicU64::new(0) });
+        let (collectors, hints) = (Arc::clone(&self.collectors), Arc::clone(&self.hints));
+        let open = Arc::new(Open::new(known.id, link, frames, collectors, hints));
         if let Some(client) = self.watched {
-            let id = open.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-            let frame = wire::encode(&RequestFrame { id, request: Request::Watch { client } });
             // Only a connection that is gone does not take its first frame.
-            let _ = open.link.send(frame);
+            let _ = open.cast(&Request::Watch { client });
         }
-        *slot = Some(Arc::clone(&open));
         Ok(open)
     }
 
     /// Asks a node and waits for its answer.
     pub(super) async fn call(
-        &self,
+        self: &Arc<Self>,
         node: NodeId,
         request: &Request,
         patience: Duration,
     ) -> Result<Answer, CallError> {
         let open = self.connect(node, patience).await.map_err(CallError::Link)?;
-        let id = open.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let (sender, mut answer) = oneshot::channel();
-        match open.waiting.lock().expect("never held while panicking").as_mut() {
-            Some(waiting) => drop(waiting.insert(id, sender)),
-            None => return Err(CallError::Clogged(node)),
-        }
-        let frame = wire::encode(&RequestFrame { id, request: request.clone() });
-        if !open.link.send(frame) {
-            open.forget(id);
+        let Some((id, mut answer)) = open.ask(request) else {
             return Err(CallError::Clogged(node));
-        }
+        };
         let asked = Instant::now();
         let before = open.link.packets_received();
         let (mut heard, mut silent) = (before, 0);
         let silence = SILENCE.max(open.link.round_trip() * SILENT_ROUND_TRIPS);
         loop {
             let left = patience.saturating_sub(asked.elapsed());
-            match tokio::time::timeout(left.min(silence), &mut answer).await {
+            let (waits, since) = (left.min(silence), Instant::now());
+            match tokio::time::timeout(waits, &mut answer).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(_)) => {
                     self.note(node, true);
@@ -298,8 +329,10 @@ impl Links {
                     silent = if now == heard { silent + 1 } else { 0 };
                     heard = now;
                     // A caller whose patience ends sooner has not waited long enough to know, and others may be waiting
-                    // on the same connection.
-                    let is_dead = left >= silence && (now == before || silent >= SILENT_TIMES_MAX);
+                    // on the same connection. Nor has one that is woken far too late: it has too much to do itself, and what
+                    // came from the node may wait to be looked at.
+                    let is_known = left >= silence && since.elapsed() < 2 * waits;
+                    let is_dead = is_known && (now == before || silent >= SILENT_TIMES_MAX);
                     if is_dead {
                         open.link.close();
                     }
@@ -314,14 +347,6 @@ impl Links {
     }
 }
 
-impl Open {
-    fn forget(&self, id: u64) {
-        if let Some(waiting) = self.waiting.lock().expect("never held while panicking").as_mut() {
-            waiting.remove(&id);
-        }
-    }
-}
-
 /// Sorts nodes; among those of equal promise the order stays.
 fn by_promise(
     nodes: &[NodeId],
@@ -331,46 +356,6 @@ fn by_promise(
     let mut nodes = nodes.to_vec();
     nodes.sort_by_key(|node| (has_failed(*node), !is_open(*node)));
     nodes
-}
-
-/// Gives each answer to who waits for it; when the connection ends, everybody is told.
-async fn hand_out(
-    node: NodeId,
-    mut frames: mpsc::Receiver<Bytes>,
-    waiting: Waiting,
-    collectors: Arc<Collectors>,
-    hints: Arc<Hints>,
-) {
-    while let Some(body) = frames.recv().await {
-        let Ok(AnswerFrame { id, answer }) = wire::decode::<AnswerFrame>(&body) else {
-            break;
-        };
-        if let Answer::Outcomes { group, slot, replies } = answer {
-            // What comes as the answer to a request may have been passed on, and be another node's words.
-            if id == 0 {
-                collectors.take(node, group, slot, replies);
-            }
-            continue;
-        }
-        if let Answer::Kept { group, leader } = answer {
-            hints.note(node, group, leader);
-        }
-        let mut waiting = waiting.lock().expect("never held while panicking");
-        match waiting.as_mut().and_then(|waiting| waiting.remove(&id)) {
-            // Nobody waits any more: fine.
-            Some(sender) => drop(sender.send(answer)),
-            None => match answer {
-                Answer::Refused { error: reason } | Answer::Unavailable { reason } => {
-                    hints.note_refusal(node, &reason);
-                }
-                Answer::Retry { reason: RetryReason::Busy, .. } => {
-                    hints.note_refusal(node, "too much waits here");
-                }
-                _ => {}
-            },
-        }
-    }
-    waiting.lock().expect("never held while panicking").take();
 }
 
 #[cfg(test)]

@@ -122,7 +122,7 @@ impl Signed {
     /// Asks for one operation until `f + 1` replicas agree on what it came to; none if they do not before the deadline.
     pub(super) async fn call(
         &self,
-        links: &Links,
+        links: &Arc<Links>,
         group: GroupId,
         request: RequestId,
         ask: Ask<'_>,
@@ -169,10 +169,11 @@ impl Signed {
         }
     }
 
-    /// Every replica gets the request: whoever has it makes sure that it is ordered.
-    fn show_to_all(&self, links: &Links, group: GroupId, request: &SignedRequest) {
+    /// Every replica that can be reached gets the request: whoever has it makes sure that it is ordered.
+    fn show_to_all(&self, links: &Arc<Links>, group: GroupId, request: &SignedRequest) {
         let domain = Domain { cluster: self.cluster, group: group.0, epoch: Epoch(1) };
         let bundle = Bundle::sign(&domain, &self.signer, std::slice::from_ref(request));
+        links.dial_all(links.members().of(group));
         for node in links.members().of(group) {
             links.cast(*node, &Request::Submit { group, bundle: bundle.bytes().clone() });
         }

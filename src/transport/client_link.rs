@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -39,6 +40,15 @@ pub enum Denial {
         "{0} belongs to another cluster than this cluster file, or to this one before or after its genesis record was changed;          the cluster file's `protocol` must fit the record that the nodes have"
     )]
     Cluster(SocketAddr),
+}
+
+/// How long a connection may take to open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Until the node is first heard.
+    pub silence: Duration,
+    /// From then on, until it has greeted.
+    pub handshake: Duration,
 }
 
 /// An open connection: frames go out by [`Self::send`] and come in through the receiver given at the start.
@@ -75,16 +85,21 @@ impl ClientLink {
         address: SocketAddr,
         key: PublicKey,
         cluster: &str,
-        patience: Duration,
+        patience: Patience,
     ) -> Result<(Self, Bytes, mpsc::Receiver<Bytes>), LinkError> {
         let unreachable = |reason: String| LinkError::Unreachable { address, reason };
+        let late = |limit: Duration| unreachable(format!("no answer within {} ms", limit.as_millis()));
         let attempt = async {
             let crypto = client_crypto(identity, key, client_protocol(cluster));
             let mut config =
                 quinn::ClientConfig::new(Arc::new(crypto.map_err(|error| unreachable(error.to_string()))?));
             config.transport_config(idle_config(KEEP_ALIVE, WINDOW));
             let connecting = endpoint.0.connect_with(config, address, "tetrachord");
-            let connecting = connecting.map_err(|error| unreachable(error.to_string()))?;
+            let mut connecting = connecting.map_err(|error| unreachable(error.to_string()))?;
+            timeout(patience.silence, connecting.handshake_data())
+                .await
+                .map_err(|_| late(patience.silence))?
+                .map_err(|error| classify(address, &error))?;
             let connection = connecting.await.map_err(|error| classify(address, &error))?;
             let opened = connection.open_bi().await;
             let (send, recv) = opened.map_err(|error| classify(address, &error))?;
@@ -103,10 +118,8 @@ impl ClientLink {
                 )),
             }
         };
-        match tokio::time::timeout(patience, attempt).await {
-            Ok(result) => result,
-            Err(_) => Err(unreachable(format!("no answer within {} ms", patience.as_millis()))),
-        }
+        let limit = patience.silence + patience.handshake;
+        timeout(limit, attempt).await.unwrap_or_else(|_| Err(late(limit)))
     }
 
     /// Queues a frame; false if the connection is gone or too much waits.

@@ -34,7 +34,7 @@ mod tests;
 mod tls;
 mod watch;
 
-pub use client_link::{ClientEndpoint, ClientLink, Denial, LinkError};
+pub use client_link::{ClientEndpoint, ClientLink, Denial, LinkError, Patience};
 pub use endpoint::{Frame, Inbound, Transport, TransportSettings};
 pub use peers::PeerAddress;
 pub use tls::{Identity, IdentityError, PublicKey};
