@@ -67,7 +67,7 @@ fn start(config: NodeConfig) -> anyhow::Result<(Shell, Inputs)> {
     let (storage, recovery) = DiskStorage::open(&config.data_dir, &owner, disk_options(&config), report)
         .with_context(|| format!("{} cannot use {}", config.node, config.data_dir.display()))?;
     let incarnation = recovery.incarnation;
-    let core = NodeCore::open(node_settings(&config, incarnation)?, Box::new(storage), recovery)?;
+    let core = NodeCore::open(node_settings(&config)?, Box::new(storage), recovery)?;
     let (verdicts, judged) = mpsc::unbounded_channel();
     let verifiers = core.verifiers();
     let pool =
@@ -107,12 +107,13 @@ fn disk_options(config: &NodeConfig) -> DiskOptions {
     DiskOptions { cache_bytes: config.storage.cache_bytes, segment_bytes, packing, is_repairable }
 }
 
-fn node_settings(config: &NodeConfig, incarnation: u64) -> anyhow::Result<NodeSettings> {
+fn node_settings(config: &NodeConfig) -> anyhow::Result<NodeSettings> {
     let genesis = &config.genesis;
     let options = Options {
         heartbeat_ticks: genesis.timing.heartbeat_millis,
         election_ticks: genesis.timing.election_millis,
-        seed: u64::from(config.node.0) << 48 ^ incarnation,
+        // The core makes another of it in each life.
+        seed: u64::from(config.node.0) << 48,
         ..Options::default()
     };
     let ring = genesis.ring();
