@@ -89,6 +89,13 @@ pub const SNAPSHOT_WINDOW: u64 = 4;
 /// A snapshot transfer without progress for this long is given up, in milliseconds.
 pub const SNAPSHOT_PATIENCE_MILLIS: u64 = 20_000;
 
+/// Byzantine mode: whoever gives a whole state has so many milliseconds to begin with, and [`SOURCE_BYTES_PER_SECOND`].
+pub const SOURCE_PATIENCE_MILLIS: u64 = 3_000;
+
+/// Byzantine mode: besides, a second for so many bytes of the parts that held and of the one that is under way. A liar can cost
+/// no more than that; where links are slower, patience grows. For receivers that keep others waiting it is the same.
+pub const SOURCE_BYTES_PER_SECOND: u64 = 1 << 20;
+
 /// Every so many slots replicas compare a digest of what they applied.
 pub const DIGEST_INTERVAL_SLOTS: u64 = 256;
 

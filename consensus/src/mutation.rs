@@ -100,6 +100,9 @@ pub enum Mutation {
     /// Around the engines: whatever store a node comes with is noted anew.
     #[cfg(feature = "mutants")]
     NoteAnew,
+    /// Nodes around PBFT: whatever comes from whoever gives a state counts as progress, also if nothing of it holds.
+    #[cfg(feature = "mutants")]
+    AnySignOfLife,
 }
 
 impl Mutation {
@@ -172,6 +175,19 @@ impl Mutation {
     pub fn notes_anew(self) -> bool {
         #[cfg(feature = "mutants")]
         return self == Self::NoteAnew;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
+    /// Every defect of what is around PBFT in a node: the cores alone cannot show them.
+    #[cfg(feature = "mutants")]
+    pub const BYZANTINE_NODES: [Self; 1] = [Self::AnySignOfLife];
+
+    /// Whether any sign of life counts as progress of a state that is given.
+    #[must_use]
+    pub fn counts_any_sign_of_life(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::AnySignOfLife;
         #[cfg(not(feature = "mutants"))]
         false
     }

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use std::collections::BTreeSet;
 use std::fmt;
 use tetrachord_consensus::Mutation;
-use tetrachord_consensus::pbft::Window;
+use tetrachord_consensus::pbft::{Lie, Window};
 
 /// Crash or Byzantine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -93,6 +93,8 @@ pub struct Plan {
     pub window: Window,
     /// Byzantine mode: what waits for so long costs a primary its view, in milliseconds.
     pub request_millis: u64,
+    /// Byzantine mode: the only lie that liars tell, if they do not tell one after the other.
+    pub lie: Option<Lie>,
     /// A deliberate defect, in tests of the tests.
     pub mutation: Mutation,
     /// The same, of what is around the nodes.
@@ -152,6 +154,7 @@ impl Plan {
                 Window::default(),
             ][random.index(3)],
             request_millis: [400, 400, 1_000][random.index(3)],
+            lie: (random.below(4) == 0).then(|| Lie::ALL[random.index(Lie::ALL.len())]),
             mutation: Mutation::None,
             defect: Defect::None,
         };

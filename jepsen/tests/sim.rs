@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use tetrachord_consensus::Mutation;
+use tetrachord_consensus::pbft::Lie;
 use tetrachord_jepsen::nemesis::Nemesis;
 use tetrachord_jepsen::plan::{Defect, Mode, Plan};
 use tetrachord_jepsen::sweep::{Totals, replay_command};
@@ -91,6 +92,11 @@ fn found_after(wrong: Wrong, mode: Mode, seeds: u64) -> Option<(u64, String)> {
     (1..=seeds).find_map(|seed| {
         let plan = Plan::draw_in(seed, Some(mode));
         let plan = match wrong {
+            // Only a liar that makes use of it shows it.
+            Wrong::Rule(mutation @ Mutation::AnySignOfLife) => {
+                let nemeses = plan.nemeses.iter().copied().chain([Nemesis::Lies, Nemesis::Kill]).collect();
+                Plan { mutation, nemeses, lie: Some(Lie::EndlessState), ..plan }
+            }
             Wrong::Rule(mutation) => Plan { mutation, ..plan },
             Wrong::Around(defect) => Plan { defect, ..plan },
         };
@@ -145,7 +151,8 @@ fn seeds_for(wrong: Wrong) -> u64 {
 #[test]
 fn whatever_is_wrong_on_purpose_is_found() {
     let paxos = Mutation::PAXOS.into_iter().map(|rule| (Wrong::Rule(rule), Mode::Crash));
-    let pbft = Mutation::PBFT.into_iter().map(|rule| (Wrong::Rule(rule), Mode::Byzantine));
+    let pbft = Mutation::PBFT.into_iter().chain(Mutation::BYZANTINE_NODES);
+    let pbft = pbft.map(|rule| (Wrong::Rule(rule), Mode::Byzantine));
     let nodes = Mutation::NODE.into_iter().map(|rule| (Wrong::Rule(rule), Mode::Crash));
     let mode_of = |defect| match defect {
         Defect::OneReply | Defect::Strangers => Mode::Byzantine,

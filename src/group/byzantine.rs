@@ -4,30 +4,28 @@
 //! * Decided slots are applied in order; a checkpoint's root is taken at exactly its slot, so what follows waits if the
 //!   tree cannot keep up.
 //! * The tree is brought up to date at checkpoints alone: a state can be given to others only where its root is signed.
-//! * A whole state is asked of one replica at a time. It offers the hashes of the parts, which a stable checkpoint proves;
-//!   the parts that differ are gathered aside, and each is held against its hash. If one is wrong, another replica goes on.
+//! * A whole state is taken from one replica at a time, with proof and in bounded time ([`super::source`]).
 
 use super::chaos::Chaos;
-use super::install::Install;
-use super::message::{GroupMessage, Offer};
 use super::repair::Repair;
 use super::scrub::Scrub;
-use super::{Group, Outcome, Output, Purpose, Ticket, encode, outcomes};
+use super::source::Sources;
+use super::{Group, Outcome, Purpose, Ticket, outcomes};
 use crate::error::StorageError;
 use crate::group::OpenError;
-use crate::kv::{self, Client, PartSet, SignedRequest, StateRoot};
+use crate::kv::{self, Client, SignedRequest};
 use crate::limits::SIGNED_BATCH_BYTES_MAX;
 use crate::ring::{GroupPlace, NodeId};
 use crate::storage::{StateWrite, Storage};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use tetrachord_consensus::pbft::{
     Batch, Config, Domain, Keyring, Lie, Rejected, Replica, Signer, SubmitId, Verified, Verifier, Window,
 };
 use tetrachord_consensus::{
-    ByzantineQuorum, Decided, Digest, Epoch, Event, LogBase, Mutation, Proposal, ReplicaId, Slot,
+    ByzantineQuorum, Decided, Digest, Epoch, Event, LogBase, Options, Proposal, ReplicaId, Slot,
     SubmitRefusal, Ticks, pbft,
 };
 
@@ -58,9 +56,6 @@ impl fmt::Debug for Byzantine {
     }
 }
 
-/// A replica that gives a whole state may pause for so long; then another is asked.
-const SOURCE_PATIENCE_MILLIS: u64 = 2_000;
-
 /// A tree that is written to all the time gets so long to come to rest when a state is wanted, and that not more often than
 /// this.
 const REST_MILLIS: u64 = 1_000;
@@ -77,7 +72,7 @@ pub(super) enum Held {
 #[derive(Debug)]
 pub(super) struct Signed {
     pub(super) signer: Signer,
-    verifier: Verifier,
+    pub(super) verifier: Verifier,
     pub(super) held: VecDeque<Held>,
     /// Checkpoints that are not stable yet, the oldest first. The tree holds none of them: whoever needs a state gets one
     /// that is proved, and if the tree were ahead of the last such, nobody could give one.
@@ -87,15 +82,9 @@ pub(super) struct Signed {
     /// Until then the tree is given the time to come to rest, so that a state can be given; and when it may be again.
     rest_until: Ticks,
     rest_again: Ticks,
-    /// Which replica may give a whole state now.
-    pub(super) source: Option<NodeId>,
-    /// When it last gave a piece.
-    piece_at: Ticks,
-    /// When this replica last gave a whole state.
+    pub(super) sources: Sources,
     /// The least slot that each asking replica has use for.
     wanted: BTreeMap<ReplicaId, u64>,
-    /// Replicas that gave a state which its proof did not prove.
-    bad_states: BTreeSet<NodeId>,
     pub(super) scrub: Scrub,
     /// While the state is not to be believed.
     pub(super) repair: Option<Repair>,
@@ -124,15 +113,17 @@ impl Byzantine {
         me: ReplicaId,
         records: &[Bytes],
         applied: Option<LogBase>,
-        mutation: Mutation,
+        options: &Options,
     ) -> Result<(Replica, Signed), OpenError> {
         let group = place.id;
         let quorum = ByzantineQuorum::new(place.nodes.len());
         let quorum = quorum.map_err(|source| OpenError::Quorum { group, source })?;
         let config = Config { epoch: Epoch(1), quorum, window: self.window };
+        let (seed, mutation) = (options.seed, options.mutation);
         let options = pbft::Options {
             request_ticks: self.request_millis,
             batch_bytes: SIGNED_BATCH_BYTES_MAX,
+            seed,
             mutation,
             ..pbft::Options::default()
         };
@@ -150,10 +141,8 @@ impl Byzantine {
             waiting: None,
             rest_until: Ticks(0),
             rest_again: Ticks(0),
-            source: None,
-            piece_at: Ticks(0),
+            sources: Sources::new(mutation),
             wanted: BTreeMap::new(),
-            bad_states: BTreeSet::new(),
             scrub: Scrub::new(self.scrub_millis),
             repair: None,
             repairs: 0,
@@ -318,20 +307,6 @@ impl Group {
         Ok(())
     }
 
-    /// The engine has no other way to catch up: asks one replica for its whole state.
-    pub(super) fn fetch_state(&mut self, from: ReplicaId, at_least: Slot) {
-        let node = self.node_of(from);
-        let signed = self.signed.as_mut().expect("only a Byzantine engine asks");
-        // One that makes progress goes on; the engine asks again when it does not.
-        let is_alive = self.now.since(signed.piece_at) < SOURCE_PATIENCE_MILLIS;
-        if self.install.is_some() && signed.source.is_some() && is_alive {
-            return;
-        }
-        signed.source = Some(node);
-        let body = encode(&GroupMessage::WantState { at_least: at_least.0 });
-        self.outputs.push(Output::Send { to: node, is_bulk: false, body });
-    }
-
     /// Another replica asks for a whole state.
     pub(super) fn on_want_state(&mut self, from: ReplicaId, at_least: u64) {
         if let Some(signed) = self.signed.as_mut() {
@@ -354,103 +329,10 @@ impl Group {
         Some((self.snapshots_wanted.iter().position(is_served)?, Some(proof)))
     }
 
-    /// In Byzantine mode a whole state is taken only from the replica that was asked.
-    pub(super) fn may_come_from(&self, from: NodeId) -> bool {
-        self.signed.as_ref().is_none_or(|signed| signed.source == Some(from))
-    }
-
-    /// The replica that was asked for a whole state is giving it.
-    pub(super) fn note_piece(&mut self) {
-        let now = self.now;
-        if let Some(signed) = &mut self.signed {
-            signed.piece_at = now;
-        }
-    }
-
     /// Whether the frozen checkpoints are so many that no whole state can be given any longer: whoever takes it, may do so
     /// slowly on purpose, and execution must not wait.
     fn is_giving_for_too_long(&self) -> bool {
         self.transfer.is_some() && !self.machine.has_room_to_freeze()
-    }
-
-    /// Another replica has a state to give: the parts that differ from what is here are taken, if it is proved to be right.
-    pub(super) fn on_offer(
-        &mut self,
-        storage: &dyn Storage,
-        from: NodeId,
-        offer: &Offer,
-    ) -> Result<(), StorageError> {
-        if self.is_installing() || self.signed.is_none() || !self.may_come_from(from) {
-            return Ok(());
-        }
-        self.note_piece();
-        if let Some(install) = self.install.as_ref().filter(|install| install.is_from(from, offer.transfer)) {
-            let parts = install.asked();
-            self.take_parts(from, offer.transfer, parts);
-            return Ok(());
-        }
-        let signed = self.signed.as_mut().expect("it was just asked for");
-        let proven = signed.verifier.read_stable(&offer.proof);
-        let root = StateRoot::from_hashes(&offer.hashes);
-        let is_right = |(slot, proven): &(Slot, Digest)| {
-            let root = root.as_ref().map(|root| root.digest(&offer.applied));
-            slot.0 == offer.applied.slot && root == Some(proven.0)
-        };
-        let (Some(root), true) = (root.clone(), proven.as_ref().is_some_and(is_right)) else {
-            self.on_bad_state(from);
-            return Ok(());
-        };
-        let is_news = self.is_repairing() || offer.applied.slot > self.machine.applied().slot;
-        if !self.is_quiet() || !is_news {
-            return Ok(());
-        }
-        // The engine must know of the checkpoint before the state is in place.
-        let replica = self.replica_of(from).expect("messages come from replicas of this group");
-        self.engine.step(Event::Receive { from: replica, message: offer.proof.clone() });
-        self.carry_out(storage)?;
-        if self.is_quiet() { self.begin_taking(storage, from, offer, root) } else { Ok(()) }
-    }
-
-    fn begin_taking(
-        &mut self,
-        storage: &dyn Storage,
-        from: NodeId,
-        offer: &Offer,
-        root: StateRoot,
-    ) -> Result<(), StorageError> {
-        let place = (self.place.id, self.place.range);
-        let repair = self.signed.as_ref().and_then(|signed| signed.repair.as_ref());
-        let own = match (repair, self.machine.root_of_tree()) {
-            // What the tree holds is still being walked; the offer will come again.
-            (Some(repair), _) if repair.found().is_none() => return Ok(()),
-            (Some(repair), _) => repair.found().map(|(found, pieces)| (found.clone(), pieces)),
-            (None, root) => root.map(|root| (root.clone(), self.machine.applied().has_pieces)),
-        };
-        let Some((own, has_pieces)) = own else { return Ok(()) };
-        let earlier = self.install.take();
-        let (install, clearing) =
-            Install::offered(storage, place, (from, offer), root, (&own, has_pieces), earlier)?;
-        let parts = install.asked();
-        self.install = Some(install);
-        self.writes.extend(clearing.into_iter().map(|writes| (writes, None)));
-        self.take_parts(from, offer.transfer, parts);
-        Ok(())
-    }
-
-    fn take_parts(&mut self, from: NodeId, transfer: u64, parts: PartSet) {
-        let body = encode(&GroupMessage::Take { transfer, parts });
-        self.outputs.push(Output::Send { to: from, is_bulk: false, body });
-    }
-
-    /// A replica gave a state that its proof does not prove.
-    pub(super) fn on_bad_state(&mut self, from: NodeId) {
-        if let Some(signed) = self.signed.as_mut() {
-            signed.source = None;
-            signed.bad_states.insert(from);
-        }
-        if let Some(install) = self.install.as_mut() {
-            install.refuse();
-        }
     }
 
     /// From now on tells this lie, or none, if its configuration allows that.
@@ -486,7 +368,7 @@ impl Group {
     /// What is known against other replicas, in words.
     #[must_use]
     pub fn suspects(&self) -> Vec<String> {
-        let bad_states = self.signed.iter().flat_map(|signed| &signed.bad_states);
+        let bad_states = self.signed.iter().flat_map(|signed| signed.sources.liars());
         let told = bad_states.map(|node| format!("{node} sent a state that no checkpoint proves"));
         self.engine.status().suspects.into_iter().chain(told).collect()
     }

@@ -17,16 +17,18 @@ pub(super) struct Chaos {
     liar: Liar,
     lie: Option<Lie>,
     told: BTreeMap<Lie, u64>,
+    /// The last offer of a state, to be made again instead of giving it.
+    offer: Option<Bytes>,
 }
 
 impl Chaos {
     pub(super) fn new(signer: Signer, seed: u64) -> Self {
-        Self { liar: Liar::new(signer, seed), lie: None, told: BTreeMap::new() }
+        Self { liar: Liar::new(signer, seed), lie: None, told: BTreeMap::new(), offer: None }
     }
 
     /// From now on tells this lie, or none.
     pub(super) fn tell(&mut self, lie: Option<Lie>) {
-        self.lie = lie;
+        (self.lie, self.offer) = (lie, None);
     }
 
     /// How often each lie was told.
@@ -36,7 +38,9 @@ impl Chaos {
 
     /// What is said to a replica instead of an engine's message.
     pub(super) fn twist(&mut self, to: ReplicaId, bytes: Bytes) -> Vec<Bytes> {
-        let Some(lie) = self.lie else { return vec![bytes] };
+        // Nobody falls behind so far that a state is wanted of this replica, if it says nothing before.
+        let is_early = self.gives_nothing() && self.offer.is_none();
+        let Some(lie) = self.lie.filter(|_| !is_early) else { return vec![bytes] };
         let Ok(message) = codec::decode::<Message>(&bytes) else { return vec![bytes] };
         let said = self.liar.twist(lie, to, message.clone());
         if said.as_slice() != [message] {
@@ -71,9 +75,23 @@ impl Chaos {
         }
     }
 
-    /// A part of a whole state as it was never written: a hash that is not right, now and then, or a row.
+    /// Whether a state that is offered is never to be given, nor given up.
+    pub(super) fn gives_nothing(&self) -> bool {
+        self.lie == Some(Lie::EndlessState)
+    }
+
+    /// A part of a whole state as it was never written: a hash that is not right, now and then, or a row. Or another offer
+    /// instead of it.
     pub(super) fn twist_piece(&mut self, body: Bytes) -> Bytes {
         let Some(mut message) = decode(&body) else { return body };
+        match &message {
+            GroupMessage::Offer(_) => self.offer = Some(body.clone()),
+            GroupMessage::Piece(_) if self.gives_nothing() => {
+                *self.told.entry(Lie::EndlessState).or_default() += 1;
+                return self.offer.clone().unwrap_or(body);
+            }
+            _ => {}
+        }
         let told = match &mut message {
             GroupMessage::Offer(offer) => offer.hashes.first_mut().filter(|_| self.liar.below(3) == 0),
             GroupMessage::Piece(piece) => piece.rows.first_mut().map(|(_, record)| record),

@@ -22,7 +22,7 @@
 use super::message::{Offer, Piece, RowHasher};
 use crate::error::StorageError;
 use crate::kv::{self, Applied, PartSet, StateRoot};
-use crate::limits::RECORD_BYTES_MAX;
+use crate::limits::{RECORD_BYTES_MAX, SNAPSHOT_CHUNK_BYTES};
 use crate::ring::{GroupId, NodeId, RingInterval};
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::Bytes;
@@ -62,8 +62,9 @@ struct Proven {
     applied: Applied,
     root: StateRoot,
     gathered: StateRoot,
-    /// Parts that were gathered whole and hold.
+    /// Parts that were gathered whole and hold, and those of them that earlier sources gave.
     held: PartSet,
+    earlier: PartSet,
     /// The part of the last row, and its key.
     at: Option<(u8, Bytes)>,
     has_pieces: bool,
@@ -85,6 +86,9 @@ impl Proven {
             }
             self.at = Some((part, raw.clone()));
             self.gathered.change(raw, None, Some(record));
+            if !self.gathered.is_within(&self.root, part) {
+                return false;
+            }
             self.has_pieces |= raw.first() == Some(&b'c');
         }
         true
@@ -123,6 +127,25 @@ impl Install {
     /// Whether the sender gave what cannot be: the transfer is over.
     pub(super) fn is_refused(&self) -> bool {
         self.source.is_none() && self.phase == Phase::Gathering
+    }
+
+    /// Who gives it, unless nothing more is taken from that one.
+    pub(super) fn source(&self) -> Option<NodeId> {
+        self.source.map(|(from, _)| from)
+    }
+
+    /// Bytes of the parts that this source has given, those that hold alone, and of the one that it is at: so much it has had
+    /// reason to take time for.
+    pub(super) fn due_bytes(&self) -> u64 {
+        let Some(proven) = &self.proven else { return 0 };
+        let mut bytes = 0u64;
+        for part in self.parts.iter().filter(|part| !proven.earlier.contains(*part)) {
+            bytes = bytes.saturating_add(proven.root.bytes(part));
+            if !proven.held.contains(part) {
+                break;
+            }
+        }
+        bytes
     }
 
     /// Nothing more is taken from whoever sent this; what held stays for the next.
@@ -166,7 +189,7 @@ impl Install {
         let writes = removals(storage, staged)?;
         let has_pieces = has_pieces || earlier.is_some_and(|earlier| earlier.has_pieces);
         let (applied, gathered) = (offer.applied.clone(), StateRoot::default());
-        let proven = Proven { applied, root, gathered, held, at: None, has_pieces };
+        let proven = Proven { applied, root, gathered, held, earlier: held, at: None, has_pieces };
         let install = Self {
             source: Some((from, offer.transfer)),
             proven: Some(proven),
@@ -188,6 +211,7 @@ impl Install {
             root: StateRoot::default(),
             gathered: StateRoot::default(),
             held: PartSet::ALL,
+            earlier: PartSet::ALL,
             at: None,
             has_pieces: false,
         };
@@ -272,7 +296,10 @@ impl Install {
         let fits = |key: &Bytes, record: &Bytes| {
             keys::STAGED_PREFIX_BYTES + key.len() + record.len() <= RECORD_BYTES_MAX
         };
-        let is_fit = piece.rows.iter().all(|(key, record)| is_ours(key) && fits(key, record));
+        // Whoever gives pieces fills each until it is full, and no further.
+        let bytes: usize = piece.rows.iter().map(|(key, record)| key.len() + record.len()).sum();
+        let is_fit = bytes < SNAPSHOT_CHUNK_BYTES + RECORD_BYTES_MAX
+            && piece.rows.iter().all(|(key, record)| is_ours(key) && fits(key, record));
         if !is_fit || !self.take(&piece) {
             self.source = None;
             return None;

@@ -23,6 +23,7 @@ mod requests;
 mod retain;
 mod scrub;
 mod snapshot;
+mod source;
 mod state;
 
 pub use byzantine::Byzantine;
@@ -271,8 +272,8 @@ impl Group {
         }
         let (engine, signed): (Box<dyn Engine + Send>, _) = match &settings.byzantine {
             Some(byzantine) => {
-                let (base, mutation) = (is_found.then_some(base), settings.options.mutation);
-                let (replica, signed) = byzantine.open(&place, me, records, base, mutation)?;
+                let base = is_found.then_some(base);
+                let (replica, signed) = byzantine.open(&place, me, records, base, &settings.options)?;
                 (Box::new(replica), Some(signed))
             }
             None => (Box::new(open_paxos(&place, me, settings, records, base)?), None),

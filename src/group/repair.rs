@@ -95,7 +95,7 @@ impl Group {
         signed.unsettled.clear();
         signed.waiting = None;
         signed.scrub.give_up();
-        signed.source = None;
+        signed.sources.reset();
         signed.repair = Some(Repair { reason, base, walk: None, is_walked: false });
         if self.is_installing() {
             // What is being put in place is another state already.

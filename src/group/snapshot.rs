@@ -12,6 +12,7 @@ use crate::error::StorageError;
 use crate::kv::{Applied, PartSet};
 use crate::limits::{
     OVERLAY_BYTES_STREAMING_MAX, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_PATIENCE_MILLIS, SNAPSHOT_WINDOW,
+    SOURCE_BYTES_PER_SECOND, SOURCE_PATIENCE_MILLIS,
 };
 use crate::ring::{GroupId, RingInterval};
 use crate::storage::Storage;
@@ -32,6 +33,9 @@ pub(super) struct Transfer {
     unstored: VecDeque<Piece>,
     /// The message that offers the state, until the receiver has said what it takes.
     offer: Option<Bytes>,
+    begun_at: Ticks,
+    /// Bytes of rows that the receiver has stored.
+    stored_bytes: u64,
     progress_at: Ticks,
     sent_at: Ticks,
 }
@@ -71,6 +75,8 @@ impl Transfer {
             is_read: false,
             unstored: VecDeque::new(),
             offer,
+            begun_at: now,
+            stored_bytes: 0,
             progress_at: now,
             sent_at: now,
         }
@@ -87,6 +93,11 @@ impl Transfer {
             self.ranges = bounds_of(parts, group, range).into();
             self.progress_at = now;
         }
+    }
+
+    /// Gives it up no sooner than if its receiver had just stored something.
+    pub(super) fn hold_on(&mut self, now: Ticks) {
+        self.progress_at = self.progress_at.max(Ticks(now.0.saturating_sub(RESEND_MILLIS)));
     }
 
     /// Whether it is this transfer.
@@ -131,10 +142,20 @@ impl Transfer {
 
     /// A piece is stored at the receiver.
     pub(super) fn stored(&mut self, transfer: u64, index: u64, now: Ticks) {
-        if transfer == self.id && self.unstored.front().is_some_and(|piece| piece.index <= index) {
-            self.unstored.retain(|piece| piece.index > index);
+        let is_stored = |piece: &Piece| transfer == self.id && piece.index <= index;
+        while self.unstored.front().is_some_and(is_stored) {
+            let piece = self.unstored.pop_front().expect("it was just looked at");
+            let bytes: usize = piece.rows.iter().map(|(key, record)| key.len() + record.len()).sum();
+            self.stored_bytes += bytes as u64;
             self.progress_at = now;
         }
+    }
+
+    /// Whether the receiver is slower than one may be for whom others wait: in Byzantine mode it may be so on purpose, so that
+    /// they get nothing.
+    pub(super) fn is_slow(&self, now: Ticks) -> bool {
+        let for_bytes = self.stored_bytes.saturating_mul(1_000) / SOURCE_BYTES_PER_SECOND;
+        now.since(self.begun_at) >= SOURCE_PATIENCE_MILLIS + for_bytes
     }
 
     /// How the transfer stands, and what must be sent again. `waiting_bytes` is what gathers in memory meanwhile.
@@ -154,5 +175,36 @@ impl Transfer {
         let again = |piece: &Piece| super::encode(&GroupMessage::Piece(Piece { first, ..piece.clone() }));
         let unstored = self.unstored.iter().map(again);
         (Progress::UnderWay, self.offer.iter().cloned().chain(unstored).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::Position;
+    use crate::storage::keys;
+    use crate::storage::memory::MemoryDisk;
+
+    /// Who takes a state slowly may do so, but not for long while others wait for theirs.
+    #[test]
+    fn a_receiver_has_time_in_proportion_to_what_it_has_stored() {
+        let disk = MemoryDisk::default();
+        for index in 0..1_000 {
+            disk.tamper(&keys::data(Position(index), b"k"), Some(Bytes::from(vec![0; 5_000])));
+        }
+        let (storage, _) = disk.open();
+        let range = RingInterval { start: Position(u64::MAX), end: Position(u64::MAX) };
+        let place = (GroupId(1), range);
+        let mut transfer = Transfer::new(ReplicaId(1), 7, Applied::default(), place, None, Ticks(1));
+        assert_eq!(transfer.next_pieces(&storage, Ticks(1)).unwrap().len() as u64, SNAPSHOT_WINDOW);
+        let patience = Ticks(1 + SOURCE_PATIENCE_MILLIS);
+        assert!(!transfer.is_slow(Ticks(SOURCE_PATIENCE_MILLIS)) && transfer.is_slow(patience));
+        transfer.stored(7, SNAPSHOT_WINDOW - 2, Ticks(5));
+        let bytes = (SNAPSHOT_WINDOW - 1) * SNAPSHOT_CHUNK_BYTES as u64;
+        let millis = bytes * 1_000 / SOURCE_BYTES_PER_SECOND;
+        assert!(
+            !transfer.is_slow(patience.plus(millis - 1)) && transfer.is_slow(patience.plus(millis + 100))
+        );
+        assert_eq!(transfer.check(patience, 0).0, Progress::UnderWay, "nobody else waits");
     }
 }

@@ -1,11 +1,13 @@
 //! Bringing the tree up to date, and whole states: given to a replica that lags, taken when this one does.
 
+use super::chaos::Chaos;
 use super::install::Install;
 use super::message::{GroupMessage, Offer, Piece};
 use super::snapshot::{Progress, Transfer};
 use super::{Group, Output, Purpose, base_of, encode};
 use crate::error::StorageError;
 use crate::kv::{self, Machine, StateRoot};
+use crate::limits::SNAPSHOT_WINDOW;
 use crate::ring::NodeId;
 use crate::storage::Storage;
 use bytes::Bytes;
@@ -45,11 +47,18 @@ impl Group {
         let Some(transfer) = self.transfer.as_mut() else {
             return self.start_transfer(storage);
         };
+        let chaos = self.signed.as_ref().and_then(|signed| signed.chaos.as_ref());
+        if chaos.is_some_and(Chaos::gives_nothing) {
+            transfer.hold_on(self.now);
+        }
         // The log cannot be dropped behind what the tree holds, and may grow where the state does not.
         let log_bytes = if self.signed.is_none() { self.engine.log_bytes() } else { 0 };
         let waiting_bytes = self.machine.unwritten_bytes().max(log_bytes.saturating_sub(self.retain_bytes));
-        let (progress, mut messages) = transfer.check(self.now, waiting_bytes);
+        let (mut progress, mut messages) = transfer.check(self.now, waiting_bytes);
         let to = transfer.to;
+        if self.signed.is_some() && !self.snapshots_wanted.is_empty() && transfer.is_slow(self.now) {
+            progress = Progress::GivenUp;
+        }
         if progress == Progress::UnderWay {
             match transfer.next_pieces(storage, self.now) {
                 Ok(pieces) => messages.extend(pieces),
@@ -138,10 +147,6 @@ impl Group {
         if self.is_installing() {
             return Ok(());
         }
-        if !self.may_come_from(from) {
-            return Ok(());
-        }
-        self.note_piece();
         let transfer = piece.transfer;
         let is_known = self.install.as_ref().is_some_and(|install| install.is_from(from, transfer));
         if !is_known {
@@ -165,7 +170,7 @@ impl Group {
         let index = piece.index;
         let install = self.install.as_mut().expect("it was just begun");
         if install.misses(piece.first) {
-            install.refuse();
+            self.end_taking(from);
             self.refuse_piece(from, transfer);
             return Ok(());
         }
@@ -173,12 +178,25 @@ impl Group {
             self.acknowledge_again(from, transfer, index);
             return Ok(());
         }
+        // Nobody has more under way than may be acknowledged: what comes too soon waits nowhere, and the sender will see.
+        if self.pieces_in_flight() >= SNAPSHOT_WINDOW {
+            return Ok(());
+        }
+        let install = self.install.as_mut().expect("it is known");
         if let Some(writes) = install.gather(piece) {
             self.writes.push_back((writes, Some(Purpose::Gathered { from, transfer, index })));
         } else if install.is_refused() {
             self.on_bad_state(from);
         }
         Ok(())
+    }
+
+    /// Pieces that were taken and are not durable yet.
+    fn pieces_in_flight(&self) -> u64 {
+        let is_piece = |purpose: &Purpose| matches!(purpose, Purpose::Gathered { .. });
+        let waiting = self.writes.iter().filter(|(_, purpose)| purpose.as_ref().is_some_and(is_piece));
+        let submitted = self.written.iter().filter(|(_, purpose)| is_piece(purpose));
+        waiting.count() as u64 + submitted.count() as u64
     }
 
     /// Nothing will come of this transfer: its sender may begin another.
@@ -259,6 +277,9 @@ impl Group {
         assert_eq!(self.machine.applied(), &applied, "the snapshot is in place");
         self.durable_slot = applied.slot;
         self.digests.clear();
+        if let Some(signed) = self.signed.as_mut() {
+            signed.sources.reset();
+        }
         self.end_repair();
         self.engine.step(Event::SnapshotInstalled { base: base_of(&applied) });
         self.carry_out(storage)

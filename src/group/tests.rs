@@ -180,6 +180,62 @@ fn a_row_that_comes_twice_or_late_is_refused() {
     assert!(!give(&mut install, 0, &all, true) && install.applied().is_none());
 }
 
+/// How many rows a part has is proved with it: a source that sends more is refused at the first of them, and none is stored.
+#[test]
+fn more_rows_or_bytes_than_a_part_has_are_refused_before_its_end() {
+    let (rows, root) = proven_rows();
+    let beside =
+        |name: &str, bytes: usize| (keys::data(Position(2), name.as_bytes()), Bytes::from(vec![0; bytes]));
+    let mut install = taking(&root, None);
+    assert!(give(&mut install, 0, &rows[..3], false));
+    assert!(!give(&mut install, 1, &[beside("d", 0)], false) && install.is_refused());
+    let mut install = taking(&root, None);
+    assert!(
+        !give(&mut install, 0, &[beside("c", 100)], false) && install.is_refused(),
+        "fewer rows, more bytes"
+    );
+    let large: Vec<Row> =
+        (0..100).map(|index| (keys::data(Position(3), &[index]), Bytes::from(vec![0; 6_000]))).collect();
+    let mut root = StateRoot::default();
+    large.iter().for_each(|(raw, record)| root.change(raw, None, Some(record)));
+    let mut install = taking(&root, None);
+    assert!(!give(&mut install, 0, &large, false) && install.is_refused(), "a piece that is too large");
+    let mut install = taking(&root, None);
+    assert!(give(&mut install, 0, &large[..40], false) && give(&mut install, 1, &large[40..80], false));
+    assert!(give(&mut install, 2, &large[80..], true) && install.applied().is_some());
+}
+
+/// An empty row takes two bytes in a message and sixty in memory.
+#[test]
+fn a_message_of_very_many_empty_rows_is_none() {
+    let piece =
+        |count| Piece { transfer: 1, index: 0, first: 0, rows: vec![Row::default(); count], end: None };
+    let read = |count| decode(&encode(&GroupMessage::Piece(piece(count))));
+    assert!(read(1_000).is_some());
+    assert_eq!(read(1 << 20), None);
+    let offer = |count| {
+        let hashes = vec![Bytes::new(); count];
+        Offer { transfer: 1, applied: Applied::default(), hashes, proof: Bytes::new() }
+    };
+    let read = |count| decode(&encode(&GroupMessage::Offer(offer(count))));
+    assert!(read(65).is_some());
+    assert_eq!(read(1 << 20), None);
+}
+
+/// A source that does not wait for acknowledgements fills nothing: what is not durable yet is a window of pieces at most.
+#[test]
+fn pieces_that_are_not_durable_are_few() {
+    let disk = MemoryDisk::default();
+    let (storage, _) = disk.open();
+    let mut group = Group::open(&storage, place(), NodeId(1), &settings(), &[]).unwrap();
+    for index in 0..100 {
+        let rows = vec![(keys::data(Position(index), b"k"), Bytes::from_static(b"record"))];
+        let piece = GroupMessage::Piece(Piece { transfer: 7, index, first: 0, rows, end: None });
+        group.receive(&storage, NodeId(2), &encode(&piece)).unwrap();
+    }
+    assert_eq!(group.take_writes(CommitId(1)).len() as u64, crate::limits::SNAPSHOT_WINDOW);
+}
+
 /// A state that was being gathered when the node ended, or when its own was found to be damaged, is no part of the empty one.
 #[test]
 fn what_was_gathered_of_another_state_is_not_copied_into_the_empty_one() {

@@ -5,10 +5,13 @@
 //! of all parts: so a state is checked from the top down, part by part, and two states are compared by their parts. What
 //! is kept for speed alone is left out.
 //!
+//! Beside the hash of a part stands how many rows it has and how many bytes they take, under the root as well: whoever is given
+//! a part can tell at each row whether there may be another, and need not store what never ends.
+//!
 //! The hash of each part is stored beside the state, in the same batch.
 
 use super::Applied;
-use super::lattice::Lattice;
+use super::lattice::{LATTICE_BYTES, Lattice};
 use super::record::{seal, unseal};
 use crate::error::StorageError;
 use crate::ring::{GroupId, Position, RingInterval};
@@ -93,16 +96,49 @@ thread_local! {
     pub(crate) static LEAVES_OUT_SESSIONS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
+/// What a part comes to. Numbers wrap around, as the lanes of a hash do: a stored one may be wrong, and others refute it then.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    hash: Lattice,
+    rows: u64,
+    bytes: u64,
+}
+
+impl Sum {
+    fn add(&mut self, raw: &[u8], record: &[u8]) {
+        self.hash.add(raw, record);
+        self.rows = self.rows.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add((raw.len() + record.len()) as u64);
+    }
+
+    fn remove(&mut self, raw: &[u8], record: &[u8]) {
+        self.hash.remove(raw, record);
+        self.rows = self.rows.wrapping_sub(1);
+        self.bytes = self.bytes.wrapping_sub((raw.len() + record.len()) as u64);
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        [self.hash.to_bytes().as_slice(), &self.rows.to_be_bytes(), &self.bytes.to_be_bytes()].concat()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (hash, counts) = bytes.split_at_checked(LATTICE_BYTES)?;
+        let (rows, bytes) = counts.split_first_chunk()?;
+        let (rows, bytes) = (u64::from_be_bytes(*rows), u64::from_be_bytes(bytes.try_into().ok()?));
+        Some(Self { hash: Lattice::from_bytes(hash)?, rows, bytes })
+    }
+}
+
 /// The hashes of all parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateRoot {
-    parts: Vec<Lattice>,
+    parts: Vec<Sum>,
     dirty: PartSet,
 }
 
 impl Default for StateRoot {
     fn default() -> Self {
-        Self { parts: vec![Lattice::default(); usize::from(PARTS)], dirty: PartSet::default() }
+        Self { parts: vec![Sum::default(); usize::from(PARTS)], dirty: PartSet::default() }
     }
 }
 
@@ -110,11 +146,11 @@ impl StateRoot {
     /// Reads the hashes of a stored state; one that was never written is empty.
     pub fn load(storage: &dyn Storage, group: GroupId) -> Result<Self, StorageError> {
         let mut root = Self::default();
-        for (part, hash) in (0..PARTS).zip(&mut root.parts) {
+        for (part, sum) in (0..PARTS).zip(&mut root.parts) {
             let raw = keys::part_hash(group, part);
             if let Some(record) = storage.get(&raw)? {
                 let bytes = unseal(&raw, record)?;
-                *hash = Lattice::from_bytes(&bytes)
+                *sum = Sum::from_bytes(&bytes)
                     .ok_or_else(|| StorageError::corrupt("the hash of a part of the state", "its size"))?;
             }
         }
@@ -124,9 +160,11 @@ impl StateRoot {
     /// The hashes of all parts, as another replica may have sent them; none if they are not what hashes look like.
     #[must_use]
     pub fn from_hashes(hashes: &[Bytes]) -> Option<Self> {
-        let parts: Vec<Lattice> =
-            hashes.iter().map(|hash| Lattice::from_bytes(hash)).collect::<Option<_>>()?;
-        (parts.len() == usize::from(PARTS)).then_some(Self { parts, dirty: PartSet::default() })
+        if hashes.len() != usize::from(PARTS) {
+            return None;
+        }
+        let parts: Vec<Sum> = hashes.iter().map(|hash| Sum::from_bytes(hash)).collect::<Option<_>>()?;
+        Some(Self { parts, dirty: PartSet::default() })
     }
 
     /// The hashes of all parts.
@@ -147,6 +185,19 @@ impl StateRoot {
         self.parts[usize::from(part)] == other.parts[usize::from(part)]
     }
 
+    /// Bytes of a part's rows.
+    #[must_use]
+    pub fn bytes(&self, part: u8) -> u64 {
+        self.parts[usize::from(part)].bytes
+    }
+
+    /// Whether what is here of a part may be the beginning of what is there: no more rows, and no more bytes.
+    #[must_use]
+    pub fn is_within(&self, other: &Self, part: u8) -> bool {
+        let (here, there) = (&self.parts[usize::from(part)], &other.parts[usize::from(part)]);
+        here.rows <= there.rows && here.bytes <= there.bytes
+    }
+
     /// A row changes.
     pub fn change(&mut self, raw: &[u8], old: Option<&Bytes>, new: Option<&Bytes>) {
         #[cfg(test)]
@@ -154,12 +205,12 @@ impl StateRoot {
             return;
         }
         let Some(part) = part_of(raw).filter(|_| old != new) else { return };
-        let hash = &mut self.parts[usize::from(part)];
+        let sum = &mut self.parts[usize::from(part)];
         if let Some(record) = old {
-            hash.remove(raw, record);
+            sum.remove(raw, record);
         }
         if let Some(record) = new {
-            hash.add(raw, record);
+            sum.add(raw, record);
         }
         self.dirty.insert(part);
     }

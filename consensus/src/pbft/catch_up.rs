@@ -401,7 +401,7 @@ impl Replica {
             return;
         }
         let turn = usize::try_from(self.fetch_turn % sources.len() as u64).expect("few peers");
-        self.fetch_turn += 1;
+        self.fetch_turn = self.fetch_turn.wrapping_add(1);
         self.effect(Effect::FetchState { from: sources[turn], at_least });
     }
 }

@@ -102,6 +102,8 @@ pub struct Options {
     pub client_bytes: usize,
     /// Bytes of requests that are kept for all.
     pub custody_bytes: usize,
+    /// Whom this replica asks first for a state follows from it: it should be another in each life.
+    pub seed: u64,
     /// A deliberate defect; only tests can set one.
     pub mutation: Mutation,
 }
@@ -120,6 +122,7 @@ impl Default for Options {
             lag_micros: 5_000_000,
             client_bytes: 8 << 20,
             custody_bytes: 64 << 20,
+            seed: 0,
             mutation: Mutation::None,
         }
     }

@@ -41,13 +41,16 @@ pub enum Lie {
     WrongReplies,
     /// Gives a state that is not the one that was agreed on.
     FalseState,
+    /// Offers a state again and again, and gives none of it. Of all else it says only how far it is, so that nobody gets on
+    /// without whoever waits for that state.
+    EndlessState,
     /// Everything above, as chance wills it.
     Anything,
 }
 
 impl Lie {
     /// Every way to lie, the mixture last.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Silent,
         Self::Equivocate,
         Self::WrongDigests,
@@ -60,6 +63,7 @@ impl Lie {
         Self::Forge,
         Self::WrongReplies,
         Self::FalseState,
+        Self::EndlessState,
         Self::Anything,
     ];
 
@@ -79,6 +83,7 @@ impl Lie {
             Self::Forge => "forge",
             Self::WrongReplies => "wrong-replies",
             Self::FalseState => "false-state",
+            Self::EndlessState => "endless-state",
             Self::Anything => "anything",
         }
     }
@@ -144,8 +149,9 @@ impl Liar {
                 self.twist(Lie::ALL[index], to, message)
             }
             Lie::Silent => Vec::new(),
+            Lie::EndlessState if !matches!(message, Message::Status(_)) => Vec::new(),
             Lie::Starve if !is_odd => Vec::new(),
-            Lie::Starve | Lie::WrongReplies | Lie::FalseState => vec![message],
+            Lie::Starve | Lie::WrongReplies | Lie::FalseState | Lie::EndlessState => vec![message],
             Lie::Equivocate => vec![self.equivocate(is_odd, message)],
             Lie::WrongDigests => self.wrong_digest(message),
             Lie::WrongRoots => vec![self.wrong_root(message)],

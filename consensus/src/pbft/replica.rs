@@ -131,6 +131,7 @@ impl Replica {
 
     fn new(config: Config, options: Options, signer: Signer, applied: LogBase) -> Self {
         let me = signer.me();
+        let fetch_turn = u64::from(me.0).wrapping_add(options.seed);
         let peers = config.replicas().filter(|peer| *peer != me).map(|peer| (peer, Peer::default()));
         Self {
             me,
@@ -170,7 +171,7 @@ impl Replica {
             status_at: Ticks(0),
             progress_at: Ticks(0),
             fetch_at: Ticks(0),
-            fetch_turn: u64::from(me.0),
+            fetch_turn,
             log: VoteLog::default(),
             own_commits: VecDeque::new(),
             evidence: Vec::new(),

@@ -174,6 +174,13 @@ impl World {
         }
     }
 
+    /// Those that may lie, tell this from now on.
+    pub(super) fn tell(&mut self, lie: Option<Lie>) {
+        for index in (0..self.nodes.len()).filter(|index| self.nodes[*index].lies).collect::<Vec<_>>() {
+            self.step(index, NodeEvent::Lie(lie));
+        }
+    }
+
     pub(super) fn crash(&mut self, index: usize, kept: usize) {
         if self.nodes[index].core.take().is_some() {
             self.nodes[index].disk.crash(kept);
@@ -595,6 +602,25 @@ fn a_node_that_was_away_takes_a_whole_state_although_another_lies_about_it() {
     let mut world = away(5);
     world.calm_and_judge();
     assert!(world.installed > 0, "no state was transferred");
+}
+
+/// A liar that everybody needs offers its state to a node that was away, and gives none of it; of all else it says nothing.
+/// Whichever node is away, and whomever it asks first: the group comes back.
+#[test]
+fn whoever_offers_a_state_for_ever_is_left_for_another() {
+    for away in [0, 3] {
+        let mut world = World::new(4, 1, 4, 5);
+        world.tell(None);
+        world.run(2_000);
+        world.crash(away, 0);
+        world.run(8_000);
+        world.tell(Some(Lie::EndlessState));
+        world.start(away);
+        world.run(10_000);
+        println!("node {} was away: {} states installed", away + 1, world.installed);
+        world.calm_and_judge();
+        assert!(world.installed > 0, "no state was transferred");
+    }
 }
 
 /// What was answered belongs to the state: a replica without it answers otherwise than the others.

@@ -383,7 +383,7 @@ impl World {
     pub(super) fn lie_anew(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         node.lie_turn += 1;
-        let lie = super::next_lie(node.lie_turn);
+        let lie = self.plan.lie.unwrap_or(super::next_lie(node.lie_turn));
         self.trace.note(|| format!("n{} lies now: {}", index + 1, lie.name()));
         self.count(Nemesis::Lies, 1, 0);
         self.step(index, NodeEvent::Lie(Some(lie)));
