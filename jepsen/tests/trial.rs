@@ -45,7 +45,7 @@ fn every_nemesis_runs_once_and_everything_holds() {
         let html = std::fs::read_to_string(&page).unwrap();
         assert!(html.contains("Everything held.") && html.contains("<polyline"), "{}", page.display());
         let history = std::fs::read_to_string(page.with_extension("jsonl")).unwrap();
-        assert!(tetrachord_checker::History::parse(&history).unwrap().operations.len() > 100);
+        assert!(tetrachord_checker::History::parse(&history).unwrap().operations().len() > 100);
     }
 }
 

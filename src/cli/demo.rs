@@ -254,7 +254,7 @@ fn report(
     let path = history_path()?;
     write_history(&path, &operations, failed)?;
     let count = operations.len();
-    let history = History { operations, failed: usize::try_from(failed).unwrap_or(usize::MAX) };
+    let history = History::new(operations, usize::try_from(failed).unwrap_or(usize::MAX))?;
     let unknown = history.unknown();
     let judged = Instant::now();
     let judgement = check(&history, Limits::default());

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
-use tetrachord_checker::{Action, Operation};
+use tetrachord_checker::{Action, Operation, Value};
 
 /// What many clients see.
 #[derive(Clone, Debug)]
@@ -155,14 +155,21 @@ impl User {
             _ => None,
         };
         self.seen.insert(key.clone(), value.clone());
-        let done = self.note(key, call, outcome, |_| Action::Get(value.clone()), Action::Get(None));
+        let done =
+            self.note(key, call, outcome, |_| Action::Get(value.clone().map(Value::from)), Action::Get(None));
         done.then_some(value)
     }
 
     async fn put(&mut self, key: String) {
         let (call, value) = (self.recorder.now(), self.new_value());
         let outcome = self.client.put(&key, &value).await;
-        self.note(key, call, outcome, |_| Action::Put(value.clone()), Action::Put(value.clone()));
+        self.note(
+            key,
+            call,
+            outcome,
+            |_| Action::Put(value.clone().into()),
+            Action::Put(value.clone().into()),
+        );
     }
 
     async fn delete(&mut self, key: String) {
@@ -180,7 +187,8 @@ impl User {
         if matches!(outcome, Outcome::Done((true, _))) {
             self.seen.insert(key.clone(), Some(value.clone()));
         }
-        let action = |swapped: bool| Action::Cas(expect.clone(), Some(value.clone()), swapped);
+        let action =
+            |swapped: bool| Action::Cas(expect.clone().map(Value::from), Some(value.clone().into()), swapped);
         self.note(key, call, outcome, |(swapped, _)| action(*swapped), action(false));
     }
 

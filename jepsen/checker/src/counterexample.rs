@@ -9,7 +9,9 @@
 //!    state that the key could have been in.
 
 use crate::history::{Action, History, Operation};
-use crate::linearizability::{Answer, Limits, by_key, search, values_named};
+use crate::linearizability::{Answer, Limits, search, values_named};
+use crate::model::Sums;
+use crate::value::Value;
 
 /// Why a history is not linearizable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +42,9 @@ const STATES_MAX: usize = 2_000;
 /// Finds the smallest failing part of a key that was judged to be a violation.
 #[must_use]
 pub fn find(history: &History, key: &str) -> Option<Counterexample> {
-    let operations = by_key(history).remove(key)?;
+    let of_key = history.operations().iter().filter(|operation| operation.key == key);
+    let mut operations: Vec<Operation> = of_key.cloned().collect();
+    operations.sort_by_key(|operation| operation.call);
     let all_values = values_named(&operations);
     let (mut part, culprit) = cut_end(operations)?;
     let mut from_any_state = false;
@@ -70,11 +74,11 @@ fn until(operations: &[Operation], time: u64) -> Vec<Operation> {
         .collect()
 }
 
-fn fails(operations: &[Operation], initial: Option<String>, limits: Limits) -> bool {
-    search(operations, initial, limits).0 == Answer::No
+fn fails(operations: &[Operation], initial: Option<Value>, limits: Limits) -> bool {
+    search(operations, Sums::of(operations), &initial, limits).0 == Answer::No
 }
 
-fn fails_from(operations: &[Operation], any: bool, values: &[Option<String>]) -> bool {
+fn fails_from(operations: &[Operation], any: bool, values: &[Option<Value>]) -> bool {
     if any {
         values.iter().all(|value| fails(operations, value.clone(), SHRINK_LIMITS))
     } else {
@@ -108,7 +112,7 @@ fn cut_end(operations: Vec<Operation>) -> Option<(Vec<Operation>, Operation)> {
 fn cut_beginning(
     part: &[Operation],
     culprit: &Operation,
-    values: &[Option<String>],
+    values: &[Option<Value>],
 ) -> Option<Vec<Operation>> {
     let has_appends = part.iter().any(|operation| matches!(operation.action, Action::Append(_)));
     if has_appends || values.len() > STATES_MAX {
@@ -138,7 +142,7 @@ fn leave_out_reads(
     mut part: Vec<Operation>,
     culprit: &Operation,
     any: bool,
-    values: &[Option<String>],
+    values: &[Option<Value>],
 ) -> Vec<Operation> {
     let only_looked = |operation: &Operation| match &operation.action {
         Action::Get(_) => true,
@@ -165,15 +169,17 @@ fn leave_out_reads(
 }
 
 /// Other answers that the culprit could have given.
-fn possible_answers(part: &[Operation], culprit: usize, any: bool, values: &[Option<String>]) -> Vec<String> {
+fn possible_answers(part: &[Operation], culprit: usize, any: bool, values: &[Option<Value>]) -> Vec<String> {
     let with = |action: Action| {
         let mut changed = part.to_vec();
         changed[culprit].action = action;
         changed
     };
     let explains = |operations: &[Operation]| {
-        let initials: &[Option<String>] = if any { values } else { &[None] };
-        initials.iter().any(|value| search(operations, value.clone(), SHRINK_LIMITS).0 == Answer::Yes)
+        let initials: &[Option<Value>] = if any { values } else { &[None] };
+        initials
+            .iter()
+            .any(|value| search(operations, Sums::of(operations), value, SHRINK_LIMITS).0 == Answer::Yes)
     };
     match &part[culprit].action {
         Action::Get(_) if values.len() <= 200 => {
@@ -188,8 +194,8 @@ fn possible_answers(part: &[Operation], culprit: usize, any: bool, values: &[Opt
     }
 }
 
-fn show(value: &Option<String>) -> String {
-    value.as_ref().map_or("nothing".to_string(), |value| format!("\"{value}\""))
+fn show(value: &Option<Value>) -> String {
+    value.as_ref().map_or("nothing".to_string(), ToString::to_string)
 }
 
 /// An operation in words, without times.
@@ -199,7 +205,7 @@ pub fn describe(operation: &Operation) -> String {
     match &operation.action {
         Action::Get(seen) if known => format!("get = {}", show(seen)),
         Action::Get(_) => "get".to_string(),
-        Action::Put(value) => format!("put \"{value}\""),
+        Action::Put(value) => format!("put {value}"),
         Action::Delete => "delete".to_string(),
         Action::Cas(expect, value, swapped) => {
             let outcome = if known { if *swapped { ": swapped" } else { ": differed" } } else { "" };

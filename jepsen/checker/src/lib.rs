@@ -4,7 +4,8 @@
 //! if every operation can be given one moment between its call and its answer so that, in the order of these moments,
 //! every answer is right (Herlihy and Wing 1990).
 //!
-//! * [`history`]: the JSON lines format, one operation a line.
+//! * [`history`]: what was seen, and how it is written down: JSON lines, one operation a line.
+//! * [`value`]: texts and numbers, compared exactly.
 //! * [`linearizability`]: the search, key by key.
 //! * [`counterexample`]: the smallest part that fails, in words.
 //! * [`report`]: the same as a picture, one self-contained HTML page.
@@ -14,10 +15,13 @@
 
 pub mod counterexample;
 pub mod history;
+mod line;
 pub mod linearizability;
 mod model;
 pub mod report;
+pub mod value;
 
 pub use counterexample::Counterexample;
 pub use history::{Action, History, HistoryError, Operation};
 pub use linearizability::{Judgement, Limits, Verdict, check};
+pub use value::{Number, Value};

@@ -11,7 +11,9 @@
 //! * Time and memory are bounded by the number of pairs; beyond it the verdict is *undecided*.
 
 use crate::history::{Action, History, Operation};
-use crate::model::{ABSENT, Prepared, StateId, States};
+use crate::model::{ABSENT, Prepared, StateId, States, Sums};
+use crate::value::Value;
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -66,30 +68,31 @@ pub fn check(history: &History, limits: Limits) -> Judgement {
     let keys = by_key(history);
     let mut judgement = Judgement {
         verdict: Verdict::Linearizable,
-        operations: history.operations.len(),
+        operations: history.operations().len(),
         keys: keys.len(),
         configurations: 0,
     };
     for (key, operations) in keys {
-        let (answer, tried) = search(&operations, None, limits);
+        let (answer, tried) = search(&operations, Sums::of(&operations), &None, limits);
         judgement.configurations += tried;
+        let key = || key.to_string();
         match answer {
             Answer::Yes => {}
             Answer::No => {
-                judgement.verdict = Verdict::Violation { key };
+                judgement.verdict = Verdict::Violation { key: key() };
                 return judgement;
             }
-            Answer::Unsure => judgement.verdict = Verdict::Undecided { key, configurations: tried },
+            Answer::Unsure => judgement.verdict = Verdict::Undecided { key: key(), configurations: tried },
         }
     }
     judgement
 }
 
 /// The operations of each key, by time of call.
-pub(crate) fn by_key(history: &History) -> BTreeMap<String, Vec<Operation>> {
-    let mut keys: BTreeMap<String, Vec<Operation>> = BTreeMap::new();
-    for operation in &history.operations {
-        keys.entry(operation.key.clone()).or_default().push(operation.clone());
+fn by_key(history: &History) -> BTreeMap<&str, Vec<&Operation>> {
+    let mut keys: BTreeMap<&str, Vec<&Operation>> = BTreeMap::new();
+    for operation in history.operations() {
+        keys.entry(&operation.key).or_default().push(operation);
     }
     for operations in keys.values_mut() {
         operations.sort_by_key(|operation| operation.call);
@@ -106,9 +109,14 @@ pub(crate) enum Answer {
 }
 
 /// Searches an order for operations of one key that begins in `initial` (none: no such key).
-pub(crate) fn search(operations: &[Operation], initial: Option<String>, limits: Limits) -> (Answer, usize) {
-    let mut search = Search::new(operations);
-    let state = search.states.id(&initial);
+pub(crate) fn search<O: Borrow<Operation>>(
+    operations: &[O],
+    sums: Sums,
+    initial: &Option<Value>,
+    limits: Limits,
+) -> (Answer, usize) {
+    let mut search = Search::new(operations, sums);
+    let state = search.states.id(initial);
     let answer = search.run(state, limits.configurations);
     (answer, search.seen.len())
 }
@@ -215,11 +223,12 @@ struct Search {
 }
 
 impl Search {
-    fn new(operations: &[Operation]) -> Self {
-        let mut states = States::new();
+    fn new<O: Borrow<Operation>>(operations: &[O], sums: Sums) -> Self {
+        let mut states = States::new(sums);
         // An unknown get can be left out: it changes nothing and says nothing.
         let kept: Vec<&Operation> = operations
             .iter()
+            .map(Borrow::borrow)
             .filter(|operation| operation.end.is_some() || !matches!(operation.action, Action::Get(_)))
             .collect();
         states.expect_growth(&kept.iter().map(|operation| &operation.action).collect::<Vec<_>>());
@@ -344,7 +353,8 @@ fn mark(input: u64) -> u128 {
 }
 
 /// The states that a key could have been in: none, and every value that an operation names or leads to.
-pub(crate) fn values_named(operations: &[Operation]) -> Vec<Option<String>> {
+pub(crate) fn values_named(operations: &[Operation]) -> Vec<Option<Value>> {
+    let sums = Sums::of(operations);
     let mut values = vec![None];
     for operation in operations {
         match &operation.action {
@@ -352,9 +362,10 @@ pub(crate) fn values_named(operations: &[Operation]) -> Vec<Option<String>> {
             Action::Put(value) => values.push(Some(value.clone())),
             Action::Delete => {}
             Action::Cas(expect, value, _) => values.extend([expect.clone(), value.clone()]),
-            Action::Append(value) => values.push(Some(value.clone())),
+            Action::Append(value) => values.push(Some(Value::Text(value.clone()))),
             Action::Incr(by, sum) => {
-                values.extend([Some(sum.to_string()), sum.checked_sub(*by).map(|before| before.to_string())]);
+                let both = [Some(*sum), sum.checked_sub(*by)].into_iter().flatten();
+                values.extend(both.flat_map(|whole| sums.kinds(whole)).map(Some));
             }
         }
     }

@@ -4,26 +4,26 @@
 #![allow(clippy::unwrap_used, reason = "test code")]
 
 use std::time::Instant;
-use tetrachord_checker::{Action, History, Limits, Operation, Verdict, check, counterexample, report};
+use tetrachord_checker::{Action, History, Limits, Operation, Value, Verdict, check, counterexample, report};
 
 fn operation(process: u64, action: Action, call: u64, end: Option<u64>) -> Operation {
     Operation { process, key: "x".to_string(), action, call, end, line: 0 }
 }
 
 fn put(value: &str) -> Action {
-    Action::Put(value.to_string())
+    Action::Put(value.into())
 }
 
 fn get(value: Option<&str>) -> Action {
-    Action::Get(value.map(str::to_string))
+    Action::Get(value.map(Value::from))
 }
 
 fn cas(expect: Option<&str>, value: Option<&str>, swapped: bool) -> Action {
-    Action::Cas(expect.map(str::to_string), value.map(str::to_string), swapped)
+    Action::Cas(expect.map(Value::from), value.map(Value::from), swapped)
 }
 
 fn history(operations: Vec<Operation>) -> History {
-    History { operations, failed: 0 }
+    History::new(operations, 0).unwrap()
 }
 
 fn is_linearizable(operations: Vec<Operation>) -> bool {
@@ -120,8 +120,12 @@ impl Random {
     }
 }
 
+fn text<'a>(state: &'a Option<Value>, absent: &'a str) -> &'a str {
+    state.as_ref().map_or(absent, Value::letters)
+}
+
 /// Tries every order of every choice of unknown operations.
-fn brute_force(operations: &[Operation], taken: &mut Vec<bool>, state: Option<String>) -> bool {
+fn brute_force(operations: &[Operation], taken: &mut Vec<bool>, state: Option<Value>) -> bool {
     let open = |taken: &[bool]| (0..operations.len()).filter(|index| !taken[*index]).collect::<Vec<_>>();
     let left = open(taken);
     if left.iter().all(|index| operations[*index].end.is_none()) {
@@ -142,9 +146,11 @@ fn brute_force(operations: &[Operation], taken: &mut Vec<bool>, state: Option<St
                 let equal = *expect == state;
                 (!known || equal == *swapped).then(|| if equal { value.clone() } else { state.clone() })
             }
-            Action::Append(tail) => Some(Some(format!("{}{tail}", state.clone().unwrap_or_default()))),
-            Action::Incr(by, sum) => match state.as_deref().unwrap_or("0").parse::<i64>() {
-                Ok(before) if !known || before + by == *sum => Some(Some((before + by).to_string())),
+            Action::Append(tail) => Some(Some(Value::Text(format!("{}{tail}", text(&state, ""))))),
+            Action::Incr(by, sum) => match text(&state, "0").parse::<i64>() {
+                Ok(before) if !known || before + by == *sum => {
+                    Some(Some(Value::Text((before + by).to_string())))
+                }
                 Ok(_) => None,
                 Err(_) => (!known).then(|| state.clone()),
             },
@@ -164,13 +170,13 @@ fn brute_force(operations: &[Operation], taken: &mut Vec<bool>, state: Option<St
 fn random_history(random: &mut Random) -> Vec<Operation> {
     let count = 2 + random.below(6);
     let value = |random: &mut Random| random.below(3).to_string();
-    let maybe = |random: &mut Random| (random.below(3) > 0).then(|| random.below(3).to_string());
+    let maybe = |random: &mut Random| (random.below(3) > 0).then(|| Value::Text(random.below(3).to_string()));
     (0..count)
         .map(|process| {
             let call = random.below(12);
             let end = (random.below(5) > 0).then(|| call + 1 + random.below(8));
             let action = match random.below(8) {
-                0 | 1 => Action::Put(value(random)),
+                0 | 1 => Action::Put(value(random).into()),
                 2..=4 => Action::Get(maybe(random)),
                 5 => Action::Cas(maybe(random), maybe(random), random.below(2) == 0),
                 6 => Action::Incr(1, random.below(4) as i64),
@@ -211,7 +217,7 @@ fn random_growth(random: &mut Random) -> Vec<Operation> {
             let end = (random.below(5) > 0).then(|| call + 1 + random.below(8));
             let length = random.below(4);
             let action = match random.below(2) {
-                0 => Action::Get((length > 0).then(|| text(random, length))),
+                0 => Action::Get((length > 0).then(|| text(random, length).into())),
                 _ => Action::Append(text(random, u64::from(length > 0))),
             };
             operation(process, action, call, end)
@@ -292,17 +298,17 @@ fn simulate(
         plan.push((moment, call, end, process, random.below(keys), index));
     }
     plan.sort_unstable();
-    let mut state: Vec<Option<String>> = vec![None; keys as usize];
+    let mut state: Vec<Option<Value>> = vec![None; keys as usize];
     for (_, call, end, process, key, index) in plan {
         let value = &mut state[key as usize];
         let is_unknown = random.below(1000) < unknown_per_mille;
         let takes_effect = !is_unknown || random.below(2) == 0;
         let action = match random.below(4) {
-            0 => Action::Put(format!("v{index}")),
+            0 => Action::Put(format!("v{index}").into()),
             1 => {
-                let expect = if random.below(2) == 0 { value.clone() } else { Some("no".to_string()) };
+                let expect = if random.below(2) == 0 { value.clone() } else { Some("no".into()) };
                 let swapped = expect == *value;
-                Action::Cas(expect, Some(format!("c{index}")), swapped)
+                Action::Cas(expect, Some(format!("c{index}").into()), swapped)
             }
             _ => Action::Get(value.clone()),
         };

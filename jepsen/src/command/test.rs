@@ -281,7 +281,7 @@ fn print(outcome: &Outcome) {
         "operations   {} ({} unknown, {} surely not done) on {} keys",
         outcome.judgement.operations,
         outcome.history.unknown(),
-        outcome.history.failed,
+        outcome.history.failed(),
         outcome.judgement.keys
     );
     for (nemesis, counted) in &outcome.effects {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tetrachord::kv::Expect;
 use tetrachord::{Client, Outcome};
-use tetrachord_checker::{Action, Operation};
+use tetrachord_checker::{Action, Operation, Value};
 
 /// Keys are left alone after so long: the judge need not carry a long history of each.
 const WINDOW: Duration = Duration::from_secs(8);
@@ -140,7 +140,7 @@ struct User {
     process: u64,
     random: Random,
     number: u64,
-    seen: BTreeMap<String, Option<String>>,
+    seen: BTreeMap<String, Option<Value>>,
 }
 
 impl User {
@@ -165,17 +165,17 @@ impl User {
     async fn perform(&mut self, key: String, action: Action) -> bool {
         self.recorder.seen().keys.insert(key.clone());
         let call = self.recorder.now();
-        let bytes = |text: &String| Bytes::copy_from_slice(text.as_bytes());
+        let bytes = |value: &Value| Bytes::copy_from_slice(value.letters().as_bytes());
         let client = self.client.clone();
         match action.clone() {
             Action::Get(_) => {
                 let outcome = client.get(&key).await;
                 self.note(key, call, action, outcome, |found| {
-                    Action::Get(found.map(|value| String::from_utf8_lossy(&value).into_owned()))
+                    Action::Get(found.map(|value| String::from_utf8_lossy(&value).into_owned().into()))
                 })
             }
             Action::Put(value) => {
-                let outcome = client.put(&key, &value).await;
+                let outcome = client.put(&key, value.letters()).await;
                 self.note(key, call, action, outcome, |_| Action::Put(value))
             }
             Action::Delete => {

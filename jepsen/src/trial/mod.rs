@@ -130,7 +130,7 @@ impl Outcome {
     /// Writes the report, one HTML page that needs nothing else, and the history in the documented format beside it.
     pub fn write(&self, options: &Options, page: &Path, history: &Path) -> anyhow::Result<()> {
         let mut text = String::new();
-        for operation in &self.history.operations {
+        for operation in self.history.operations() {
             text += &operation.to_json();
             text.push('\n');
         }
@@ -431,7 +431,8 @@ impl Trial<'_> {
         drop(self.world);
         self.bar.set_message("the history is judged");
         let (operations, refused, reasons) = self.recorder.take();
-        let history = History { operations, failed: refused.len() };
+        let history =
+            History::new(operations, refused.len()).context("the clients of the trial are wrong")?;
         let judgement = check(&history, Limits::default());
         let mut example = None;
         match &judgement.verdict {
@@ -446,7 +447,7 @@ impl Trial<'_> {
             }
         }
         self.void.extend(history.is_too_thin());
-        let timeline = Timeline::new(&history.operations, &refused, &self.spans, self.end);
+        let timeline = Timeline::new(history.operations(), &refused, &self.spans, self.end);
         Ok(Outcome {
             broken: self.broken,
             void: self.void,

@@ -58,10 +58,10 @@ impl Workload {
         let value = || format!("{process}.{number}");
         let action = match (self, random.below(10)) {
             (_, 0..=3) => Action::Get(None),
-            (Self::Register, 4..=6) => Action::Put(large_sometimes(value(), number)),
+            (Self::Register, 4..=6) => Action::Put(large_sometimes(value(), number).into()),
             (Self::Register, 7) => Action::Delete,
             // Mostly it compares with what is not there; now and then that is right.
-            (Self::Register, _) => Action::Cas(None, Some(value()), false),
+            (Self::Register, _) => Action::Cas(None, Some(value().into()), false),
             (Self::Counter, _) => Action::Incr(1 + i64::try_from(number % 3).expect("small"), 0),
             (Self::Set, _) => Action::Append(format!("{};", value())),
         };

@@ -67,6 +67,7 @@ pub(super) struct World {
     clients: Vec<Client>,
     now: u64,
     pub(super) history: Vec<Seen>,
+    last_stamp: u64,
     pub(super) crash_per_mille: u64,
     pub(super) drop_percent: u64,
     pub(super) installed: usize,
@@ -115,6 +116,7 @@ impl World {
             clients: (0..clients).map(client).collect(),
             now: 1,
             history: Vec::new(),
+            last_stamp: 0,
             crash_per_mille: 0,
             drop_percent: 0,
             installed: 0,
@@ -374,7 +376,10 @@ impl World {
             if client.number.is_multiple_of(11) {
                 value.push_str(&"x".repeat(9_000));
             }
-            (Operation::Write(Write::Put { key, value: Bytes::from(value.clone()) }), Action::Put(value))
+            (
+                Operation::Write(Write::Put { key, value: Bytes::from(value.clone()) }),
+                Action::Put(value.into()),
+            )
         };
         self.send(index, request, &operation, Some((name, action)));
     }
@@ -404,10 +409,17 @@ impl World {
         let domain = Domain { cluster: Digest(CLUSTER), group: GROUP.0, epoch: Epoch(1) };
         let bundle = Bundle::sign(&domain, &client.signer, &[signed]);
         let bytes = bundle.bytes().clone();
-        client.open =
-            Some(Open { request, bundle, action, call: now * 1_000_000, sent_at: now, told: Vec::new() });
+        let call = self.stamp();
+        self.clients[index].open =
+            Some(Open { request, bundle, action, call, sent_at: now, told: Vec::new() });
         let node = self.random.below(self.nodes.len() as u64) as usize;
         self.ask(node, index, Request::Submit { group: GROUP, bundle: bytes });
+    }
+
+    /// The time in the history: later than every one before, so that what was called when something was answered comes behind it.
+    fn stamp(&mut self) -> u64 {
+        self.last_stamp = (self.now * 1_000_000).max(self.last_stamp + 1);
+        self.last_stamp
     }
 
     fn on_answer(&mut self, from: NodeId, index: usize, frame: &Bytes) {
@@ -434,7 +446,7 @@ impl World {
     }
 
     fn finish(&mut self, index: usize, reply: Reply) {
-        let now = self.now * 1_000_000 + 1;
+        let now = self.stamp();
         let client = &mut self.clients[index];
         let open = client.open.take().expect("it was just looked at");
         self.last_bundle = Some(open.bundle.bytes().clone());
@@ -448,7 +460,7 @@ impl World {
         let action = match (action, reply) {
             (Action::Incr(by, _), Reply::Incr { value, .. }) => Action::Incr(by, value),
             (Action::Get(_), Reply::Value { found }) => Action::Get(
-                found.map(|(_, value)| String::from_utf8(value.to_vec()).expect("only text was written")),
+                found.map(|(_, value)| std::str::from_utf8(&value).expect("only text was written").into()),
             ),
             (action @ Action::Put(_), Reply::Put { .. }) => action,
             (_, reply) => panic!("a correct client is told {reply:?}"),
@@ -496,7 +508,7 @@ impl World {
                 operations.push(Seen { process: client.process, key, action, call, end: None, line: 0 });
             }
         }
-        let history = History { operations, failed: 0 };
+        let history = History::new(operations, 0).unwrap();
         let judgement = check(&history, JudgeLimits::default());
         if let Verdict::Violation { key } = &judgement.verdict {
             let example = tetrachord_checker::counterexample::find(&history, key);

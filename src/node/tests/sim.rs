@@ -171,6 +171,7 @@ pub(super) struct Sim {
     keys: u64,
     now: u64,
     history: Vec<Operation>,
+    last_stamp: u64,
     next_process: u64,
     is_calm: bool,
     pub(super) crashes: usize,
@@ -205,6 +206,7 @@ impl Sim {
             keys: 4,
             now: 1,
             history: Vec::new(),
+            last_stamp: 0,
             next_process: 0,
             is_calm: false,
             crashes: 0,
@@ -367,7 +369,7 @@ impl Sim {
             self.give_up(client);
         }
         self.clients.clear();
-        let history = History { operations: self.history.clone(), failed: 0 };
+        let history = History::new(self.history.clone(), 0).unwrap();
         let judgement = check(&history, JudgeLimits::default());
         if let Verdict::Violation { key } = &judgement.verdict {
             let example = tetrachord_checker::counterexample::find(&history, key);
@@ -656,23 +658,22 @@ impl Sim {
                 // Larger than one stored record: cut into pieces, and shrunk again by the next write.
                 value.push_str(&"x".repeat(7_000 + usize::try_from(number).expect("small") * 37 % 9_000));
             }
-            (Write::Put { key: raw, value: Bytes::from(value.clone()) }, Action::Put(value))
+            (Write::Put { key: raw, value: Bytes::from(value.clone()) }, Action::Put(value.into()))
         };
         let request = RequestId { session, number };
         let command = Command::Write { request, ack_below: number, write }.encode();
         self.open(index, group, key, Some(action), Request::Command { group, command });
     }
 
+    /// The time in the history: later than every one before, so that what was called when something was answered comes behind it.
+    fn stamp(&mut self) -> u64 {
+        self.last_stamp = (self.now * 1_000_000).max(self.last_stamp + 1);
+        self.last_stamp
+    }
+
     fn open(&mut self, index: usize, group: GroupId, key: String, action: Option<Action>, request: Request) {
-        let open = Open {
-            request,
-            group,
-            key,
-            action,
-            call: self.now * 1_000_000,
-            sent_at: self.now,
-            ids: BTreeSet::new(),
-        };
+        let open =
+            Open { request, group, key, action, call: self.stamp(), sent_at: self.now, ids: BTreeSet::new() };
         self.clients[index].open = Some(open);
         self.send(index);
     }
@@ -691,7 +692,7 @@ impl Sim {
 
     fn on_answer(&mut self, index: usize, frame: &Bytes) {
         let answer: AnswerFrame = wire::decode(&frame[4..]).expect("nodes answer well-formed frames");
-        let now = self.now * 1_000_000 + 1;
+        let now = self.stamp();
         let Some(client) = self.clients.get_mut(index) else { return };
         let Some(open) = client.open.as_ref().filter(|open| open.ids.contains(&answer.id)) else { return };
         if let Answer::Reply { leader, .. } | Answer::Value { leader, .. } = &answer.answer {
@@ -709,7 +710,7 @@ impl Sim {
             }
             (Answer::Reply { reply: Reply::Put { .. }, .. }, Some(action)) => action.clone(),
             (Answer::Value { found, .. }, Some(Action::Get(_))) => Action::Get(
-                found.map(|(_, value)| String::from_utf8(value.to_vec()).expect("only text was written")),
+                found.map(|(_, value)| std::str::from_utf8(&value).expect("only text was written").into()),
             ),
             (Answer::Reply { reply: Reply::Failed(failure), .. }, _) => {
                 panic!("a correct client is refused: {failure}")

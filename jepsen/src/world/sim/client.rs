@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tetrachord::kv::{self, Command, Expect, Failure, Reply, RequestId, SessionId, Write};
 use tetrachord::ring::{GroupId, NodeId, Position};
 use tetrachord::wire::{self, Answer, AnswerFrame, Consistency, Request, RequestFrame};
-use tetrachord_checker::{Action, Operation};
+use tetrachord_checker::{Action, Operation, Value};
 use tetrachord_consensus::pbft::{Bundle, ClientKey, ClientSigner, Domain, RequestName, SignedRequest};
 use tetrachord_consensus::{Digest, Epoch, Timestamp};
 
@@ -48,6 +48,8 @@ struct Open {
     /// None opens a session.
     operation: Option<(String, Action)>,
     call: u64,
+    /// The same in the history.
+    called: u64,
     ids: BTreeSet<u64>,
     told: Vec<(u64, Reply, BTreeSet<NodeId>)>,
 }
@@ -78,13 +80,13 @@ impl Client {
     pub(super) fn give_up(&mut self) -> Option<Operation> {
         let open = self.open.take()?;
         let (key, action) = open.operation?;
-        let call = open.call * 1_000;
+        let call = open.called;
         Some(Operation { process: self.process, key, action, call, end: None, line: 0 })
     }
 
     fn write_of(action: &Action, key: &str) -> Option<Write> {
         let key = Bytes::copy_from_slice(key.as_bytes());
-        let bytes = |text: &String| Bytes::copy_from_slice(text.as_bytes());
+        let bytes = |value: &Value| Bytes::copy_from_slice(value.letters().as_bytes());
         Some(match action {
             Action::Get(_) => return None,
             Action::Put(value) => Write::Put { key, value: bytes(value) },
@@ -94,7 +96,7 @@ impl Client {
                 expect: Expect::Value(expect.as_ref().map(bytes)),
                 value: value.as_ref().map(bytes),
             },
-            Action::Append(value) => Write::Append { key, value: bytes(value) },
+            Action::Append(text) => Write::Append { key, value: Bytes::copy_from_slice(text.as_bytes()) },
             Action::Incr(by, _) => Write::Incr { key, by: *by },
         })
     }
@@ -187,8 +189,8 @@ impl World {
         frame: Request,
         operation: Option<(String, Action)>,
     ) {
-        let (call, ids, told) = (self.now, BTreeSet::new(), Vec::new());
-        self.clients[index].open = Some(Open { group, request, frame, operation, call, ids, told });
+        let (call, called, ids, told) = (self.now, self.stamp(), BTreeSet::new(), Vec::new());
+        self.clients[index].open = Some(Open { group, request, frame, operation, call, called, ids, told });
         let node = self.clients[index].node;
         let members = self.members(group);
         let is_fit = self.plan.mode == Mode::Crash || members.contains(&node);
@@ -306,7 +308,7 @@ impl World {
     }
 
     fn finish(&mut self, index: usize, reply: Reply) {
-        let now = self.now;
+        let answered = self.stamp();
         let client = &mut self.clients[index];
         let open = client.open.take().expect("the caller has looked at it");
         let Some((key, action)) = open.operation else {
@@ -318,7 +320,7 @@ impl World {
                 Action::Cas(expect, value, swapped)
             }
             (Action::Get(_), Reply::Value { found }) => {
-                Action::Get(found.map(|(_, value)| String::from_utf8_lossy(&value).to_string()))
+                Action::Get(found.map(|(_, value)| Value::from(String::from_utf8_lossy(&value).into_owned())))
             }
             (action @ Action::Put(_), Reply::Put { .. })
             | (action @ Action::Delete, Reply::Deleted { .. })
@@ -329,7 +331,7 @@ impl World {
                 Reply::Failed(Failure::SessionExpired | Failure::TooLate { .. } | Failure::TooEarly { .. }),
             ) => {
                 client.sessions.remove(&open.group);
-                let (process, call) = (client.process, open.call * 1_000);
+                let (process, call) = (client.process, open.called);
                 self.last_process += 1;
                 self.clients[index].process = self.last_process;
                 return self.history.push(Operation { process, key, action, call, end: None, line: 0 });
@@ -339,9 +341,16 @@ impl World {
             }
         };
         client.answered += 1;
-        let (process, call, end) = (client.process, open.call * 1_000, Some(now * 1_000 + 1));
+        let (process, call, end) = (client.process, open.called, Some(answered));
         self.history.push(Operation { process, key, action, call, end, line: 0 });
         self.rest(index);
+    }
+
+    /// The time in the history, in nanoseconds: later than every one before, so that what was called when something was answered
+    /// comes behind it, also in the same moment.
+    fn stamp(&mut self) -> u64 {
+        self.last_stamp = (self.now * 1_000).max(self.last_stamp + 1);
+        self.last_stamp
     }
 
     /// A client thinks before it asks the next thing, if the plan says so.

@@ -88,7 +88,12 @@ impl World {
         if self.violation.is_some() {
             return;
         }
-        let history = History { operations: std::mem::take(&mut self.history), failed: 0 };
+        let history = match History::new(std::mem::take(&mut self.history), 0) {
+            Ok(history) => history,
+            Err(error) => {
+                return self.violate(|| format!("the clients of this simulator are wrong: {error}"));
+            }
+        };
         let judgement = check(&history, JUDGE);
         match judgement.verdict {
             Verdict::Violation { key } => {
@@ -99,6 +104,6 @@ impl World {
             Verdict::Linearizable => {}
             Verdict::Undecided { .. } => self.reach("a history that was too hard to judge"),
         }
-        self.history = history.operations;
+        self.history = history.into_operations();
     }
 }
