@@ -13,6 +13,7 @@
 //! It knows nothing of Tetrachord: any store whose history can be written down can be judged.
 #![deny(missing_docs)]
 
+mod beginning;
 pub mod counterexample;
 pub mod history;
 mod line;
@@ -20,6 +21,7 @@ pub mod linearizability;
 mod model;
 pub mod report;
 pub mod value;
+mod words;
 
 pub use counterexample::Counterexample;
 pub use history::{Action, History, HistoryError, Operation};

@@ -352,26 +352,4 @@ fn mark(input: u64) -> u128 {
     (u128::from(half(low ^ 0x5851_f42d_4c95_7f2d)) << 64) | u128::from(low)
 }
 
-/// The states that a key could have been in: none, and every value that an operation names or leads to.
-pub(crate) fn values_named(operations: &[Operation]) -> Vec<Option<Value>> {
-    let sums = Sums::of(operations);
-    let mut values = vec![None];
-    for operation in operations {
-        match &operation.action {
-            Action::Get(seen) => values.push(seen.clone()),
-            Action::Put(value) => values.push(Some(value.clone())),
-            Action::Delete => {}
-            Action::Cas(expect, value, _) => values.extend([expect.clone(), value.clone()]),
-            Action::Append(value) => values.push(Some(Value::Text(value.clone()))),
-            Action::Incr(by, sum) => {
-                let both = [Some(*sum), sum.checked_sub(*by)].into_iter().flatten();
-                values.extend(both.flat_map(|whole| sums.kinds(whole)).map(Some));
-            }
-        }
-    }
-    values.sort();
-    values.dedup();
-    values
-}
-
 const _: () = assert!(ABSENT == 0, "the first state is the one of no such key");

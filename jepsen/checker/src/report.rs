@@ -1,7 +1,9 @@
 //! A counterexample as a picture: a lane per process, operations as bars in time, the impossible one marked.
 
-use crate::counterexample::{Counterexample, describe};
+use crate::counterexample::Counterexample;
 use crate::history::Operation;
+use crate::value::Value;
+use crate::words::describe;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -11,8 +13,11 @@ const LEFT: f64 = 110.0;
 const WIDTH: f64 = 1100.0;
 const TOP: f64 = 34.0;
 
-/// Operations that a picture shows at most; more would show nothing.
+/// Operations that a picture shows at most; with more of them nothing could be seen.
 const SHOWN_MAX: usize = 120;
+
+/// Stands near the head of every page, so that one can be told from somebody else's file.
+pub const MARK: &str = r#"<meta name="generator" content="tetrachord-checker">"#;
 
 /// What [`section`] needs in the style sheet of its page.
 pub const STYLE: &str = "\
@@ -27,7 +32,7 @@ pub fn html(counterexample: &Counterexample, title: &str) -> String {
     let title = escape(title);
     format!(
         r#"<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<html lang="en"><head><meta charset="utf-8">{MARK}<title>{title}</title>
 <style>
 :root {{ color-scheme: light dark; }}
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1240px; padding: 0 1rem; }}
@@ -46,29 +51,39 @@ table {{ border-collapse: collapse; margin-top: 1.5rem; }} td, th {{ padding: .2
 /// The picture with its explanation and its table, to be put into a page.
 #[must_use]
 pub fn section(counterexample: &Counterexample) -> String {
-    let rows: String =
-        shown(counterexample).iter().map(|operation| table_row(counterexample, operation)).collect();
+    let shown = shown(counterexample);
+    let rows: String = shown.iter().map(|operation| table_row(counterexample, operation)).collect();
+    let all = counterexample.operations.len();
+    let part = match shown.len() < all {
+        true => format!(
+            "<p><strong>Only the last {} of the {all} operations are shown.</strong> The others are in the history.</p>\n",
+            shown.len()
+        ),
+        false => String::new(),
+    };
     format!(
         r#"<p>{explanation}</p>
-{svg}
-<p>Time runs to the right. A bar spans from the call to the answer; a grey one had no answer yet when the red one was
-given, so it may have taken effect at any time after its call, or not. The red one cannot be explained.</p>
+{part}{svg}
+<p>Time runs to the right. A bar spans from the call to the answer. A grey one may have taken effect or not: it had no answer when the
+red one was given, or was called before all others that are needed. The red one cannot be explained.</p>
 <table><thead><tr><th>process</th><th>operation</th><th>called, ns</th><th>answered, ns</th><th>line</th></tr></thead>
 <tbody>{rows}</tbody></table>"#,
         explanation = escape(&counterexample.explanation),
-        svg = svg(counterexample),
+        svg = svg(counterexample, &shown),
     )
 }
 
 /// The last operations, as many as a picture can show, always with the culprit.
-fn shown(counterexample: &Counterexample) -> &[Operation] {
+fn shown(counterexample: &Counterexample) -> Vec<&Operation> {
     let operations = &counterexample.operations;
-    let first = operations.len().saturating_sub(SHOWN_MAX).min(counterexample.culprit);
-    &operations[first..]
+    let first = operations.len().saturating_sub(SHOWN_MAX);
+    match counterexample.culprit < first {
+        true => [&operations[counterexample.culprit]].into_iter().chain(&operations[first + 1..]).collect(),
+        false => operations[first..].iter().collect(),
+    }
 }
 
-fn svg(counterexample: &Counterexample) -> String {
-    let operations = shown(counterexample);
+fn svg(counterexample: &Counterexample, operations: &[&Operation]) -> String {
     let culprit = &counterexample.operations[counterexample.culprit];
     let mut lanes: BTreeMap<u64, usize> = BTreeMap::new();
     for operation in operations {
@@ -80,7 +95,7 @@ fn svg(counterexample: &Counterexample) -> String {
     let full = LEFT + WIDTH + 20.0;
     let mut svg = format!(
         r#"<svg viewBox="0 0 {full} {height}" role="img" aria-label="operations over time"><text class="label" x="{LEFT}" y="16">key {}</text>"#,
-        escape(&counterexample.key)
+        escape(&Value::from(counterexample.key.as_str()).to_string())
     );
     for (process, lane) in &lanes {
         let y = TOP + LANE_HEIGHT * (*lane as f64 + 0.5);
@@ -93,7 +108,7 @@ fn svg(counterexample: &Counterexample) -> String {
     }
     for operation in operations {
         let y = TOP + LANE_HEIGHT * (lanes[&operation.process] as f64 + 0.5) - BAR_HEIGHT / 2.0;
-        let _ = write!(svg, "{}", bar(operation, operation == culprit, y, &scale));
+        let _ = write!(svg, "{}", bar(operation, *operation == culprit, y, &scale));
     }
     svg.push_str("</svg>");
     svg
@@ -138,7 +153,7 @@ struct Scale {
 }
 
 impl Scale {
-    fn new(operations: &[Operation]) -> Self {
+    fn new(operations: &[&Operation]) -> Self {
         let mut moments: Vec<u64> =
             operations.iter().flat_map(|operation| [Some(operation.call), operation.end]).flatten().collect();
         moments.sort_unstable();

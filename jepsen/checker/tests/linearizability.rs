@@ -353,3 +353,106 @@ fn beyond_its_bound_the_judge_says_so() {
     let judgement = check(&whole, Limits { configurations: 50 });
     assert_eq!(judgement.verdict, Verdict::Undecided { key: "k0".to_string(), configurations: 50 });
 }
+
+/// Eight clients write values that are all different, so that a key has tens of thousands of states.
+fn busy_key(count: u64, unknown_per_mille: u64) -> (Vec<Operation>, u64) {
+    let mut operations = simulate(&mut Random(9), 1, count, 8, unknown_per_mille);
+    operations.iter_mut().for_each(|operation| operation.key = "x".to_string());
+    let last = operations.iter().filter_map(|operation| operation.end).max().unwrap();
+    (operations, last)
+}
+
+fn example_of(mut operations: Vec<Operation>) -> counterexample::Counterexample {
+    for (index, operation) in operations.iter_mut().enumerate() {
+        operation.line = index + 1;
+    }
+    let whole = history(operations);
+    assert_eq!(check(&whole, Limits::default()).verdict, Verdict::Violation { key: "x".to_string() });
+    counterexample::find(&whole, "x").unwrap()
+}
+
+#[test]
+fn one_stale_read_among_many_values_is_cut_down_and_its_writer_is_named() {
+    let (mut operations, last) = busy_key(25_000, 0);
+    let old = operations.iter().position(|operation| matches!(operation.action, Action::Put(_))).unwrap();
+    let (line, Action::Put(value)) = (old + 1, operations[old].action.clone()) else { unreachable!() };
+    operations.push(operation(90, put("final"), last + 1, Some(last + 2)));
+    operations.push(operation(91, Action::Get(Some(value.clone())), last + 3, Some(last + 4)));
+    let example = example_of(operations);
+    assert_eq!(example.operations.len(), 2, "{}", example.explanation);
+    let words =
+        format!("written last by `put {value}` of process {} (line {line})", example.origin.unwrap().process);
+    assert!(example.explanation.contains(&words), "{}", example.explanation);
+    assert!(example.explanation.contains("`put \"final\"` of process 90 (line 25001) came after that"));
+    assert_eq!(example.possible, ["\"final\""]);
+}
+
+#[test]
+fn a_stale_read_in_the_midst_of_others_is_cut_down_too() {
+    let (mut operations, _) = busy_key(25_000, 0);
+    let before = operations.iter().position(|operation| matches!(operation.action, Action::Put(_))).unwrap();
+    let old = operations[before].clone();
+    let later = |operation: &Operation| operation.call > 100_000 && operation.end.is_some();
+    let late = operations.iter().position(|it| later(it) && matches!(it.action, Action::Get(_))).unwrap();
+    let Action::Put(value) = old.action else { unreachable!() };
+    operations[late].action = Action::Get(Some(value));
+    let (process, count) = (operations[late].process, operations.len());
+    let example = example_of(operations);
+    assert_eq!(example.operations[example.culprit].process, process);
+    let unknown = example.operations.iter().filter(|operation| operation.end.is_none()).count();
+    let rest = example.operations.len() - unknown;
+    assert!(
+        rest <= 8 && example.operations.len() < count / 50,
+        "{rest} and {unknown}: {}",
+        example.explanation
+    );
+}
+
+#[test]
+fn a_lost_increment_after_many_is_cut_down() {
+    let count = 10_000;
+    let incr = |index: u64| {
+        let sum = i64::try_from(index + 1).unwrap();
+        operation(index % 5, Action::Incr(1, sum), 20 * index, Some(20 * index + 90))
+    };
+    let mut operations: Vec<Operation> = (0..count).map(incr).collect();
+    operations.push(operation(20_000, Action::Incr(1, 0), 50_000, None));
+    operations.push(operation(20_001, get(Some("9000")), 1_000_000, Some(1_000_001)));
+    let example = example_of(operations);
+    assert!(
+        example.operations.len() <= 7,
+        "{} operations: {}",
+        example.operations.len(),
+        example.explanation
+    );
+    assert!(example.explanation.contains("written last by `incr 1 = 9000`"), "{}", example.explanation);
+    assert_eq!(example.possible, ["\"10000\""]);
+}
+
+#[test]
+fn a_value_from_nowhere_is_said_to_be_one() {
+    let (mut operations, last) = busy_key(5_000, 0);
+    operations.push(operation(91, get(Some("nobody's")), last + 3, Some(last + 4)));
+    let example = example_of(operations);
+    assert_eq!(example.operations.len(), 1);
+    assert!(example.explanation.contains("nothing explains this answer"), "{}", example.explanation);
+    assert!(example.explanation.contains("Nobody wrote what it saw."), "{}", example.explanation);
+}
+
+/// Where appends are, the beginning is never cut.
+#[test]
+fn what_could_not_be_made_small_is_said_and_a_picture_of_a_part_says_so() {
+    let mut operations: Vec<Operation> = (0..600)
+        .map(|index| operation(1, Action::Append("a".to_string()), 10 * index, Some(10 * index + 5)))
+        .collect();
+    operations.push(operation(2, get(Some("b")), 3, Some(7_000)));
+    operations.sort_by_key(|operation| operation.call);
+    let example = example_of(operations);
+    assert_eq!(example.operations.len(), 601);
+    assert!(example.explanation.contains("these 601 operations"), "{}", example.explanation);
+    assert!(example.explanation.contains("Fewer of them may be enough"), "{}", example.explanation);
+    let page = report::html(&example, "test");
+    assert!(page.contains("Only the last 120 of the 601 operations are shown."), "{page}");
+    assert_eq!(page.matches("<rect").count(), 120, "the culprit was called early and is there all the same");
+    assert_eq!(page.matches(r#"<rect class="culprit""#).count(), 1);
+}
