@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use tetrachord_checker::linearizability::BYTES_PER_STEP;
 use tetrachord_checker::{
     Counterexample, History, Judgement, Limits, Verdict, check, counterexample, report,
 };
@@ -65,7 +66,7 @@ pub(crate) fn run(common: &Common, args: &CheckArgs) -> anyhow::Result<Exit> {
         }
         (Verdict::Violation { key }, ..) => println!("NOT linearizable: key \"{key}\", {counted}"),
         (Verdict::Undecided { key, configurations }, ..) => println!(
-            "undecided after {configurations} steps on key \"{key}\": {counted}. Raise --limit (20 bytes of memory per \
+            "undecided after {configurations} steps on key \"{key}\": {counted}. Raise --limit (up to {BYTES_PER_STEP} bytes of memory per \
              step), or record with more keys or fewer clients"
         ),
     }

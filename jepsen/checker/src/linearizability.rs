@@ -20,9 +20,13 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// How far to search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Pairs of explained operations and state that are tried per key; each takes about 20 bytes of memory.
+    /// Pairs of explained operations and state that are tried per key; each takes up to [`BYTES_PER_STEP`] of memory.
     pub configurations: usize,
 }
+
+/// What a step of the search takes of memory at most, in bytes: 17 where the table of pairs is full, twice that where it has just grown,
+/// and half as much again while it grows.
+pub const BYTES_PER_STEP: usize = 60;
 
 impl Default for Limits {
     fn default() -> Self {
