@@ -1,11 +1,12 @@
 //! `tetrachord demo`: the main job in one go. A real cluster of child processes, concurrent clients, leaders killed,
 //! everybody killed, and a verdict on what the clients saw.
 
-use super::check::{draw_violation, exit_of, word};
+use super::check::{example_of, exit_of, remark, word};
 use super::cluster::{LocalCluster, Size, asked_to_end, leaders};
 use super::dev::TemporaryDirectory;
 use super::liars::{self, Watch};
 use super::output::print_json;
+use super::picture;
 use super::record::{seed, write_history};
 use super::workload::{Recorder, read_all, run_client};
 use super::{Common, Exit};
@@ -259,7 +260,10 @@ fn report(
     let judged = Instant::now();
     let judgement = check(&history, Limits::default());
     let picture = path.with_extension("html");
-    let example = draw_violation(&history, &judgement, &picture)?;
+    let example = example_of(&history, &judgement);
+    if let Some(Err(lack)) = example.as_ref().map(|example| picture::draw(example, Ok(picture.clone()))) {
+        remark(&format!("no picture: {lack}"));
+    }
     let thin = history.is_too_thin();
     let exit = match exit_of(&judgement.verdict, thin.is_some()) {
         Exit::Ok if lost > 0 => Exit::Violation,

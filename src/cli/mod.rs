@@ -23,6 +23,7 @@ mod kv;
 mod liars;
 mod log;
 mod output;
+mod picture;
 mod proof;
 mod record;
 mod status;
@@ -37,7 +38,8 @@ use std::time::Duration;
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 refused or conflict, 5 unavailable (surely not applied),
-6 outcome unknown, 7 consistency violation found, 8 denied.
+6 outcome unknown, 7 consistency violation found, 8 denied, 9 a proof does not hold; of a history: 10 malformed,
+11 too thin to mean anything, 12 undecided.
 
 Examples:
   tetrachord demo                                  a cluster under fire, judged: the whole thing in one go
@@ -120,6 +122,9 @@ pub(crate) enum Exit {
     Violation = 7,
     Denied = 8,
     ProofFailed = 9,
+    Malformed = 10,
+    Thin = 11,
+    Undecided = 12,
 }
 
 impl From<Exit> for ExitCode {
