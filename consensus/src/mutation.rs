@@ -46,6 +46,12 @@ pub enum Mutation {
     /// A candidate leads with one promise too few.
     #[cfg(feature = "mutants")]
     LeadTooSoon,
+    /// A candidate leads with a part of the best log, as soon as some of it has come.
+    #[cfg(feature = "mutants")]
+    LeadHalfFetched,
+    /// A follower adopts a part of its leader's log, as soon as some of it has come.
+    #[cfg(feature = "mutants")]
+    AdoptHalfSync,
     /// PBFT: one replica fewer than a quorum is enough.
     #[cfg(feature = "mutants")]
     QuorumTooSmall,
@@ -108,7 +114,7 @@ pub enum Mutation {
 impl Mutation {
     /// Every defect of Multi-Paxos, for tests that try them all.
     #[cfg(feature = "mutants")]
-    pub const PAXOS: [Self; 12] = [
+    pub const PAXOS: [Self; 14] = [
         Self::AckBeforeBarrier,
         Self::ReadWithoutIndex,
         Self::CountOlderBallot,
@@ -121,6 +127,8 @@ impl Mutation {
         Self::AppendAfterStopSign,
         Self::DecideTooSoon,
         Self::LeadTooSoon,
+        Self::LeadHalfFetched,
+        Self::AdoptHalfSync,
     ];
 
     /// Every defect of PBFT.

@@ -4,46 +4,13 @@
 mod harness;
 
 use bytes::Bytes;
+use harness::rules::{ballot, inject, led, options, passes_only_with_the_rule, under_way};
 use harness::{Cluster, Envelope, describe};
 use tetrachord_consensus::paxos::{Ballot, Message, Reason, Role};
 use tetrachord_consensus::{
     Engine, Epoch, Event, Mutation, Options, Proposal, ProposeError, Quorums, ReplicaId, Slot, Ticks,
     Timestamp, codec,
 };
-
-fn options(mutation: Mutation) -> Options {
-    Options { mutation, ..Options::default() }
-}
-
-/// A cluster of `n` that replica 0 leads, with nothing under way.
-fn led(n: usize, options: Options) -> Cluster {
-    let mut cluster = Cluster::new(n, options);
-    cluster.run(1_500);
-    assert_eq!(cluster.leader(), Some(0), "the first replica is the first to try");
-    cluster
-}
-
-fn ballot(round: u64, replica: u8) -> Ballot {
-    Ballot { epoch: Epoch(1), round, replica: ReplicaId(replica) }
-}
-
-fn inject(cluster: &mut Cluster, from: u8, to: usize, message: &Message) {
-    let message = codec::encode(message);
-    cluster.network.push(Envelope { from: ReplicaId(from), to: ReplicaId(to as u8), message });
-    let last = cluster.network.len() - 1;
-    cluster.deliver(last);
-}
-
-fn under_way(cluster: &Cluster) -> Vec<String> {
-    cluster.network.iter().map(|envelope| describe(&envelope.message)).collect()
-}
-
-/// The test passes as the rules stand, and fails when one of them is switched off.
-fn passes_only_with_the_rule(mutation: Mutation, test: fn(Options)) {
-    test(options(Mutation::None));
-    let broken = std::panic::catch_unwind(|| test(options(mutation)));
-    assert!(broken.is_err(), "nobody noticed {mutation:?}");
-}
 
 #[test]
 fn a_promise_is_durable_before_it_is_given() {

@@ -123,12 +123,18 @@ impl Acceptor {
 
     /// What to tell others of this log.
     #[must_use]
-    pub fn view(&self, decided: Slot, options: &Options) -> LogView {
-        let base = self.log.base().slot;
+    pub fn view(&self, decided: Slot, gathered: Option<LogBase>, options: &Options) -> LogView {
+        let base = self.log.base();
         if mutated!(options, PromiseWithoutAccepted) {
-            return LogView { accepted: Ballot::ZERO, base, last: base, decided: base };
+            return LogView {
+                accepted: Ballot::ZERO,
+                base: base.slot,
+                last: base,
+                decided: base.slot,
+                gathered,
+            };
         }
-        LogView { accepted: self.accepted, base, last: self.log.last().slot, decided }
+        LogView { accepted: self.accepted, base: base.slot, last: self.log.last(), decided, gathered }
     }
 
     /// Promises a higher ballot.

@@ -8,15 +8,15 @@
 //!    | Prepare ------------>|   promise, durable
 //!    |<------------ Promise |   with (accepted, last), the rank of its log
 //!    | FetchLog ----------->|   only to the best one, only if it is not the candidate's own
-//!    |<----------- LogChunk |
+//!    |<----------- LogChunk |   (fetch.rs)
 //! ```
 
+use super::fetch::Fetch;
 use super::message::{LogView, Message, Reason};
 use super::replica::{Replica, Role};
 use crate::mutation::mutated;
 use crate::paxos::ballot::Ballot;
-use crate::paxos::entry::Entry;
-use crate::types::{LogBase, ReplicaId, ReplicaSet, Slot, Ticks};
+use crate::types::{ReplicaId, ReplicaSet, Ticks};
 use std::collections::BTreeMap;
 
 /// A replica that asks whether it may try to lead.
@@ -32,23 +32,8 @@ pub struct Candidate {
     pub(super) ballot: Ballot,
     promises: BTreeMap<ReplicaId, LogView>,
     messages: usize,
-    fetch: Option<Fetch>,
+    pub(super) fetch: Option<Fetch>,
     asked_at: Ticks,
-}
-
-/// The best log, as far as it has arrived.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Fetch {
-    source: ReplicaId,
-    best: LogView,
-    keep: LogBase,
-    entries: Vec<Entry>,
-}
-
-impl Fetch {
-    fn at(&self) -> LogBase {
-        self.entries.last().map_or(self.keep, Entry::base)
-    }
 }
 
 impl Candidate {
@@ -122,10 +107,9 @@ impl Replica {
         assert!(ballot > self.promised(), "an attempt outranks what this replica promised");
         self.acceptor.promise(ballot);
         self.election.see(ballot);
-        self.election.campaigned = Some(self.now);
-        self.election.restart(self.now);
+        self.election.begin_attempt(self.now);
         self.set_leader(None);
-        let own = self.acceptor.view(self.decided, &self.options);
+        let own = self.view();
         let promises = BTreeMap::from([(self.me, own)]);
         self.role =
             Role::Candidate(Candidate { ballot, promises, messages: 1, fetch: None, asked_at: self.now });
@@ -133,7 +117,7 @@ impl Replica {
         self.choose_if_promised();
     }
 
-    /// Repeats what may have been lost; gives up after the election timeout.
+    /// Repeats what may have been lost; gives up when nothing has come of it for long.
     pub(super) fn tick_candidate(&mut self) {
         if self.now >= self.election.deadline {
             return self.start_pre_vote();
@@ -141,15 +125,14 @@ impl Replica {
         let Role::Candidate(candidate) = &mut self.role else {
             return;
         };
+        if candidate.fetch.is_some() {
+            return self.tick_fetch();
+        }
         if self.now.since(candidate.asked_at) < 2 * self.options.heartbeat_ticks {
             return;
         }
         candidate.asked_at = self.now;
         let ballot = candidate.ballot;
-        if let Some(fetch) = &candidate.fetch {
-            let (source, slot) = (fetch.source, fetch.at().slot);
-            return self.send(source, &Message::FetchLog { ballot, from: slot });
-        }
         let promised: Vec<ReplicaId> = candidate.promises.keys().copied().collect();
         for to in self.others().into_iter().filter(|replica| !promised.contains(replica)) {
             self.send(to, &Message::Prepare { ballot });
@@ -166,12 +149,11 @@ impl Replica {
         }
         if ballot > self.promised() {
             self.become_follower();
-            self.staging = None;
             self.set_leader(None);
             self.acceptor.promise(ballot);
         }
         assert_eq!(self.promised(), ballot, "a promise is given only when it holds");
-        let view = self.acceptor.view(self.decided, &self.options);
+        let view = self.view();
         let unsafe_gate = mutated!(self.options, PromiseBeforeBarrier);
         let gate = (!unsafe_gate).then(|| self.acceptor.last_token());
         self.send_after(from, &Message::Promise { ballot, view }, gate);
@@ -209,7 +191,7 @@ impl Replica {
         let own = candidate.promises[&self.me];
         let (mut source, mut best) = (self.me, own);
         for (replica, view) in &candidate.promises {
-            if (view.accepted, view.last) > (best.accepted, best.last) {
+            if view.rank() > best.rank() {
                 (source, best) = (*replica, *view);
             }
         }
@@ -218,102 +200,6 @@ impl Replica {
             return self.lead(keep, Vec::new());
         }
         self.fetch(source, own, best);
-    }
-
-    /// Asks the replica with the best log for what is missing; if its log no longer reaches back that far, it should
-    /// lead instead.
-    fn fetch(&mut self, source: ReplicaId, own: LogView, best: LogView) {
-        let shared = if own.accepted == best.accepted { own.last.min(best.last) } else { self.decided };
-        let Some(keep) = self.acceptor.log().position(shared).filter(|keep| keep.slot >= best.base) else {
-            let ballot = self.promised();
-            self.become_follower();
-            return self.send(source, &Message::TransferLeader { ballot });
-        };
-        let Role::Candidate(candidate) = &mut self.role else { unreachable!("only a candidate fetches") };
-        let ballot = candidate.ballot;
-        if keep.slot == best.last {
-            return self.lead(keep.slot, Vec::new());
-        }
-        candidate.fetch = Some(Fetch { source, best, keep, entries: Vec::new() });
-        candidate.asked_at = self.now;
-        assert!(keep.slot < best.last, "there is something to fetch");
-        self.send(source, &Message::FetchLog { ballot, from: keep.slot });
-    }
-
-    /// Sends a piece of this log to a candidate, if
-    /// * its ballot is the promised one, so that the log is still the one that was reported;
-    /// * the log reaches back to where the candidate wants to go on.
-    pub(super) fn on_fetch_log(&mut self, from: ReplicaId, ballot: Ballot, slot: Slot) {
-        if ballot != self.promised() || self.acceptor.accepted() == ballot {
-            return;
-        }
-        let log = self.acceptor.log();
-        let Some(previous) = log.position(slot).filter(|at| at.slot < log.last().slot) else {
-            return;
-        };
-        let entries = log.run(slot.next(), usize::MAX, self.options.message_bytes);
-        assert!(!entries.is_empty(), "the log goes on behind the position");
-        self.send(from, &Message::LogChunk { ballot, previous, entries });
-    }
-
-    /// Takes a piece of the best log, if
-    /// * it comes from the replica that was asked, in this ballot;
-    /// * it goes on exactly where the last piece ended, and its hashes are right.
-    pub(super) fn on_log_chunk(
-        &mut self,
-        from: ReplicaId,
-        ballot: Ballot,
-        previous: LogBase,
-        entries: Vec<Entry>,
-    ) {
-        let Role::Candidate(candidate) = &mut self.role else {
-            return;
-        };
-        let Some(fetch) = candidate.fetch.as_mut().filter(|fetch| fetch.source == from) else {
-            return;
-        };
-        if candidate.ballot != ballot || previous.slot != fetch.at().slot {
-            return;
-        }
-        if previous != fetch.at() {
-            return self.restart_fetch_from_decided();
-        }
-        for entry in entries {
-            if !entry.follows(fetch.at()) || entry.slot > fetch.best.last {
-                return;
-            }
-            fetch.entries.push(entry);
-        }
-        let (done, at) = (fetch.at().slot == fetch.best.last, fetch.at().slot);
-        if done {
-            let (keep, entries) = (fetch.keep.slot, std::mem::take(&mut fetch.entries));
-            return self.lead(keep, entries);
-        }
-        candidate.asked_at = self.now;
-        self.send(from, &Message::FetchLog { ballot, from: at });
-    }
-
-    /// Both logs were accepted in the same ballot and yet differ where they should agree: go back to what is surely
-    /// shared. Only a base moved by a snapshot can cause this.
-    fn restart_fetch_from_decided(&mut self) {
-        let decided = self.decided;
-        let position =
-            self.acceptor.log().position(decided).expect("the decided slot is in the log or its base");
-        let Role::Candidate(candidate) = &mut self.role else {
-            return;
-        };
-        let ballot = candidate.ballot;
-        let Some(fetch) = candidate.fetch.as_mut() else {
-            return;
-        };
-        if fetch.keep == position {
-            return self.fail(format!("the best log contradicts what was decided at slot {decided}"));
-        }
-        fetch.keep = position;
-        fetch.entries.clear();
-        let source = fetch.source;
-        assert!(position.slot <= decided, "a restart goes back");
-        self.send(source, &Message::FetchLog { ballot, from: position.slot });
     }
 
     /// Another replica should lead and says so.

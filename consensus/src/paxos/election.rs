@@ -5,6 +5,10 @@
 //! * Only traffic of a leader that itself hears a quorum counts as hearing it. A leader cut off from its quorum but
 //!   not from this replica must not keep this replica loyal for ever.
 //! * Timeouts are staggered by replica and jittered, so that usually one replica tries alone.
+//! * An attempt that comes to nothing makes the next one more patient, until a leader is heard. Whoever fails over and over, because it
+//!   must fetch much, or its disk is slow, so leaves the others time to try: each Prepare restarts their timers, and a replica that
+//!   always asked again before they ran out would keep all of them waiting for ever. And whatever an attempt takes, some attempt is
+//!   patient enough for it.
 
 use crate::config::Options;
 use crate::paxos::ballot::Ballot;
@@ -12,6 +16,9 @@ use crate::types::{Epoch, ReplicaId, Ticks};
 
 /// Rounds that another replica may be ahead: years of failed attempts.
 const ROUNDS_AHEAD_MAX: u64 = 1 << 32;
+
+/// The most patient attempt waits this many times the election timeout, as a power of two.
+const PATIENCE_DOUBLINGS_MAX: u32 = 3;
 
 /// Timers and hearsay of one replica.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +35,8 @@ pub(super) struct Election {
     pub leader_heard: Option<Ticks>,
     /// When this replica last began phase 1.
     pub campaigned: Option<Ticks>,
+    /// How often it did since it last heard a quorate leader, or was one.
+    attempts: u32,
 }
 
 impl Election {
@@ -49,13 +58,27 @@ impl Election {
             deadline: Ticks(0),
             leader_heard: None,
             campaigned: None,
+            attempts: 0,
         }
     }
 
-    /// Starts the timer anew: a leader was heard, or a candidate was helped.
+    /// Starts the timer anew: a leader was heard, a candidate was helped, or what was asked for is coming.
     pub(super) fn restart(&mut self, now: Ticks) {
-        self.deadline = now.plus(self.election_ticks + self.stagger());
+        let doublings = self.attempts.saturating_sub(1).min(PATIENCE_DOUBLINGS_MAX);
+        self.deadline = now.plus((self.election_ticks << doublings) + self.stagger());
         assert!(self.deadline > now, "a timer lies in the future");
+    }
+
+    /// Phase 1 begins here.
+    pub(super) fn begin_attempt(&mut self, now: Ticks) {
+        self.attempts = self.attempts.saturating_add(1);
+        self.campaigned = Some(now);
+        self.restart(now);
+    }
+
+    /// There is a leader, who works: the next attempt will be the first.
+    pub(super) fn forget_attempts(&mut self) {
+        self.attempts = 0;
     }
 
     /// Starts the shorter timer of an attempt that is under way.
@@ -67,6 +90,7 @@ impl Election {
     /// A quorate leader was heard.
     pub(super) fn hear_leader(&mut self, now: Ticks) {
         self.leader_heard = Some(now);
+        self.forget_attempts();
         self.restart(now);
     }
 
@@ -123,6 +147,20 @@ mod tests {
         assert!(election.hears_leader(Ticks(599)));
         assert!(!election.hears_leader(Ticks(600)));
         assert!(election.deadline >= Ticks(600));
+    }
+
+    #[test]
+    fn attempts_that_fail_make_patient_and_a_leader_makes_impatient_again() {
+        let mut election = Election::new(ReplicaId(0), Epoch(1), &Options::default(), Ballot::ZERO);
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            election.begin_attempt(Ticks(1_000));
+            waits.push(election.deadline.since(Ticks(1_000)) / 500);
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 8, 8], "in election timeouts");
+        election.hear_leader(Ticks(1_000));
+        election.begin_attempt(Ticks(1_000));
+        assert_eq!(election.deadline.since(Ticks(1_000)) / 500, 1);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The acceptor's side of phase 2: take over the leader's log once, then append to it.
 
+use super::gathering::{Gathering, Misfit};
 use super::message::{Message, Reason};
 use super::replica::{Replica, Role};
 use crate::mutation::mutated;
@@ -10,21 +11,6 @@ use crate::types::{LogBase, ReplicaId, Slot, Timestamp};
 /// An entry may be stamped this much later than the one before it, besides the time that passed between them, in
 /// microseconds. Twice what a leader allows itself, so that two clocks need not agree on how much time passed.
 const TIME_AHEAD_MAX_MICROS: u64 = 2 * 3600 * 1_000_000;
-
-/// The pieces of an AcceptSync that have arrived so far. They take effect as a whole.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Staging {
-    ballot: Ballot,
-    sync: LogBase,
-    adopted: Slot,
-    entries: Vec<Entry>,
-}
-
-impl Staging {
-    fn at(&self) -> LogBase {
-        self.entries.last().map_or(self.sync, Entry::base)
-    }
-}
 
 impl Replica {
     /// Whether leader traffic may be acted on:
@@ -134,6 +120,7 @@ impl Replica {
 
     /// Gathers the leader's adopted log, and adopts it when it is complete:
     /// * once per ballot; a late copy must not truncate what was acknowledged since;
+    /// * only if it ends where the leader's adopted log ends, with the same hash;
     /// * only if the position where it begins is in this log, with the same hash;
     /// * never against what is decided.
     pub(super) fn on_accept_sync(
@@ -142,53 +129,58 @@ impl Replica {
         ballot: Ballot,
         sync: LogBase,
         entries: Vec<Entry>,
-        adopted: Slot,
+        adopted: LogBase,
     ) {
         if self.acceptor.accepted() == ballot && !mutated!(self.options, SyncTwice) {
             return self.acknowledge();
         }
-        let is_new =
-            self.staging.as_ref().is_none_or(|staging| staging.ballot != ballot || staging.sync != sync);
-        if is_new && entries.first().is_none_or(|entry| Some(entry.slot.0) == sync.slot.0.checked_add(1)) {
-            self.staging = Some(Staging { ballot, sync, adopted, entries: Vec::new() });
-        }
-        let Some(staging) = self.staging.as_mut().filter(|staging| staging.ballot == ballot) else {
-            return self.need_sync(from, ballot);
-        };
-        let gathered = staging.at().slot;
-        for entry in entries.into_iter().filter(|entry| entry.slot > gathered) {
-            if !entry.follows(staging.at()) || entry.slot > staging.adopted {
-                break;
-            }
-            staging.entries.push(entry);
-        }
-        if staging.at().slot < staging.adopted {
+        if !self.goes_on(ballot, sync, entries.first(), adopted)
+            && !self.begin_gathering(ballot, sync, &entries)
+        {
             return self.need_sync(from, ballot);
         }
-        self.adopt_staged(from, ballot);
+        let gathering = self.gathering.as_mut().expect("it was there, or was just begun");
+        gathering.ballot = ballot;
+        gathering.add(entries.into_iter().filter(|entry| entry.slot <= adopted.slot));
+        if !gathering.holds(adopted) && !mutated!(self.options, AdoptHalfSync) {
+            return self.need_sync(from, ballot);
+        }
+        gathering.cut(adopted.slot);
+        self.adopt_gathered(from, ballot);
     }
 
-    fn adopt_staged(&mut self, from: ReplicaId, ballot: Ballot) {
-        let staging = self.staging.take().expect("the caller has gathered it");
-        let log = self.acceptor.log();
-        // Skip what both logs share: what is shared need not be written again, and what a snapshot replaced is gone.
-        let mut keep = match log.position(staging.sync.slot) {
-            Some(at) if at == staging.sync => at,
-            None if staging.sync.slot < log.base().slot => log.base(),
-            _ => return self.need_sync(from, ballot),
-        };
-        let mut entries = Vec::new();
-        let first = keep.slot;
-        for entry in staging.entries.into_iter().filter(|entry| entry.slot >= first) {
-            match log.position(entry.slot) {
-                Some(at) if at == entry.base() && entries.is_empty() => keep = at,
-                _ if entry.slot == keep.slot && entries.is_empty() => {
-                    return self
-                        .fail(format!("ballot {ballot} contradicts the snapshot at slot {}", entry.slot));
-                }
-                _ => entries.push(entry),
-            }
+    /// Whether a piece goes on behind what is gathered. What was gathered for another ballot counts only if the leader, who was told
+    /// where it ends, goes on there: one that begins again has another log.
+    fn goes_on(&self, ballot: Ballot, sync: LogBase, first: Option<&Entry>, adopted: LogBase) -> bool {
+        let Some(gathering) = &self.gathering else { return false };
+        let is_same = gathering.ballot == ballot;
+        match first {
+            Some(first) => gathering.leads_to(first) && (is_same || first.slot.previous() > sync.slot),
+            None => gathering.holds(adopted),
         }
+    }
+
+    /// Begins to gather at the position that the leader's log and this one should share; false if they do not, or if the piece is not
+    /// the first.
+    fn begin_gathering(&mut self, ballot: Ballot, sync: LogBase, entries: &[Entry]) -> bool {
+        let log = self.acceptor.log();
+        let is_first = entries.first().is_none_or(|first| first.follows(sync));
+        let is_shared = log.holds(sync) || sync.slot < log.base().slot;
+        if is_first {
+            self.gathering = is_shared.then(|| Gathering::new(ballot, sync));
+        }
+        is_first && is_shared
+    }
+
+    fn adopt_gathered(&mut self, from: ReplicaId, ballot: Ballot) {
+        let gathering = self.gathering.take().expect("the caller has gathered it");
+        let (keep, entries) = match gathering.split(self.acceptor.log()) {
+            Ok(parts) => parts,
+            Err(Misfit::Foreign) => return self.need_sync(from, ballot),
+            Err(Misfit::Contradiction(slot)) => {
+                return self.fail(format!("ballot {ballot} contradicts the snapshot at slot {slot}"));
+            }
+        };
         if keep.slot < self.decided {
             return self.fail(format!("ballot {ballot} would drop decided slots behind {}", keep.slot));
         }
@@ -206,16 +198,13 @@ impl Replica {
         if adopted || mutated!(self.options, DecideAnyBallot) {
             self.learn_decided(decided);
         }
-        let view = self.acceptor.view(self.decided, &self.options);
+        let view = self.view();
         let durable = self.acceptor.durable().filter(|_| adopted).unwrap_or(Slot::ZERO);
         assert!(
-            durable <= view.last || !adopted || cfg!(feature = "mutants"),
+            durable <= view.last.slot || !adopted || cfg!(feature = "mutants"),
             "durable is a part of the log"
         );
         self.send(from, &Message::HeartbeatReply { ballot, round, view, durable });
-        if !adopted {
-            self.need_sync(from, ballot);
-        }
     }
 
     /// Tells the leader how much is durable. The record that makes it so is durable already; the driver checks.
@@ -233,11 +222,9 @@ impl Replica {
     }
 
     fn need_sync(&mut self, from: ReplicaId, ballot: Ballot) {
-        let view = self.acceptor.view(self.decided, &self.options);
-        let staged = self.staging.as_ref().filter(|staging| staging.ballot == ballot);
-        let staged = staged.map_or(Slot::ZERO, |staging| staging.at().slot);
         assert!(self.acceptor.accepted() < ballot || cfg!(feature = "mutants"), "a log is adopted once");
-        self.send(from, &Message::Reject { ballot, reason: Reason::NeedSync { view, staged } });
+        let view = self.view();
+        self.send(from, &Message::Reject { ballot, reason: Reason::NeedSync { view } });
     }
 }
 

@@ -4,7 +4,6 @@
 //! equal positions have equal prefixes, one leader per ballot, nothing acknowledged is lost.
 
 use super::replica::{Replica, Role};
-use crate::types::Slot;
 
 /// Runs every check.
 ///
@@ -14,7 +13,7 @@ pub(super) fn check(replica: &Replica) {
     accepted_was_promised(replica);
     pointers_are_ordered(replica);
     a_leader_leads_in_its_own_promised_ballot(replica);
-    a_follower_stages_only_for_its_promise(replica);
+    what_is_gathered_claims_nothing(replica);
 }
 
 /// An acceptor accepts only in a ballot that it has promised ("Paxos Made Simple", P1a).
@@ -45,10 +44,10 @@ fn a_leader_leads_in_its_own_promised_ballot(replica: &Replica) {
     }
 }
 
-/// Pieces are gathered for a ballot that is promised and whose log is not adopted yet.
-fn a_follower_stages_only_for_its_promise(replica: &Replica) {
-    if replica.staging.is_some() {
+/// What is gathered is for a ballot that was promised, and a leader has adopted its log as a whole.
+fn what_is_gathered_claims_nothing(replica: &Replica) {
+    if let Some(gathering) = &replica.gathering {
         assert!(!replica.is_leader(), "a leader has adopted its log");
-        assert!(replica.acceptor.promised().round > 0 || replica.decided == Slot::ZERO, "someone leads");
+        assert!(gathering.ballot <= replica.acceptor.promised(), "gathered for {}", gathering.ballot);
     }
 }

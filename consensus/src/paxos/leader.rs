@@ -1,10 +1,11 @@
 //! What a leader knows: of itself, and of each other replica.
 
 use crate::paxos::ballot::Ballot;
+use crate::paxos::flow::Flow;
 use crate::paxos::message::LogView;
 use crate::paxos::reads::Reads;
-use crate::types::{ReplicaId, Slot, Ticks, Timestamp};
-use std::collections::{BTreeMap, VecDeque};
+use crate::types::{LogBase, ReplicaId, Slot, Ticks, Timestamp};
+use std::collections::BTreeMap;
 
 /// How a leader brings one replica up to date.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -14,13 +15,11 @@ pub enum Stage {
     /// It has promised; the adopted log is being sent, up to `sent` so far.
     Sync {
         /// Where both logs should agree.
-        sync: Slot,
+        sync: LogBase,
         /// Where the sync ends: the adopted log, or further if the log no longer reaches back to its end.
-        end: Slot,
+        end: LogBase,
         /// Last slot sent.
         sent: Slot,
-        /// When something was last sent.
-        at: Ticks,
     },
     /// It accepted the adopted log; entries from `next` on are to be sent.
     Replicate {
@@ -29,6 +28,17 @@ pub enum Stage {
     },
     /// A snapshot is on its way.
     Snapshot,
+}
+
+/// A heartbeat whose answer will tell what was lost before it, and how long it took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Probe {
+    /// Its round.
+    pub round: u64,
+    /// When it was sent.
+    pub at: Ticks,
+    /// The last slot that was sent before it.
+    pub sent: Slot,
 }
 
 /// One other replica, as the leader sees it.
@@ -40,13 +50,13 @@ pub struct Peer {
     pub durable: Slot,
     /// When it last answered in the leader's ballot.
     pub contact: Option<Ticks>,
-    /// The end of its log when the heartbeat of this round was sent to it: `(round, next)`.
-    pub probe: (u64, Slot),
+    /// The heartbeat that is to be answered.
+    pub probe: Option<Probe>,
+    /// What is on its way.
+    pub flow: Flow,
     /// It has refused entries because those behind this slot had not come. While they are on their way again nothing else is: all
     /// that was in flight will be refused too, and each refusal would cost another window.
     gap: Option<Slot>,
-    in_flight: VecDeque<(Slot, usize)>,
-    in_flight_bytes: usize,
 }
 
 impl Peer {
@@ -55,20 +65,24 @@ impl Peer {
             stage: Stage::Prepare,
             durable: Slot::ZERO,
             contact: None,
-            probe: (0, Slot::ZERO),
+            probe: None,
+            flow: Flow::new(),
             gap: None,
-            in_flight: VecDeque::new(),
-            in_flight_bytes: 0,
         }
     }
 
-    /// Goes on with entries from `next` on; whatever was in flight is given up.
+    /// Goes on with something else; whatever was in flight is given up.
+    pub fn enter(&mut self, stage: Stage) {
+        self.stage = stage;
+        self.gap = None;
+        self.probe = None;
+        self.flow.give_up();
+    }
+
+    /// Goes on with entries from `next` on.
     pub fn replicate_from(&mut self, next: Slot) {
         assert!(next > Slot::ZERO, "the first entry has slot 1");
-        self.stage = Stage::Replicate { next };
-        self.gap = None;
-        self.in_flight.clear();
-        self.in_flight_bytes = 0;
+        self.enter(Stage::Replicate { next });
     }
 
     /// Goes on behind `last`, where it says that its log ends, with one message. True if that is news: what it holds durably it
@@ -87,30 +101,24 @@ impl Peer {
     /// Whether something fills a gap, so that nothing is sent behind it.
     #[must_use]
     pub fn is_filling(&self) -> bool {
-        self.gap.is_some() && !self.in_flight.is_empty()
-    }
-
-    /// Entries up to `last` were sent.
-    pub fn sent(&mut self, last: Slot, bytes: usize) {
-        self.in_flight.push_back((last, bytes));
-        self.in_flight_bytes += bytes;
+        self.gap.is_some() && !self.flow.is_empty()
     }
 
     /// Entries up to `durable` are durable there.
-    pub fn acknowledged(&mut self, durable: Slot) {
+    pub fn acknowledged(&mut self, durable: Slot, window_bytes: usize) {
         self.durable = self.durable.max(durable);
         self.gap = self.gap.filter(|gap| durable <= *gap);
-        while let Some(&(last, bytes)) = self.in_flight.front().filter(|(last, _)| *last <= durable) {
-            self.in_flight.pop_front();
-            self.in_flight_bytes -= bytes;
-            assert!(last <= durable, "only what is durable leaves the window");
-        }
+        self.flow.done(durable, window_bytes);
     }
 
-    /// Bytes sent and not acknowledged.
+    /// The last slot that was sent to it.
     #[must_use]
-    pub fn in_flight_bytes(&self) -> usize {
-        self.in_flight_bytes
+    pub fn sent(&self) -> Slot {
+        match self.stage {
+            Stage::Replicate { next } => next.previous(),
+            Stage::Sync { sent, .. } => sent,
+            Stage::Prepare | Stage::Snapshot => Slot::ZERO,
+        }
     }
 }
 
@@ -199,7 +207,7 @@ impl Leader {
     pub(super) fn sync_point(&self, view: &LogView, end: Slot) -> Slot {
         assert!(end >= self.adopted, "a sync covers the whole adopted log");
         let shared =
-            if view.accepted == self.adopted_from { view.last.min(self.adopted) } else { Slot::ZERO };
+            if view.accepted == self.adopted_from { view.last.slot.min(self.adopted) } else { Slot::ZERO };
         let point = shared.max(view.decided.min(end));
         assert!(view.accepted < self.ballot && point <= end, "only a log of an older ballot needs a sync");
         point

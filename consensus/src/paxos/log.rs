@@ -68,6 +68,12 @@ impl Log {
         if slot == self.base.slot { Some(self.base) } else { self.get(slot).map(Entry::base) }
     }
 
+    /// Whether the log knows this position, with this hash.
+    #[must_use]
+    pub fn holds(&self, at: LogBase) -> bool {
+        self.position(at.slot) == Some(at)
+    }
+
     /// Entries from `first` on, at most `entries_max` and about `bytes_max`, but at least one if there is one.
     #[must_use]
     pub fn run(&self, first: Slot, entries_max: usize, bytes_max: usize) -> Vec<Entry> {

@@ -13,16 +13,24 @@ pub struct LogView {
     /// Where its log begins.
     pub base: Slot,
     /// Where its log ends.
-    pub last: Slot,
+    pub last: LogBase,
     /// The latest slot that it knows to be decided.
     pub decided: Slot,
+    /// Where the entries end that it has gathered beyond its log, and claims nothing of.
+    pub gathered: Option<LogBase>,
 }
 
 impl LogView {
+    /// Of two logs the one of the higher rank holds whatever may have been decided in either.
+    #[must_use]
+    pub fn rank(&self) -> (Ballot, Slot) {
+        (self.accepted, self.last.slot)
+    }
+
     /// Whether a replica can be in this state at all. Anything else is damage.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.base <= self.decided && self.decided <= self.last
+        self.base <= self.decided && self.decided <= self.last.slot
     }
 }
 
@@ -33,13 +41,10 @@ pub enum Reason {
     Promised(Ballot),
     /// It has not promised this ballot yet: send Prepare.
     NeedPrepare,
-    /// It has promised, but not adopted the leader's log yet: send AcceptSync from `staged` on (slot 0: from what
-    /// the view allows).
+    /// It has promised, but not adopted the leader's log yet: send what goes on behind what it has gathered.
     NeedSync {
-        /// Its log.
+        /// Its log, and what it has gathered.
         view: LogView,
-        /// The last slot of the AcceptSync that it has gathered so far.
-        staged: Slot,
     },
     /// Its log ends at this slot; what came does not follow it.
     GapAt(Slot),
@@ -85,6 +90,8 @@ pub enum Message {
         ballot: Ballot,
         /// Where the candidate's log agrees with the best one, as far as it can tell.
         from: Slot,
+        /// About so many bytes of entries, but at least one entry.
+        bytes: u64,
     },
     /// Answer to FetchLog.
     LogChunk {
@@ -104,8 +111,8 @@ pub enum Message {
         sync: LogBase,
         /// A piece of the entries in `(sync, adopted]`.
         entries: Vec<Entry>,
-        /// Where the adopted log ends.
-        adopted: Slot,
+        /// Where the adopted log ends: what is gathered is this log if it ends with this hash.
+        adopted: LogBase,
         /// The leader still hears a quorum.
         quorate: bool,
     },

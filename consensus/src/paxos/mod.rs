@@ -19,7 +19,7 @@
 //!    |<-------- PreVoteReply |
 //!    | Prepare ------------->|  promise durable, then               candidate.rs
 //!    |<------------- Promise |
-//!    | FetchLog ------------>|  (only the best one)
+//!    | FetchLog ------------>|  (only the best one)                 fetch.rs
 //!    |<------------ LogChunk |
 //!    |=== leads ============ |
 //!    | AcceptSync ---------->|  adopt my log, once per ballot       replicate.rs, follower.rs
@@ -68,7 +68,12 @@ mod ballot;
 mod candidate;
 mod election;
 mod entry;
+mod fetch;
+mod flow;
 mod follower;
+mod gathering;
+mod hand_over;
+mod heartbeat;
 mod invariants;
 mod leader;
 mod log;
@@ -77,6 +82,7 @@ mod reads;
 pub mod record;
 mod replica;
 mod replicate;
+mod sync;
 
 pub use ballot::Ballot;
 pub use entry::{Body, Entry};

@@ -13,10 +13,10 @@ use crate::paxos::ballot::Ballot;
 use crate::paxos::candidate::{Candidate, PreCandidate};
 use crate::paxos::election::Election;
 use crate::paxos::entry::{Body, Entry};
-use crate::paxos::follower::Staging;
+use crate::paxos::gathering::Gathering;
 use crate::paxos::invariants;
 use crate::paxos::leader::Leader;
-use crate::paxos::message::{Message, Reason};
+use crate::paxos::message::{LogView, Message, Reason};
 use crate::paxos::record::{RecoverError, Recovered};
 use crate::types::{LogBase, PersistToken, ReadId, ReplicaId, Slot, Ticks, Timestamp, View};
 use bytes::Bytes;
@@ -46,7 +46,9 @@ pub struct Replica {
     pub(super) election: Election,
     pub(super) role: Role,
     pub(super) decided: Slot,
-    pub(super) staging: Option<Staging>,
+    pub(super) gathering: Option<Gathering>,
+    /// The latest ballot of whose candidate this replica's log is so far ahead that it offered to lead itself.
+    pub(super) offered: Ballot,
     pub(super) appended_at: Ticks,
     leader: Option<ReplicaId>,
     is_halted: bool,
@@ -92,7 +94,8 @@ impl Replica {
             election,
             role: Role::Follower,
             decided: applied.slot,
-            staging: None,
+            gathering: None,
+            offered: Ballot::ZERO,
             appended_at: Ticks(0),
             leader: None,
             is_halted: false,
@@ -174,7 +177,7 @@ impl Replica {
             }
             Message::Prepare { ballot } => self.on_prepare(from, ballot),
             Message::Promise { ballot, view } => self.on_promise(from, ballot, view),
-            Message::FetchLog { ballot, from: slot } => self.on_fetch_log(from, ballot, slot),
+            Message::FetchLog { ballot, from: slot, bytes } => self.on_fetch_log(from, ballot, slot, bytes),
             Message::LogChunk { ballot, previous, entries } => {
                 self.on_log_chunk(from, ballot, previous, entries)
             }
@@ -300,6 +303,12 @@ impl Replica {
         matches!(self.role, Role::Leader(_))
     }
 
+    /// What to tell others of this replica's log, and of what it has gathered beyond it.
+    pub(super) fn view(&self) -> LogView {
+        let gathered = self.gathering.as_ref().filter(|gathering| !gathering.is_empty()).map(Gathering::end);
+        self.acceptor.view(self.decided, gathered, &self.options)
+    }
+
     /// The highest ballot promised.
     #[must_use]
     pub fn promised(&self) -> Ballot {
@@ -324,7 +333,8 @@ impl Replica {
         }
         self.acceptor.install(base);
         self.decided = self.decided.max(base.slot);
-        self.staging = None;
+        let (log, decided) = (self.acceptor.log(), self.decided);
+        self.gathering = self.gathering.take().and_then(|kept| kept.renewed(log, decided));
         assert!(self.decided >= base.slot, "a snapshot holds only decided slots");
         if matches!(self.role, Role::Candidate(_)) {
             // What it said of its own log when it began, and what it fetches behind it, is of a log that is gone.

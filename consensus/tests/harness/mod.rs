@@ -3,8 +3,11 @@
 //! what must hold between replicas.
 #![allow(dead_code, clippy::unwrap_used, reason = "test code, of which each file uses a part")]
 
+pub(crate) mod alone;
+pub(crate) mod links;
 #[path = "../random/mod.rs"]
 mod random;
+pub(crate) mod rules;
 pub(crate) mod schedule;
 
 use bytes::Bytes;
@@ -81,6 +84,8 @@ pub(crate) struct Violation(pub(crate) String);
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Node>,
     pub(crate) network: Vec<Envelope>,
+    /// Copies of messages that come again much later.
+    pub(crate) late: Vec<Envelope>,
     pub(crate) config: GroupConfig,
     pub(crate) options: Options,
     pub(crate) now: u64,
@@ -105,10 +110,20 @@ impl Cluster {
     }
 
     pub(crate) fn with_quorums(quorums: Quorums, options: Options) -> Self {
+        let mut cluster = Self::stopped(vec![Node::default(); quorums.n()], quorums, options);
+        for index in 0..quorums.n() {
+            cluster.start(index);
+        }
+        cluster
+    }
+
+    /// Machines that hold something, on which nothing runs yet.
+    pub(crate) fn stopped(nodes: Vec<Node>, quorums: Quorums, options: Options) -> Self {
         let config = GroupConfig { epoch: Epoch(1), quorums };
-        let mut cluster = Self {
-            nodes: vec![Node::default(); quorums.n()],
+        Self {
+            nodes,
             network: Vec::new(),
+            late: Vec::new(),
             config,
             options,
             now: 1,
@@ -124,11 +139,7 @@ impl Cluster {
             violations: Vec::new(),
             trace: None,
             next_read: 0,
-        };
-        for index in 0..quorums.n() {
-            cluster.start(index);
         }
-        cluster
     }
 
     pub(crate) fn replica(&self, index: usize) -> &Replica {
@@ -505,14 +516,17 @@ fn describe_message(message: &Message) -> String {
         }
         Message::Prepare { ballot } => format!("Prepare {ballot}"),
         Message::Promise { ballot, view } => {
-            format!("Promise {ballot} accepted {} last {} decided {}", view.accepted, view.last, view.decided)
+            format!(
+                "Promise {ballot} accepted {} last {} decided {}",
+                view.accepted, view.last.slot, view.decided
+            )
         }
-        Message::FetchLog { ballot, from } => format!("FetchLog {ballot} behind {from}"),
+        Message::FetchLog { ballot, from, bytes } => format!("FetchLog {ballot} behind {from} of {bytes}"),
         Message::LogChunk { ballot, previous, entries } => {
             format!("LogChunk {ballot} behind {} {entries:?}", previous.slot)
         }
         Message::AcceptSync { ballot, sync, entries, adopted, .. } => {
-            format!("AcceptSync {ballot} behind {} {entries:?} up to {adopted}", sync.slot)
+            format!("AcceptSync {ballot} behind {} {entries:?} up to {}", sync.slot, adopted.slot)
         }
         Message::Accept { ballot, previous, entries, decided, .. } => {
             format!("Accept {ballot} behind {} {entries:?} decided {decided}", previous.slot)
@@ -528,7 +542,7 @@ fn describe_message(message: &Message) -> String {
         Message::HeartbeatReply { ballot, round, view, durable } => {
             format!(
                 "HeartbeatReply {ballot} round {round} accepted {} last {} durable {durable}",
-                view.accepted, view.last
+                view.accepted, view.last.slot
             )
         }
         Message::TransferLeader { ballot } => format!("TransferLeader {ballot}"),

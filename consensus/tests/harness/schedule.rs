@@ -3,7 +3,8 @@
 
 use super::{Cluster, Random, Violation};
 use bytes::Bytes;
-use tetrachord_consensus::{Engine, Mutation, Options, Proposal, Quorums};
+use tetrachord_consensus::paxos::Message;
+use tetrachord_consensus::{Engine, Mutation, Options, Proposal, Quorums, codec};
 
 /// What one seed turns on, and how much.
 struct Weather {
@@ -19,6 +20,8 @@ struct Weather {
     ends: bool,
     /// Whether what is sent over links that are cut comes when they heal, as from a transport that sends again.
     keeps: bool,
+    /// How many acknowledgements come again much later, when somebody else may have led meanwhile.
+    late_percent: u64,
 }
 
 impl Weather {
@@ -36,6 +39,7 @@ impl Weather {
             slow_disk_percent: random.next() % 90,
             ends: random.chance(25),
             keeps: random.chance(50),
+            late_percent: if random.chance(50) { random.next() % 40 } else { 0 },
         }
     }
 }
@@ -138,6 +142,12 @@ fn disturb(cluster: &mut Cluster, weather: &Weather, random: &mut Random, step: 
         let position = random.below(cluster.transfers.len());
         cluster.finish_transfer(position);
     }
+    if !cluster.late.is_empty() && random.below(150) == 0 {
+        let position = random.below(cluster.late.len());
+        let envelope = cluster.late.swap_remove(position);
+        cluster.network.push(envelope);
+        cluster.deliver(cluster.network.len() - 1);
+    }
     for _ in 0..random.below(4) {
         move_message(cluster, weather, random);
     }
@@ -163,6 +173,9 @@ fn move_message(cluster: &mut Cluster, weather: &Weather, random: &mut Random) {
         let copy = cluster.network[position].clone();
         cluster.network.push(copy);
     }
+    if random.chance(weather.late_percent) && is_acknowledgement(&cluster.network[position].message) {
+        cluster.late.push(cluster.network[position].clone());
+    }
     if random.chance(weather.drop_percent) {
         cluster.network.swap_remove(position);
     } else {
@@ -173,6 +186,10 @@ fn move_message(cluster: &mut Cluster, weather: &Weather, random: &mut Random) {
         let position = random.below(cluster.network.len());
         cluster.network.swap_remove(position);
     }
+}
+
+fn is_acknowledgement(message: &[u8]) -> bool {
+    message.len() < 64 && matches!(codec::decode(message), Ok(Message::Accepted { .. }))
 }
 
 /// Faults stop: the cluster must elect a leader, decide, serve reads and agree.
