@@ -66,7 +66,7 @@ impl Replica {
                 return self.fail(format!("two entries accepted in ballot {ballot} differ at slot {slot}"));
             }
         };
-        if !self.is_time_plausible(&fresh) {
+        if !self.is_time_plausible(&fresh, decided) {
             return self.send(from, &Message::Reject { ballot, reason: Reason::TimeAhead });
         }
         let repeated = fresh.is_empty();
@@ -107,12 +107,14 @@ impl Replica {
         Ok(fresh)
     }
 
-    fn is_time_plausible(&self, fresh: &[Entry]) -> bool {
+    /// What is decided is so whatever this replica's clock says.
+    fn is_time_plausible(&self, fresh: &[Entry], decided: Slot) -> bool {
         let elapsed_micros = self.now.since(self.appended_at).saturating_mul(1000);
         let slack = elapsed_micros.saturating_add(TIME_AHEAD_MAX_MICROS);
         let mut last = self.acceptor.log().last_entry().map_or(Timestamp(0), |entry| entry.time);
         fresh.iter().all(|entry| {
-            let plausible = last.0 == 0 || entry.time.0 <= last.0.saturating_add(slack);
+            let plausible =
+                entry.slot <= decided || last.0 == 0 || entry.time.0 <= last.0.saturating_add(slack);
             last = last.max(entry.time);
             plausible
         })

@@ -52,6 +52,8 @@ pub struct Peer {
     pub contact: Option<Ticks>,
     /// The heartbeat that is to be answered.
     pub probe: Option<Probe>,
+    /// Whether it has refused the time of an entry, and acknowledged nothing since.
+    pub refuses_time: bool,
     /// What is on its way.
     pub flow: Flow,
     /// It has refused entries because those behind this slot had not come. While they are on their way again nothing else is: all
@@ -66,6 +68,7 @@ impl Peer {
             durable: Slot::ZERO,
             contact: None,
             probe: None,
+            refuses_time: false,
             flow: Flow::new(),
             gap: None,
         }
@@ -106,6 +109,7 @@ impl Peer {
 
     /// Entries up to `durable` are durable there.
     pub fn acknowledged(&mut self, durable: Slot, window_bytes: usize) {
+        self.refuses_time &= durable <= self.durable;
         self.durable = self.durable.max(durable);
         self.gap = self.gap.filter(|gap| durable <= *gap);
         self.flow.done(durable, window_bytes);
@@ -184,10 +188,12 @@ impl Leader {
         Timestamp(wall.0.min(limit).max(last.0))
     }
 
-    /// How many replicas, this one included, answered within the last `ticks`.
+    /// How many replicas, this one included, answered within the last `ticks` and refuse nothing that it stamps.
     #[must_use]
     pub fn heard_within(&self, ticks: u64, now: Ticks) -> usize {
-        let heard = |peer: &&Peer| peer.contact.is_some_and(|contact| now.since(contact) <= ticks);
+        let heard = |peer: &&Peer| {
+            !peer.refuses_time && peer.contact.is_some_and(|contact| now.since(contact) <= ticks)
+        };
         let count = 1 + self.peers.values().filter(heard).count();
         assert!(count <= self.peers.len() + 1, "every replica counts once");
         count

@@ -246,11 +246,14 @@ impl Replica {
             }
             Reason::NeedSync { view } => self.on_need_sync(from, view),
             Reason::GapAt(last) => self.on_gap(from, last),
-            Reason::TimeAhead | Reason::Epoch(_) => {
+            // Whoever refuses a stamp takes the entry when it is decided. If so many do that it cannot be, this leader is not quorate.
+            Reason::TimeAhead => peer.refuses_time = true,
+            Reason::Epoch(epoch) if epoch > self.config.epoch => {
                 self.set_leader(None);
                 self.become_follower();
             }
-            Reason::Promised(_) => {}
+            // It is behind, and says nothing of this epoch.
+            Reason::Epoch(_) | Reason::Promised(_) => {}
         }
     }
 
