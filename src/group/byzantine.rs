@@ -170,7 +170,7 @@ impl Group {
         self.carry_out(storage)
     }
 
-    /// A check that was asked for by [`Output::Verify`] is done.
+    /// A check that was asked for by [`super::Output::Verify`] is done.
     pub fn verified(
         &mut self,
         storage: &dyn Storage,

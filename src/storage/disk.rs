@@ -18,7 +18,7 @@
 //! 1. An empty directory opens only with the one-time `bootstrap` file that `tetrachord init` left there: a node whose
 //!    disk was wiped must not come back under its old name. That such a file was copied once more is for the other nodes to
 //!    notice ([`crate::node::roster`]).
-//! 2. The directory is locked, and must be the opener's ([`format`](super::format)). What a first start left that never ended is cleared away: nothing rests on it.
+//! 2. The directory is locked, and must be the opener's ([`format`]). What a first start left that never ended is cleared away: nothing rests on it.
 //! 3. A state job that a crash interrupted is carried out again.
 //! 4. The log is read and verified, and the witness must find in it the frame that it remembers.
 //! 5. What was read is synced before anybody acts on it.
