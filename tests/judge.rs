@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::program;
+use common::{Cluster, program, wait_for};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 const BAD: &str = r#"{"process":1,"op":"put","key":"x","value":"old","call":10,"return":20,"ok":true}
 {"process":1,"op":"put","key":"x","value":"new","call":30,"return":40,"ok":true}
@@ -136,4 +136,94 @@ fn malformed_thin_and_undecided_have_exit_codes_of_their_own() {
     for code in ["9 ", "10 ", "11 ", "12 "] {
         assert!(help.contains(code), "--help says nothing of exit code {code}: {help}");
     }
+}
+
+#[test]
+fn a_cluster_is_recorded_twice_and_accused_of_nothing() {
+    let cluster = Cluster::start(3, 1);
+    cluster.leader();
+    let histories = ["one.jsonl", "other.jsonl"].map(|name| cluster.path().join(name));
+    for history in &histories {
+        cluster.ok(&["record", "--seconds", "1", "--keys", "4", "-o", history.to_str().unwrap()]);
+    }
+    for history in &histories {
+        let output = check(&[], history);
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    }
+}
+
+/// Nobody waits for a day to learn that the history has no place; no node has to run for that either.
+#[test]
+fn a_recorder_opens_its_file_before_it_does_anything() {
+    let cluster = Cluster::init(3, 1);
+    let output = cluster.run(&["record", "--seconds", "86400", "-o", "/nowhere/run.jsonl"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("cannot write /nowhere/run.jsonl"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn a_recording_that_is_interrupted_is_a_history() {
+    for signal in ["INT", "TERM"] {
+        let cluster = Cluster::start(3, 1);
+        cluster.leader();
+        let history = cluster.path().join("run.jsonl");
+        let recording = program()
+            .arg("--cluster")
+            .arg(cluster.path().join("cluster.toml"))
+            .args(["record", "--seconds", "86400", "-o"])
+            .arg(&history)
+            .stderr(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It writes as it goes.
+        let lines = || std::fs::read_to_string(&history).map_or(0, |text| text.lines().count());
+        wait_for("a hundred operations on disk", || (lines() > 100).then_some(()));
+        let status = Command::new("kill").args([&format!("-{signal}"), &recording.id().to_string()]).status();
+        assert!(status.unwrap().success());
+        let output = recording.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{signal}: {output:?}");
+        assert!(said(&output).contains("recorded in"), "{output:?}");
+        let judged = check(&[], &history);
+        assert_eq!(judged.status.code(), Some(0), "{signal}: {}", said(&judged));
+    }
+}
+
+/// A cluster that does not answer shows nothing.
+#[test]
+fn a_recording_without_answers_is_too_thin() {
+    let cluster = Cluster::init(3, 1);
+    let history = cluster.path().join("run.jsonl");
+    let recorded = cluster.run(&["record", "--seconds", "1", "--keys", "1", "-o", history.to_str().unwrap()]);
+    assert_eq!(recorded.status.code(), Some(11), "{recorded:?}");
+    assert_eq!(check(&[], &history).status.code(), Some(11));
+}
+
+#[test]
+fn a_history_goes_through_a_pipe_while_it_is_recorded() {
+    let cluster = Cluster::start(3, 1);
+    cluster.leader();
+    let script = r#"set -o pipefail; "$0" --cluster "$1" record --seconds 1 -o /dev/stdout | "$0" check -"#;
+    let output = shell(script, &cluster.path().join("cluster.toml"));
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(said(&output).starts_with("linearizable: "), "{output:?}");
+}
+
+/// The folder may be another user's, of whom nothing is known but that it cannot be written.
+#[test]
+fn a_demo_tells_its_verdict_where_the_folder_for_histories_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path(), "tetrachord-histories", "no folder");
+    let mut demo = program();
+    demo.args(["demo", "--seconds", "2", "--kills", "1", "--json"]).env("TMPDIR", dir.path());
+    let output = demo.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let json: serde_json::Value = serde_json::from_str(&said(&output)).unwrap();
+    assert_eq!(json["verdict"], "linearizable", "{json}");
+    let history = Path::new(json["history"].as_str().unwrap());
+    assert!(history.starts_with(dir.path()), "{json}");
+    assert_eq!(check(&[], history).status.code(), Some(0));
 }

@@ -1,13 +1,13 @@
 //! `tetrachord demo`: the main job in one go. A real cluster of child processes, concurrent clients, leaders killed,
 //! everybody killed, and a verdict on what the clients saw.
 
-use super::check::{example_of, exit_of, remark, word};
+use super::check::remark;
 use super::cluster::{LocalCluster, Size, asked_to_end, leaders};
+use super::demo_report::{Report, Tally};
 use super::dev::TemporaryDirectory;
+use super::history_file::HistoryFile;
 use super::liars::{self, Watch};
-use super::output::print_json;
-use super::picture;
-use super::record::{seed, write_history};
+use super::record::seed;
 use super::workload::{Recorder, read_all, run_client};
 use super::{Common, Exit};
 use crate::client::Client;
@@ -15,10 +15,10 @@ use crate::config::{Mode, StorageConfig};
 use crate::ring::{GroupId, NodeId, Position};
 use anyhow::Context;
 use clap::Args;
-use serde_json::json;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tetrachord_checker::{Action, History, Limits, Operation, Verdict, check};
+use tetrachord_checker::{Action, History, Operation};
 
 /// Start a real cluster, load it, kill its leaders, judge what the clients saw
 #[derive(Debug, Args)]
@@ -42,21 +42,14 @@ pub(crate) struct DemoArgs {
     kills: Option<usize>,
 }
 
+/// Histories of processes with one number that are kept.
+const HISTORIES_MAX: usize = 100;
+
 /// Leaders that are killed at least, if nobody says how many.
 const LEADER_KILLS: usize = 2;
 
 /// How long an honest node is away in Byzantine mode: long enough for the others to replace it as primary.
 const AWAY: Duration = Duration::from_millis(2_500);
-
-/// What the demo counts.
-#[derive(Debug, Default)]
-struct Tally {
-    leader_kills: usize,
-    restarts: usize,
-    full_stops: usize,
-    failover_ms: Vec<u128>,
-    liars: Vec<NodeId>,
-}
 
 pub(crate) async fn run(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit> {
     tokio::select! {
@@ -75,7 +68,9 @@ async fn run_to_the_end(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit
         "the demo kills nodes and needs at least 3 to go on; crash mode survives f of 2f + 1, Byzantine mode f of 3f + 1"
     );
     let dir = TemporaryDirectory::new("tetrachord-demo")?;
-    let say = |text: String| eprintln!("{text}");
+    let recorder = Recorder::new()?;
+    let file = history_file()?;
+    let tell = |text: String| remark(&text);
     let liars = match args.size.mode {
         Mode::Crash => Vec::new(),
         Mode::Byzantine => liars::liars(args.size.nodes()),
@@ -84,13 +79,12 @@ async fn run_to_the_end(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit
     let observer = cluster.client(Duration::from_secs(2))?;
     let started = Instant::now();
     cluster.wait_for_leaders(&observer, Duration::from_secs(30)).await?;
-    say(format!(
+    tell(format!(
         "{} nodes (QUIC, sled with fsync), {} group(s): all led after {} ms",
         args.size.nodes(),
         args.size.groups,
         started.elapsed().as_millis()
     ));
-    let recorder = Recorder::new();
     let mut tasks = Vec::new();
     for index in 0..args.clients {
         let client = cluster.client(Duration::from_secs(3))?;
@@ -101,19 +95,37 @@ async fn run_to_the_end(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit
         true => None,
         false => Some(Watch::start(cluster.client(Duration::from_secs(2))?, liars.clone())),
     };
-    say(format!("{} clients work on {} keys for {} s", args.clients, args.keys, args.seconds));
+    tell(format!("{} clients work on {} keys for {} s", args.clients, args.keys, args.seconds));
     let mut tally = Tally { liars, ..Tally::default() };
-    torment(&mut cluster, &observer, args, &recorder, &mut tally).await?;
+    let done = torment(&mut cluster, &observer, args, &recorder, &mut tally).await;
     recorder.stop();
     for task in tasks {
         task.await?;
     }
+    let path = file.path().to_path_buf();
+    if let Err(error) = done {
+        write_down(file, &recorder.news().0, &recorder);
+        return Err(error.context(format!("the demo ends early; what clients saw is in {}", path.display())));
+    }
     let patient = cluster.client(Duration::from_secs(20))?;
     let final_values = read_all(&patient, &recorder, args.keys).await;
-    let (operations, failed) = recorder.take();
-    let lost = lost_increments(&operations, &final_values);
+    let (operations, _) = recorder.news();
+    tally.lost = lost_increments(&operations, &final_values);
+    tally.unread = final_values.iter().filter(|(_, value)| value.is_none()).count();
     drop(cluster);
-    report(common, args, operations, failed, lost, &tally, watch.as_ref())
+    write_down(file, &operations, &recorder);
+    let failed = usize::try_from(recorder.failed()).unwrap_or(usize::MAX);
+    let report = Report::new(args.size.clone(), History::new(operations, failed)?, path, tally, watch);
+    report.tell(common.json)?;
+    Ok(report.exit())
+}
+
+/// The verdict is told even if the history cannot be kept.
+fn write_down(file: HistoryFile, operations: &[Operation], recorder: &Recorder) {
+    let tail = format!("{} other operations surely did not happen", recorder.failed());
+    if let Err(error) = file.finish(operations, &[], &tail) {
+        remark(&format!("{error:#}"));
+    }
 }
 
 /// In Byzantine mode some nodes lie, and logs are kept short, so that a node that was away needs a whole state.
@@ -161,10 +173,10 @@ async fn torment(
         let failover = time_to_write(cluster, group).await?;
         tally.leader_kills += 1;
         tally.failover_ms.push(failover.as_millis());
-        eprintln!(
+        remark(&format!(
             "killed {leader}, leader of {group}, with SIGKILL after {before} operations; the next write there took {} ms",
             failover.as_millis()
-        );
+        ));
         tokio::time::sleep(pause / 4).await;
         cluster.start_node(index)?;
         tally.restarts += 1;
@@ -180,11 +192,11 @@ async fn torment(
     }
     let restarted = Instant::now();
     cluster.wait_for_leaders(observer, Duration::from_secs(60)).await?;
-    eprintln!(
+    remark(&format!(
         "killed all {} nodes at once; all groups are led again {} ms after their restart",
         cluster.len(),
         restarted.elapsed().as_millis()
-    );
+    ));
     tokio::time::sleep(pause).await;
     Ok(())
 }
@@ -195,7 +207,7 @@ async fn restart_honest(cluster: &mut LocalCluster, node: NodeId, tally: &mut Ta
     let index = usize::try_from(node.0 - 1).context("node numbers are small")?;
     cluster.kill_node(index)?;
     tally.leader_kills += 1;
-    eprintln!("killed {node}, which is honest, with SIGKILL");
+    remark(&format!("killed {node}, which is honest, with SIGKILL"));
     tokio::time::sleep(AWAY).await;
     cluster.start_node(index)?;
     tally.restarts += 1;
@@ -229,10 +241,11 @@ async fn time_to_write(cluster: &LocalCluster, group: GroupId) -> anyhow::Result
     Ok(started.elapsed())
 }
 
-/// Increments that were acknowledged and are missing at the end.
-fn lost_increments(operations: &[Operation], final_values: &[(String, Option<String>)]) -> u64 {
+/// Increments that were acknowledged and are missing at the end. Of a key that could not be read nothing is known.
+fn lost_increments(operations: &[Operation], final_values: &[(String, Option<Option<String>>)]) -> u64 {
     let mut lost = 0;
-    for (key, value) in final_values.iter().filter(|(key, _)| key.starts_with("counter")) {
+    let read = final_values.iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+    for (key, value) in read.filter(|(key, _)| key.starts_with("counter")) {
         let is_acknowledged = |operation: &&Operation| {
             operation.key == *key && operation.end.is_some() && matches!(operation.action, Action::Incr(..))
         };
@@ -243,85 +256,46 @@ fn lost_increments(operations: &[Operation], final_values: &[(String, Option<Str
     lost
 }
 
-fn report(
-    common: &Common,
-    args: &DemoArgs,
-    operations: Vec<Operation>,
-    failed: u64,
-    lost: u64,
-    tally: &Tally,
-    watch: Option<&Watch>,
-) -> anyhow::Result<Exit> {
-    let path = history_path()?;
-    write_history(&path, &operations, failed)?;
-    let count = operations.len();
-    let history = History::new(operations, usize::try_from(failed).unwrap_or(usize::MAX))?;
-    let unknown = history.unknown();
-    let judged = Instant::now();
-    let judgement = check(&history, Limits::default());
-    let picture = path.with_extension("html");
-    let example = example_of(&history, &judgement);
-    if let Some(Err(lack)) = example.as_ref().map(|example| picture::draw(example, Ok(picture.clone()))) {
-        remark(&format!("no picture: {lack}"));
-    }
-    let thin = history.is_too_thin();
-    let exit = match exit_of(&judgement.verdict, thin.is_some()) {
-        Exit::Ok if lost > 0 => Exit::Violation,
-        exit => exit,
-    };
-    if common.json {
-        print_json(&json!({
-            "verdict": word(&judgement.verdict),
-            "mode": args.size.mode,
-            "nodes": args.size.nodes(),
-            "groups": args.size.groups,
-            "operations": count,
-            "unknown": unknown,
-            "refused": failed,
-            "lost": lost,
-            "faults": {
-                "leader_kills": tally.leader_kills,
-                "restarts": tally.restarts,
-                "full_stops": tally.full_stops,
-            },
-            "failover_ms": tally.failover_ms,
-            "lies": watch.map(Watch::json),
-            "view_changes": watch.map(Watch::view_changes),
-            "history": path,
-            "report": example.as_ref().map(|_| &picture),
-        }));
-        return Ok(exit);
-    }
-    let failovers: Vec<String> = tally.failover_ms.iter().map(|millis| format!("{millis} ms")).collect();
-    println!("operations   {count} ({unknown} unknown, {failed} surely not done)");
-    println!(
-        "faults       {} leaders killed, {} full stops, {} restarts",
-        tally.leader_kills, tally.full_stops, tally.restarts
-    );
-    match watch {
-        Some(watch) => watch.print(&tally.liars),
-        None => println!("failover     {}", failovers.join(", ")),
-    }
-    println!("lost         {lost} acknowledged writes");
-    let verdict = match &judgement.verdict {
-        Verdict::Linearizable if thin.is_some() => format!("too thin: {}", thin.unwrap_or_default()),
-        Verdict::Linearizable => {
-            format!("linearizable ({} keys, {} ms)", judgement.keys, judged.elapsed().as_millis())
-        }
-        Verdict::Violation { .. } => format!("NOT linearizable, see {}", picture.display()),
-        Verdict::Undecided { configurations, .. } => format!("undecided after {configurations} steps"),
-    };
-    println!("verdict      {verdict}");
-    if let Some(example) = example {
-        println!("             {}", example.explanation);
-    }
-    println!("history      {}", path.display());
-    Ok(exit)
+/// The history outlives the cluster. The usual folder for it may be another user's.
+fn history_file() -> anyhow::Result<HistoryFile> {
+    let user = rustix::process::getuid().as_raw();
+    let usual = own_folder("tetrachord-histories", user);
+    let folder = usual.or_else(|_| own_folder(&format!("tetrachord-histories-{user}"), user))?;
+    let head = concat!("recorded by tetrachord demo ", env!("CARGO_PKG_VERSION"));
+    // An earlier process may have had the number of this one.
+    let paths = (0..HISTORIES_MAX).map(|number| {
+        let again = if number > 0 { format!("-{number}") } else { String::new() };
+        folder.join(format!("demo-{}{again}.jsonl", std::process::id()))
+    });
+    let free = paths.into_iter().find(|path| !path.exists());
+    HistoryFile::create_new(&free.with_context(|| format!("{} is full", folder.display()))?, head)
 }
 
-/// The history outlives the cluster.
-fn history_path() -> anyhow::Result<PathBuf> {
-    let dir = std::env::temp_dir().join("tetrachord-histories");
-    std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    Ok(dir.join(format!("demo-{}.jsonl", std::process::id())))
+/// A folder of this user's among the temporary ones. What is in one of somebody else's may change at any time.
+fn own_folder(name: &str, user: u32) -> anyhow::Result<PathBuf> {
+    let folder = std::env::temp_dir().join(name);
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let owner = std::fs::symlink_metadata(&folder)?;
+    anyhow::ensure!(owner.is_dir() && owner.uid() == user, "{} is somebody else's", folder.display());
+    Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_read_is_not_counted_as_lost() {
+        let incr = |process: u64, end| {
+            let (key, action) = ("counter-1@x".to_string(), Action::Incr(1, 1));
+            Operation { process, key, action, call: 1, end, line: 0 }
+        };
+        let operations = [incr(1, Some(2)), incr(2, Some(2)), incr(3, None)];
+        let lost = |value: Option<Option<&str>>| {
+            let value = value.map(|value| value.map(str::to_string));
+            lost_increments(&operations, &[("counter-1@x".to_string(), value)])
+        };
+        assert_eq!(lost(None), 0);
+        assert_eq!((lost(Some(None)), lost(Some(Some("1"))), lost(Some(Some("3")))), (2, 1, 0));
+    }
 }

@@ -1,5 +1,6 @@
 //! The liars of `demo --mode byzantine`: which nodes lie, which lies, and what came of them.
 
+use super::check::remark;
 use super::status::ask_all;
 use crate::client::Client;
 use crate::config::ChaosConfig;
@@ -125,7 +126,7 @@ impl Watch {
             {
                 current.clone_from(lie);
                 let names: Vec<String> = liars.iter().map(ToString::to_string).collect();
-                eprintln!("{} now: {current}", names.join(", "));
+                remark(&format!("{} now: {current}", names.join(", ")));
             }
             self.attribute(&current, &before, &now);
             // A node that restarts begins to count anew.
@@ -162,15 +163,19 @@ impl Watch {
     }
 
     /// For people.
-    pub(crate) fn print(&self, liars: &[NodeId]) {
+    pub(crate) fn words(&self, liars: &[NodeId]) -> String {
         let names: Vec<String> = liars.iter().map(ToString::to_string).collect();
-        println!("liars        {}", names.join(", "));
+        let mut lines = vec![format!("liars        {}", names.join(", "))];
         for (lie, fate) in self.fates.lock().expect("never held while panicking").iter() {
-            println!("  {lie:<17} told {:>6} times: {}", fate.told, fate.in_words());
+            lines.push(format!("  {lie:<17} told {:>6} times: {}", fate.told, fate.in_words()));
         }
         let suspects = self.suspects.lock().expect("never held while panicking");
-        println!("  {} signed proofs of lies are kept by the others, the first of them:", suspects.len());
-        suspects.iter().take(3).for_each(|suspect| println!("    {suspect}"));
+        lines.push(format!(
+            "  {} signed proofs of lies are kept by the others, the first of them:",
+            suspects.len()
+        ));
+        lines.extend(suspects.iter().take(3).map(|suspect| format!("    {suspect}")));
+        lines.join("\n")
     }
 
     /// For programs.

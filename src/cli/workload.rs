@@ -3,73 +3,133 @@
 //! Keys are of two kinds: registers (put, get, cas, delete) and counters (incr, get). Every value written is unique, so
 //! that a read tells which write it saw. After an unknown outcome a client goes on under a new process number: the old
 //! operation may take effect at any later time.
+//!
+//! A history begins with keys that are not there. So each run uses keys that nobody has used before: their names end in a name that is
+//! drawn for the run. A cluster that holds values of an earlier run would be accused of having them from nowhere.
 
 use crate::client::{Client, Outcome};
 use crate::kv::Expect;
+use anyhow::Context;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tetrachord_checker::{Action, Operation, Value};
 
 /// What many clients see.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorder {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     started: Instant,
-    operations: Arc<Mutex<Vec<Operation>>>,
-    failed: Arc<AtomicU64>,
-    last_process: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
+    name: String,
+    seen: Mutex<Seen>,
+    failed: AtomicU64,
+    last_process: AtomicU64,
+    stop: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// Answered or given up, and not taken yet.
+    operations: Vec<Operation>,
+    /// How many there have been.
+    count: usize,
+    /// What a process waits for, as if it never came.
+    open: BTreeMap<u64, Operation>,
 }
 
 impl Recorder {
-    pub(crate) fn new() -> Self {
-        Self {
-            started: Instant::now(),
-            operations: Arc::default(),
-            failed: Arc::default(),
-            last_process: Arc::default(),
-            stop: Arc::default(),
-        }
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        let mut name = [0; 8];
+        getrandom::fill(&mut name).context("no randomness")?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                started: Instant::now(),
+                name: format!("{:016x}", u64::from_le_bytes(name)),
+                seen: Mutex::default(),
+                failed: AtomicU64::new(0),
+                last_process: AtomicU64::new(0),
+                stop: AtomicBool::new(false),
+            }),
+        })
+    }
+
+    /// The name of the run, with which its keys end.
+    pub(crate) fn name(&self) -> &str {
+        &self.shared.name
     }
 
     /// Asks all clients to end after their current operation.
     pub(crate) fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.shared.stop.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.shared.stop.load(Ordering::Relaxed)
     }
 
-    /// How many operations have an entry.
+    /// How many operations were answered or given up.
     pub(crate) fn len(&self) -> usize {
-        self.operations.lock().expect("never held while panicking").len()
+        self.seen().count
     }
 
-    /// Everything recorded, and how many operations surely did not happen.
-    pub(crate) fn take(&self) -> (Vec<Operation>, u64) {
-        let operations = std::mem::take(&mut *self.operations.lock().expect("never held while panicking"));
-        (operations, self.failed.load(Ordering::Relaxed))
+    /// How many operations surely did not happen.
+    pub(crate) fn failed(&self) -> u64 {
+        self.shared.failed.load(Ordering::Relaxed)
+    }
+
+    /// What was answered or given up since the last time, and what is open at this moment.
+    pub(crate) fn news(&self) -> (Vec<Operation>, Vec<Operation>) {
+        let mut seen = self.seen();
+        (std::mem::take(&mut seen.operations), seen.open.values().cloned().collect())
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.shared.seen.lock().expect("never held while panicking")
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(self.shared.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn new_process(&self) -> u64 {
-        self.last_process.fetch_add(1, Ordering::Relaxed) + 1
+        self.shared.last_process.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    fn add(&self, operation: Operation) {
-        self.operations.lock().expect("never held while panicking").push(operation);
+    /// The keys of a run: every other one is a counter.
+    fn key(&self, index: usize) -> String {
+        let kind = if is_counter(index) { "counter" } else { "register" };
+        format!("{kind}-{index}@{}", self.shared.name)
     }
-}
 
-/// The keys of a workload: every other one is a counter.
-pub(crate) fn key_name(index: usize) -> String {
-    if index.is_multiple_of(2) { format!("register-{index}") } else { format!("counter-{index}") }
+    /// A process calls.
+    fn begin(&self, process: u64, key: &str, action: Action) {
+        let (key, call) = (key.to_string(), self.now());
+        self.seen().open.insert(process, Operation { process, key, action, call, end: None, line: 0 });
+    }
+
+    /// What a process waits for is answered with this, or given up.
+    fn end(&self, process: u64, answer: Option<Action>) {
+        let end = self.now();
+        let mut seen = self.seen();
+        let Some(mut operation) = seen.open.remove(&process) else { return };
+        if let Some(action) = answer {
+            (operation.action, operation.end) = (action, Some(end));
+        }
+        seen.operations.push(operation);
+        seen.count += 1;
+    }
+
+    /// What a process waits for surely did not happen.
+    fn fail(&self, process: u64) {
+        self.seen().open.remove(&process);
+        self.shared.failed.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 fn is_counter(index: usize) -> bool {
@@ -92,12 +152,12 @@ pub(crate) async fn run_client(client: Client, recorder: Recorder, keys: usize, 
     }
 }
 
-/// Reads every key once, so that the history says what the end state was.
+/// Reads every key once, so that the history says what the end state was. None of a key that could not be read.
 pub(crate) async fn read_all(
     client: &Client,
     recorder: &Recorder,
     keys: usize,
-) -> Vec<(String, Option<String>)> {
+) -> Vec<(String, Option<Option<String>>)> {
     let mut user = User {
         process: recorder.new_process(),
         client: client.clone(),
@@ -108,8 +168,9 @@ pub(crate) async fn read_all(
     };
     let mut values = Vec::new();
     for index in 0..keys {
-        let value = user.get(key_name(index)).await;
-        values.push((key_name(index), value.flatten()));
+        let key = recorder.key(index);
+        let value = user.get(key.clone()).await;
+        values.push((key, value));
     }
     values
 }
@@ -131,7 +192,7 @@ impl User {
     }
 
     async fn act(&mut self, index: usize) {
-        let key = key_name(index);
+        let key = self.recorder.key(index);
         let choice = self.below(100);
         match (is_counter(index), choice) {
             (true, 0..40) | (false, 0..35) => drop(self.get(key).await),
@@ -148,81 +209,62 @@ impl User {
     }
 
     async fn get(&mut self, key: String) -> Option<Option<String>> {
-        let call = self.recorder.now();
+        self.recorder.begin(self.process, &key, Action::Get(None));
         let outcome = self.client.get(&key).await;
-        let value = match &outcome {
-            Outcome::Done(value) => value.as_ref().map(|value| String::from_utf8_lossy(value).into_owned()),
-            _ => None,
-        };
-        self.seen.insert(key.clone(), value.clone());
-        let done =
-            self.note(key, call, outcome, |_| Action::Get(value.clone().map(Value::from)), Action::Get(None));
-        done.then_some(value)
+        let text = |value: Bytes| String::from_utf8_lossy(&value).into_owned();
+        let value =
+            self.note(outcome, |value| Action::Get(value.clone().map(text).map(Value::from)))?.map(text);
+        self.seen.insert(key, value.clone());
+        Some(value)
     }
 
     async fn put(&mut self, key: String) {
-        let (call, value) = (self.recorder.now(), self.new_value());
+        let value = self.new_value();
+        let action = Action::Put(value.clone().into());
+        self.recorder.begin(self.process, &key, action.clone());
         let outcome = self.client.put(&key, &value).await;
-        self.note(
-            key,
-            call,
-            outcome,
-            |_| Action::Put(value.clone().into()),
-            Action::Put(value.clone().into()),
-        );
+        self.note(outcome, |_| action);
     }
 
     async fn delete(&mut self, key: String) {
-        let call = self.recorder.now();
+        self.recorder.begin(self.process, &key, Action::Delete);
         let outcome = self.client.delete(&key).await;
-        self.note(key, call, outcome, |_| Action::Delete, Action::Delete);
+        self.note(outcome, |_| Action::Delete);
     }
 
     async fn cas(&mut self, key: String) {
         let expect = self.seen.get(&key).cloned().flatten();
-        let (call, value) = (self.recorder.now(), self.new_value());
+        let value = self.new_value();
+        let text = |text: &String| Value::from(text.as_str());
+        let action = |swapped: bool| Action::Cas(expect.as_ref().map(text), Some(text(&value)), swapped);
+        self.recorder.begin(self.process, &key, action(false));
         let bytes = |text: &String| Bytes::copy_from_slice(text.as_bytes());
-        let outcome =
-            self.client.cas(&key, Expect::Value(expect.as_ref().map(bytes)), Some(bytes(&value))).await;
-        if matches!(outcome, Outcome::Done((true, _))) {
-            self.seen.insert(key.clone(), Some(value.clone()));
+        let expected = Expect::Value(expect.as_ref().map(bytes));
+        let outcome = self.client.cas(&key, expected, Some(bytes(&value))).await;
+        if let Some((true, _)) = self.note(outcome, |(swapped, _)| action(*swapped)) {
+            self.seen.insert(key, Some(value));
         }
-        let action =
-            |swapped: bool| Action::Cas(expect.clone().map(Value::from), Some(value.clone().into()), swapped);
-        self.note(key, call, outcome, |(swapped, _)| action(*swapped), action(false));
     }
 
     async fn incr(&mut self, key: String) {
-        let call = self.recorder.now();
+        self.recorder.begin(self.process, &key, Action::Incr(1, 0));
         let outcome = self.client.incr(&key, 1).await;
-        self.note(key, call, outcome, |sum| Action::Incr(1, *sum), Action::Incr(1, 0));
+        self.note(outcome, |sum| Action::Incr(1, *sum));
     }
 
-    /// Writes an operation down as what it is: done, surely not done, or unknown. True if it was done.
-    fn note<T>(
-        &mut self,
-        key: String,
-        call: u64,
-        outcome: Outcome<T>,
-        answered: impl FnOnce(&T) -> Action,
-        unanswered: Action,
-    ) -> bool {
-        let process = self.process;
+    /// Writes what was begun down as what it is: done, surely not done, or unknown. The answer, if it was done.
+    fn note<T>(&mut self, outcome: Outcome<T>, answered: impl FnOnce(&T) -> Action) -> Option<T> {
         match outcome {
             Outcome::Done(value) => {
-                let end = Some(self.recorder.now());
-                self.recorder.add(Operation { process, key, action: answered(&value), call, end, line: 0 });
-                true
+                self.recorder.end(self.process, Some(answered(&value)));
+                return Some(value);
             }
-            Outcome::Refused(_) => {
-                self.recorder.failed.fetch_add(1, Ordering::Relaxed);
-                false
-            }
+            Outcome::Refused(_) => self.recorder.fail(self.process),
             Outcome::Unknown(_) => {
-                self.recorder.add(Operation { process, key, action: unanswered, call, end: None, line: 0 });
+                self.recorder.end(self.process, None);
                 self.process = self.recorder.new_process();
-                false
             }
         }
+        None
     }
 }
