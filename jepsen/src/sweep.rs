@@ -1,143 +1,130 @@
 //! Many seeds: what they came to together, and a failing one made smaller.
 
-use crate::nemesis::Nemesis;
-use crate::plan::{Mode, Plan};
-use crate::world::Kind;
-use crate::world::sim::{self, Outcome};
-use std::collections::{BTreeMap, BTreeSet};
+mod missing;
+mod totals;
 
-/// What many runs came to.
-#[derive(Clone, Debug, Default)]
-pub struct Totals {
-    /// Runs.
-    pub seeds: u64,
-    /// Runs in Byzantine mode.
-    pub byzantine: u64,
-    /// Virtual microseconds.
-    pub micros: u64,
-    /// Operations whose history was judged.
-    pub operations: usize,
-    /// Those of which nobody knows what became.
-    pub unknown: usize,
-    /// Events.
-    pub events: u64,
-    /// The hashes of all traces in one, whatever their order: equal seeds come to equal ones, on any machine and in any build.
-    pub traces: u64,
-    /// The longest, in crash and in Byzantine mode, until all was well again after faults had stopped, in virtual microseconds.
-    pub calm_micros: (u64, u64),
-    /// Pairs of nemeses that both changed something in one run.
-    pub pairs: BTreeSet<(Nemesis, Nemesis)>,
-    /// How often each nemesis struck, and what it changed.
-    pub strikes: BTreeMap<Nemesis, (u64, u64)>,
-    /// Interesting things that happened.
-    pub reached: BTreeMap<&'static str, u64>,
+pub use missing::{INTERESTING, Interesting, Missing};
+pub use totals::Totals;
+
+use crate::plan::{Mode, Plan};
+use crate::world::sim::{self, Outcome};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Below so many seeds nothing is asked of what must have happened in them.
+pub const SEEDS_THAT_TELL: u64 = 200;
+
+/// For one thing that never happened so many seeds more are run at most: chance alone leaves out what happens in one of seven of the runs that
+/// can have it in less than one of a billion sweeps.
+const ROUNDS_MAX: usize = 150;
+
+/// Seeds, one after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Seeds {
+    /// The first.
+    pub from: u64,
+    /// How many.
+    pub count: u64,
+    /// All in this mode; if there is none, each draws its own.
+    pub mode: Option<Mode>,
 }
 
-/// What must have happened somewhere in many runs, of this mode or of any; else they were too tame.
-pub const INTERESTING: [(Option<Mode>, &str); 11] = [
-    (None, "a crash lost what was not synced"),
-    (None, "a whole state was put in place"),
-    (None, "links that healed delivered what they had kept"),
-    (Some(Mode::Crash), "a leader was elected"),
-    (Some(Mode::Crash), "a leader went on with several entries that may have been decided"),
-    (Some(Mode::Crash), "a log was cut back"),
-    (Some(Mode::Byzantine), "a new view carried over what was prepared"),
-    (Some(Mode::Byzantine), "a view had to be skipped"),
-    (Some(Mode::Byzantine), "a view was entered behind the first"),
-    (Some(Mode::Byzantine), "a damaged state was noticed"),
-    (Some(Mode::Byzantine), "a damaged state was repaired"),
-];
-
-impl Totals {
-    /// Adds a run.
-    pub fn add(&mut self, plan: &Plan, outcome: &Outcome) {
-        let struck =
-            || outcome.strikes.iter().filter(|(_, (_, effects))| *effects > 0).map(|(nemesis, _)| *nemesis);
-        let is_byzantine = plan.mode == Mode::Byzantine;
-        let calm = outcome.calm_micros;
-        self.merge(&Self {
-            calm_micros: if is_byzantine { (0, calm) } else { (calm, 0) },
-            pairs: struck()
-                .flat_map(|one| struck().map(move |other| (one, other)))
-                .filter(|(one, other)| one < other)
-                .collect(),
-            seeds: 1,
-            byzantine: u64::from(is_byzantine),
-            micros: outcome.micros,
-            operations: outcome.operations,
-            unknown: outcome.unknown,
-            events: outcome.events,
-            traces: u64::from_be_bytes(outcome.trace_hash[..8].try_into().expect("eight of 32 bytes")),
-            strikes: outcome.strikes.clone(),
-            reached: outcome.reached.clone(),
-        });
+impl Seeds {
+    fn plan(&self, index: u64) -> Plan {
+        Plan::draw_in(self.from.wrapping_add(index), self.mode)
     }
+}
 
-    /// Adds what other runs came to.
-    pub fn merge(&mut self, other: &Self) {
-        self.seeds += other.seeds;
-        self.byzantine += other.byzantine;
-        self.micros += other.micros;
-        self.operations += other.operations;
-        self.unknown += other.unknown;
-        self.events += other.events;
-        self.traces ^= other.traces;
-        self.calm_micros.0 = self.calm_micros.0.max(other.calm_micros.0);
-        self.calm_micros.1 = self.calm_micros.1.max(other.calm_micros.1);
-        self.pairs.extend(&other.pairs);
-        for (nemesis, (strikes, effects)) in &other.strikes {
-            let counted = self.strikes.entry(*nemesis).or_default();
-            *counted = (counted.0 + strikes, counted.1 + effects);
-        }
-        for (what, count) in &other.reached {
-            *self.reached.entry(what).or_default() += count;
-        }
-    }
+/// What a sweep came to.
+#[derive(Default)]
+pub struct Swept {
+    /// All runs together.
+    pub totals: Totals,
+    /// A run in which something did not hold, and what.
+    pub failed: Option<(Plan, String)>,
+    /// How many seeds were run behind the others, for what had not happened in those.
+    pub extra: u64,
+}
 
-    /// Nemeses that changed nothing in all of the runs, and interesting things that never happened. Of few runs nothing can be
-    /// said.
+impl Swept {
+    /// What never happened, if there were enough seeds to ask.
     #[must_use]
-    pub fn missing(&self) -> Vec<String> {
-        let idle = |nemesis: &Nemesis| self.strikes.get(nemesis).is_none_or(|(_, effects)| *effects == 0);
-        let possible = Nemesis::of(Kind::Sim).filter(|nemesis| self.can_strike(*nemesis));
-        let idle = possible.filter(idle).map(|nemesis| {
-            format!("{} had no effect ({})", nemesis.name(), nemesis.effect(Kind::Sim).unwrap_or_default())
-        });
-        let apart = self.possible_pairs().into_iter().filter(|pair| !self.pairs.contains(pair));
-        let apart =
-            apart.map(|(one, other)| format!("{} and {} never worked together", one.name(), other.name()));
-        let wanted = INTERESTING.into_iter().filter(|(mode, _)| mode.is_none_or(|mode| self.has(mode)));
-        let never = wanted.filter(|(_, what)| !self.reached.contains_key(what));
-        idle.chain(apart).chain(never.map(|(_, what)| format!("it never happened that {what}"))).collect()
+    pub fn missing(&self, seeds: &Seeds) -> Vec<Missing> {
+        if seeds.count >= SEEDS_THAT_TELL { self.totals.missing() } else { Vec::new() }
     }
+}
 
-    fn has(&self, mode: Mode) -> bool {
-        match mode {
-            Mode::Crash => self.byzantine < self.seeds,
-            Mode::Byzantine => self.byzantine > 0,
+/// Carries out a plan.
+pub type Runner<'a> = &'a (dyn Fn(&Plan) -> Outcome + Sync);
+
+/// Runs seeds on all processors; `done` is called after each.
+///
+/// Which nemeses a seed has, and whether they meet, is chance. What a sweep of [`SEEDS_THAT_TELL`] or more asks for is not left to it: for
+/// everything that did not happen the next seeds are run whose plans can have it, one for each, until nothing is missing. What
+/// is missing after that is missing for a reason. The same seeds come to the same totals, on however many processors.
+#[must_use]
+pub fn run(seeds: &Seeds, runner: Runner, done: &(dyn Fn() + Sync)) -> Swept {
+    let mut swept = Swept::default();
+    run_all(&mut swept, seeds.count, &|index| seeds.plan(index), runner, done);
+    let mut used = BTreeSet::new();
+    for _ in 0..ROUNDS_MAX {
+        let missing = swept.missing(seeds);
+        if swept.failed.is_some() || missing.is_empty() {
+            break;
         }
+        let more: BTreeSet<u64> = missing.into_iter().filter_map(|it| next_for(it, seeds, &used)).collect();
+        let plans: Vec<Plan> = more.iter().map(|index| seeds.plan(*index)).collect();
+        used.extend(&more);
+        swept.extra += more.len() as u64;
+        let plan = |index: u64| plans[usize::try_from(index).expect("an index into them")].clone();
+        run_all(&mut swept, plans.len() as u64, &plan, runner, done);
     }
+    swept
+}
 
-    fn can_strike(&self, nemesis: Nemesis) -> bool {
-        match (nemesis.is_byzantine(), nemesis.needs_crash()) {
-            (true, _) => self.has(Mode::Byzantine),
-            (false, true) => self.has(Mode::Crash),
-            (false, false) => true,
+/// The next seed behind the others that can have what is missing, by its place among all.
+fn next_for(missing: Missing, seeds: &Seeds, used: &BTreeSet<u64>) -> Option<u64> {
+    const LOOK_MAX: u64 = 100_000;
+    (seeds.count..seeds.count + LOOK_MAX)
+        .find(|index| !used.contains(index) && missing.suits(&seeds.plan(*index)))
+}
+
+/// Runs plans on all processors, until one fails.
+fn run_all(
+    swept: &mut Swept,
+    count: u64,
+    plan: &(dyn Fn(u64) -> Plan + Sync),
+    runner: Runner,
+    done: &(dyn Fn() + Sync),
+) {
+    let (next, shared) = (AtomicU64::new(0), Mutex::new(std::mem::take(swept)));
+    let work = || {
+        let mut own = Totals::default();
+        while lock(&shared).failed.is_none() {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                break;
+            }
+            let plan = plan(index);
+            let outcome = runner(&plan);
+            own.add(&plan, &outcome);
+            done();
+            if let Some(violation) = outcome.violation {
+                lock(&shared).failed.get_or_insert((plan, violation));
+            }
         }
-    }
+        lock(&shared).totals.merge(&own);
+    };
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        (0..threads).for_each(|_| drop(scope.spawn(work)));
+    });
+    *swept = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
+}
 
-    /// Pairs of nemeses that one of these runs can have. Rot is a fault of honest nodes, so it comes without lies.
-    #[must_use]
-    pub fn possible_pairs(&self) -> Vec<(Nemesis, Nemesis)> {
-        let all = || Nemesis::of(Kind::Sim).filter(|nemesis| self.can_strike(*nemesis));
-        let pairs = all().flat_map(|one| all().map(move |other| (one, other)));
-        let is_possible = |(one, other): &(Nemesis, Nemesis)| {
-            let is_of_both_modes =
-                (one.is_byzantine() && other.needs_crash()) || (one.needs_crash() && other.is_byzantine());
-            one < other && !is_of_both_modes && (*one, *other) != (Nemesis::Rot, Nemesis::Lies)
-        };
-        pairs.filter(is_possible).collect()
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Makes a failing plan smaller: fewer nemeses, clients and groups, less time, as long as it fails. It may fail in another way.
