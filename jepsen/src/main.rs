@@ -6,12 +6,15 @@ use clap::{Parser, Subcommand};
 use command::{list, sim, test};
 use std::process::ExitCode;
 
+const AFTER_HELP: &str = "\
+It tests Tetrachord and nothing else: its clients speak to Tetrachord, its simulator is made of Tetrachord's nodes. To judge another
+store, let your own clients write a history (docs/testing.md has the format) and give it to `tetrachord check`.
+
+Exit codes: 0 everything held, 1 error or a run that shows nothing, 2 usage, 7 a promise was broken.";
+
 /// Attacks what Tetrachord promises, and judges what clients saw.
 #[derive(Debug, Parser)]
-#[command(
-    version,
-    after_help = "Exit codes: 0 everything held, 1 error or a run that shows nothing, 2 usage, 7 a promise was broken."
-)]
+#[command(version, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -50,7 +53,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        command::remark(&format!("error: {error:#}"));
         ExitCode::from(command::FAILURE)
     })
 }

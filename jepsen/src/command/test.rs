@@ -1,10 +1,11 @@
 //! `tetrachord-jepsen test`: trials in the real world.
 
-use super::{FAILURE, VIOLATION};
+use super::{FAILURE, VIOLATION, remark, say};
 use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -108,7 +109,7 @@ pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     let is_ours = args.cluster.is_none();
     for (what, lack) in [("hosts", machine.hosts.as_ref().err()), ("disks", machine.disks.as_ref().err())] {
         if let Some(lack) = lack.filter(|_| is_ours) {
-            eprintln!("nodes have no {what} of their own here: {lack}");
+            remark(&format!("nodes have no {what} of their own here: {lack}"));
         }
     }
     if args.all { every_nemesis(args, &machine, &scratch.0) } else { one(args, &machine, &scratch.0) }
@@ -130,13 +131,13 @@ fn one(args: &TestArgs, machine: &Machine, scratch: &Path) -> anyhow::Result<Exi
     }
     let names: Vec<&str> = nemeses.iter().map(|nemesis| nemesis.name()).collect();
     let under = if names.is_empty() { "no fault".to_string() } else { names.join(", ") };
-    eprintln!("{} under {under}", args.workload.name());
+    remark(&format!("{} under {under}", args.workload.name()));
     let options = options(args, mode, args.workload, nemeses, machine, scratch)?;
-    let outcome = carry_out(&options)?;
+    let mut files = Files::open(args, &options, "trial")?;
+    let outcome = carry_out(&options, &mut files)?;
     print(&outcome);
-    let page = write(args, &options, &outcome, "trial")?;
-    println!("report       {}", page.display());
-    println!("verdict      {}", outcome.verdict());
+    say!("verdict      {}", outcome.verdict());
+    files.report(&options, &outcome);
     Ok(ExitCode::from(code_of(&outcome)))
 }
 
@@ -154,25 +155,28 @@ fn every_nemesis(args: &TestArgs, machine: &Machine, scratch: &Path) -> anyhow::
         let dir = scratch.join(nemesis.name());
         std::fs::create_dir_all(&dir)?;
         let options = options(args, mode, workload, BTreeSet::from([nemesis]), machine, &dir)?;
-        let outcome = carry_out(&options)?;
-        let page = write(args, &options, &outcome, nemesis.name())?;
-        println!("{}", in_a_line(nemesis, &options, &outcome));
+        let mut files = Files::open(args, &options, nemesis.name())?;
+        let outcome = carry_out(&options, &mut files)?;
+        say!("{}", in_a_line(nemesis, &options, &outcome));
         (trials, operations) = (trials + 1, operations + outcome.judgement.operations);
         let code = code_of(&outcome);
         if code != 0 {
-            println!("  {}\n  {}", outcome.verdict(), page.display());
+            say!("  {}", outcome.verdict());
         }
+        files.report(&options, &outcome);
         worst = worst.max(code);
+        if outcome.is_interrupted {
+            break;
+        }
     }
-    skipped.iter().for_each(|lack| println!("skipped      {lack}"));
-    println!("operations   {operations} in {trials} trials");
-    println!("reports      {}", args.output.display());
+    skipped.iter().for_each(|lack| say!("skipped      {lack}"));
+    say!("operations   {operations} in {trials} trials");
     let verdict = match worst {
         0 => "everything held",
         FAILURE => "void: see above",
         _ => "BROKEN: see above",
     };
-    println!("verdict      {verdict}");
+    say!("verdict      {verdict}");
     Ok(ExitCode::from(worst))
 }
 
@@ -238,7 +242,14 @@ fn options(
         }
         None => std::env::current_exe().context("cannot find this program to start it again")?,
     };
+    let run = |seed: u64| -> anyhow::Result<u64> {
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes).context("no randomness")?;
+        // A cluster of our own is new each time. One that was there may have been tried with this seed before.
+        Ok(if args.cluster.is_some() { u64::from_le_bytes(bytes) } else { seed })
+    };
     let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+    let seed = args.seed.unwrap_or_else(clock);
     Ok(Options {
         setup: Setup {
             dir: dir.to_path_buf(),
@@ -247,7 +258,7 @@ fn options(
             nodes,
             groups: args.groups,
             nemeses,
-            seed: args.seed.unwrap_or_else(clock),
+            seed,
             machine: machine.clone(),
             existing: args.cluster.clone(),
         },
@@ -256,28 +267,52 @@ fn options(
         clients: args.clients,
         keys: args.keys,
         rate: args.rate,
+        run: run(seed)?,
     })
 }
 
-fn carry_out(options: &Options) -> anyhow::Result<Outcome> {
+fn carry_out(options: &Options, files: &mut Files) -> anyhow::Result<Outcome> {
     let bar = ProgressBar::new(options.seconds);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} s  {msg}")?);
-    let outcome = trial::run(options, &bar);
+    let outcome = trial::run(options, &bar, &mut files.history);
     bar.finish_and_clear();
     outcome
 }
 
-fn write(args: &TestArgs, options: &Options, outcome: &Outcome, name: &str) -> anyhow::Result<PathBuf> {
-    std::fs::create_dir_all(&args.output)
-        .with_context(|| format!("cannot create {}", args.output.display()))?;
-    let stem = format!("{name}-{}", options.setup.seed);
-    let page = args.output.join(format!("{stem}.html"));
-    outcome.write(options, &page, &args.output.join(format!("{stem}.jsonl")))?;
-    Ok(page)
+/// Where a trial is written down. Both files are there before it begins: nobody waits for an hour to learn that they have no place.
+struct Files {
+    history: File,
+    page: PathBuf,
+}
+
+impl Files {
+    fn open(args: &TestArgs, options: &Options, name: &str) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(&args.output)
+            .with_context(|| format!("cannot create {}", args.output.display()))?;
+        let stem = args.output.join(format!("{name}-{}", options.setup.seed));
+        let create = |ending: &str| {
+            let path = PathBuf::from(format!("{}.{ending}", stem.display()));
+            let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()));
+            file.map(|file| (file, path))
+        };
+        let ((history, _), (_, page)) = (create("jsonl")?, create("html")?);
+        Ok(Self { history, page })
+    }
+
+    /// The verdict is told already: what cannot be written now is no reason to lose it.
+    fn report(&self, options: &Options, outcome: &Outcome) {
+        if let Some(lack) = &outcome.not_written {
+            remark(lack);
+        }
+        match outcome.write(options, &self.page) {
+            Ok(()) => say!("report       {}", self.page.display()),
+            Err(lack) => remark(&format!("no report: {lack:#}")),
+        }
+    }
 }
 
 fn print(outcome: &Outcome) {
-    println!(
+    say!(
         "operations   {} ({} unknown, {} surely not done) on {} keys",
         outcome.judgement.operations,
         outcome.history.unknown(),
@@ -285,7 +320,7 @@ fn print(outcome: &Outcome) {
         outcome.judgement.keys
     );
     for (nemesis, counted) in &outcome.effects {
-        println!(
+        say!(
             "  {:<16} {:>4} strikes  {:>8} {}",
             nemesis.name(),
             counted.strikes,
@@ -293,9 +328,9 @@ fn print(outcome: &Outcome) {
             nemesis.effect(Kind::Real).unwrap_or_default()
         );
     }
-    println!("longest gap  {:.2} s without any answer", outcome.longest_gap().as_secs_f64());
-    outcome.broken.iter().for_each(|what| println!("broken       {what}"));
-    outcome.void.iter().for_each(|what| println!("void         {what}"));
+    say!("longest gap  {:.2} s without any answer", outcome.longest_gap().as_secs_f64());
+    outcome.broken.iter().for_each(|what| say!("broken       {what}"));
+    outcome.void.iter().for_each(|what| say!("void         {what}"));
 }
 
 fn in_a_line(nemesis: Nemesis, options: &Options, outcome: &Outcome) -> String {
@@ -330,7 +365,7 @@ impl Scratch {
         let dir = std::env::temp_dir().join(format!("tetrachord-trial-{}", std::process::id()));
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         if keep {
-            eprintln!("the nodes' files stay in {}", dir.display());
+            remark(&format!("the nodes' files stay in {}", dir.display()));
         }
         Ok(Self(dir, keep))
     }

@@ -93,7 +93,7 @@ impl Recorder {
 pub(super) struct Work {
     pub(super) workload: Workload,
     /// Makes keys that no earlier trial has used.
-    pub(super) trial: u64,
+    pub(super) run: u64,
     pub(super) keys: u64,
     /// From one operation to the next at least.
     pub(super) pause: Duration,
@@ -148,7 +148,7 @@ impl User {
         self.number += 1;
         let (key, action) = work.workload.next(&mut self.random, work.keys, self.process, self.number);
         let window = self.recorder.started.elapsed().as_secs() / WINDOW.as_secs();
-        let key = format!("{key}@{window}.{}", work.trial);
+        let key = format!("{key}@{window}.{}", work.run);
         let action = match action {
             // Mostly it compares with what it saw last: that is right often enough.
             Action::Cas(_, value, _) if self.random.per_mille(800) => {

@@ -25,6 +25,7 @@ use client::{Recorder, Refused, Work};
 use indicatif::ProgressBar;
 use schedule::{Step, Turns};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::path::Path;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
@@ -33,7 +34,9 @@ use tetrachord::Client;
 use tetrachord::client::ClientOptions;
 use tetrachord::config::ClusterConfig;
 use tetrachord::wire::NodeStatus;
-use tetrachord_checker::{Counterexample, History, Judgement, Limits, Verdict, check, counterexample};
+use tetrachord_checker::{
+    Counterexample, History, Judgement, Limits, Operation, Verdict, check, counterexample,
+};
 use timeline::Timeline;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -66,6 +69,8 @@ pub struct Options {
     pub keys: u64,
     /// Operations per second that all clients together begin at most.
     pub rate: u64,
+    /// Ends the names of all keys. Nobody may have used it before on this cluster: a history begins with keys that are not there.
+    pub run: u64,
 }
 
 /// One strike from its beginning to its mending, in nanoseconds since the start.
@@ -102,6 +107,10 @@ pub struct Outcome {
     pub judgement: Judgement,
     /// Why operations were not done, or not known to be, and how often.
     pub reasons: BTreeMap<String, u64>,
+    /// Somebody wanted it to end early.
+    pub is_interrupted: bool,
+    /// Why the history could not be written down, if so.
+    pub not_written: Option<String>,
     /// Nanoseconds from the start until the last client had ended.
     end: u64,
     refused: Vec<Refused>,
@@ -127,21 +136,16 @@ impl Outcome {
         }
     }
 
-    /// Writes the report, one HTML page that needs nothing else, and the history in the documented format beside it.
-    pub fn write(&self, options: &Options, page: &Path, history: &Path) -> anyhow::Result<()> {
-        let mut text = String::new();
-        for operation in self.history.operations() {
-            text += &operation.to_json();
-            text.push('\n');
-        }
-        std::fs::write(history, text).with_context(|| format!("cannot write {}", history.display()))?;
+    /// Writes the report, one HTML page that needs nothing else.
+    pub fn write(&self, options: &Options, page: &Path) -> anyhow::Result<()> {
         let html = report::html(options, self);
         std::fs::write(page, html).with_context(|| format!("cannot write {}", page.display()))
     }
 }
 
-/// Carries a trial out. Faults are told as lines above the bar as they happen.
-pub fn run(options: &Options, bar: &ProgressBar) -> anyhow::Result<Outcome> {
+/// Carries a trial out. Faults are told as lines above the bar as they happen. Whatever becomes of it, what clients saw is written down in
+/// the documented format.
+pub fn run(options: &Options, bar: &ProgressBar, history: &mut dyn Write) -> anyhow::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let _inside = runtime.enter();
     let interrupted = watch_for_interrupts(&runtime)?;
@@ -161,34 +165,38 @@ pub fn run(options: &Options, bar: &ProgressBar) -> anyhow::Result<Outcome> {
         void: Vec::new(),
         end: 0,
         interrupted,
+        is_interrupted: false,
     };
     let observer = trial.client(Duration::from_secs(1))?;
     runtime.spawn(observe(observer, trial.world.statuses()));
     let mut tasks = trial.start_clients(&runtime)?;
-    trial.torment()?;
-    trial.calm()?;
+    let done = trial.carry_out(&runtime, &mut tasks);
     trial.recorder.stop();
-    while let Some(ended) = runtime.block_on(tasks.join_next()) {
-        ended.context("a client of the trial itself has failed")?;
+    if let Err(error) = done {
+        while runtime.block_on(tasks.join_next()).is_some() {}
+        return Err(match write_history(history, &trial.recorder.take().0) {
+            Ok(()) => error,
+            Err(lack) => anyhow::anyhow!("{error:#}; {lack:#}"),
+        });
     }
-    trial.end = trial.recorder.now();
-    if trial.broken.is_empty() {
-        trial.read_all(&runtime)?;
-    }
-    trial.wait_for_scrub()?;
-    // Others may go on writing to a deployment that is not ours.
-    if trial.broken.is_empty() && options.setup.existing.is_none() {
-        trial.wait_for_equality()?;
-    }
-    trial.judge()
+    trial.judge(history)
+}
+
+fn write_history(history: &mut dyn Write, operations: &[Operation]) -> anyhow::Result<()> {
+    let lines = operations.iter().map(|operation| operation.to_json() + "\n").collect::<String>();
+    history
+        .write_all(lines.as_bytes())
+        .and_then(|()| history.flush())
+        .context("the history cannot be written")
 }
 
 /// From now on an interrupt ends nothing by itself: what was made is taken away again first.
 fn watch_for_interrupts(runtime: &Runtime) -> anyhow::Result<Receiver<()>> {
     let (sender, interrupted) = std::sync::mpsc::channel();
-    let mut interrupts = signal(SignalKind::interrupt()).context("cannot wait for interrupts")?;
+    let watch = |kind| signal(kind).context("cannot wait for interrupts");
+    let (mut interrupts, mut ends) = (watch(SignalKind::interrupt())?, watch(SignalKind::terminate())?);
     runtime.spawn(async move {
-        while interrupts.recv().await.is_some() {
+        while tokio::select! { it = interrupts.recv() => it, it = ends.recv() => it }.is_some() {
             // Nobody listens any more when the trial is over.
             let _ = sender.send(());
         }
@@ -232,15 +240,14 @@ struct Trial<'a> {
     /// When the last client had ended.
     end: u64,
     interrupted: Receiver<()>,
+    is_interrupted: bool,
 }
 
 impl Trial<'_> {
-    /// A moment, unless somebody wants it all to end: then everything that was made is taken away again.
-    fn wait(&self) -> anyhow::Result<()> {
-        match self.interrupted.recv_timeout(LOOK) {
-            Ok(()) => anyhow::bail!("interrupted"),
-            Err(_) => Ok(()),
-        }
+    /// A moment. False if somebody wants it all to end: then what was seen is judged, and everything that was made is taken away again.
+    fn wait(&mut self) -> bool {
+        self.is_interrupted |= self.interrupted.recv_timeout(LOOK).is_ok();
+        !self.is_interrupted
     }
 
     fn client(&self, deadline: Duration) -> anyhow::Result<Client> {
@@ -252,7 +259,7 @@ impl Trial<'_> {
         let per_second = (self.options.rate as f64 / self.options.clients as f64).max(0.01);
         let work = Work {
             workload: self.options.workload,
-            trial: self.options.setup.seed,
+            run: self.options.run,
             keys: self.options.keys,
             pause: Duration::from_secs_f64(1.0 / per_second),
         };
@@ -263,6 +270,26 @@ impl Trial<'_> {
             tasks.spawn_on(client::run(index, client, recorder, work, seed), runtime.handle());
         }
         Ok(tasks)
+    }
+
+    /// Breaks things, lets the cluster come to rest, and looks at what is left.
+    fn carry_out(&mut self, runtime: &Runtime, tasks: &mut tokio::task::JoinSet<()>) -> anyhow::Result<()> {
+        self.torment()?;
+        self.calm();
+        self.recorder.stop();
+        while let Some(ended) = runtime.block_on(tasks.join_next()) {
+            ended.context("a client of the trial itself has failed")?;
+        }
+        self.end = self.recorder.now();
+        if self.broken.is_empty() && !self.is_interrupted {
+            self.read_all(runtime)?;
+        }
+        self.wait_for_scrub();
+        // Others may go on writing to a deployment that is not ours.
+        if self.broken.is_empty() && self.options.setup.existing.is_none() {
+            self.wait_for_equality();
+        }
+        Ok(())
     }
 
     /// Breaks and mends for as long as was asked for.
@@ -278,7 +305,7 @@ impl Trial<'_> {
         let lies = self.options.setup.nemeses.contains(&Nemesis::Lies);
         let lying = if lies { Some(self.strike(Nemesis::Lies)?) } else { None };
         let (since, length) = (Instant::now(), Duration::from_secs(self.options.seconds));
-        while since.elapsed() < length && self.broken.is_empty() {
+        while since.elapsed() < length && self.broken.is_empty() && !self.is_interrupted {
             self.bar.set_position(since.elapsed().as_secs());
             let answered: u64 = self.recorder.answered().iter().sum();
             self.bar.set_message(format!("{answered} operations answered"));
@@ -291,7 +318,7 @@ impl Trial<'_> {
             }
             let [(_, network), (_, node)] = &lanes;
             self.look_after(&[network.as_ref(), node.as_ref()]);
-            self.wait()?;
+            self.wait();
         }
         for (_, broken) in &mut lanes {
             self.mend(broken.take())?;
@@ -307,7 +334,8 @@ impl Trial<'_> {
         let line = format!("{:>7.2} s  {}", from as f64 / 1e9, strike.words);
         // A bar that is no terminal shows nothing.
         if self.bar.is_hidden() {
-            eprintln!("{line}")
+            // Whether anybody listens or not, the trial goes on.
+            let _ = writeln!(std::io::stderr(), "{line}");
         } else {
             self.bar.println(line)
         }
@@ -335,15 +363,15 @@ impl Trial<'_> {
     }
 
     /// Everybody is answered again.
-    fn calm(&mut self) -> anyhow::Result<()> {
+    fn calm(&mut self) {
         let (before, since) = (self.recorder.answered(), Instant::now());
-        while self.broken.is_empty() {
+        while self.broken.is_empty() && !self.is_interrupted {
             self.look_after(&[]);
             let answered = self.recorder.answered();
             let waiting = answered.iter().zip(&before).filter(|(now, before)| **now < **before + 3).count();
             self.bar.set_message(format!("faults have stopped; {waiting} clients wait for answers"));
             if waiting == 0 {
-                return Ok(());
+                return;
             }
             if since.elapsed() > CALM {
                 let statuses = self.statuses();
@@ -353,9 +381,8 @@ impl Trial<'_> {
                     describe(&statuses)
                 ));
             }
-            self.wait()?;
+            self.wait();
         }
-        Ok(())
     }
 
     /// Nothing acknowledged can be lost unseen.
@@ -369,14 +396,15 @@ impl Trial<'_> {
     }
 
     /// Damage that nothing has come across yet is found by the next scrub.
-    fn wait_for_scrub(&mut self) -> anyhow::Result<()> {
+    fn wait_for_scrub(&mut self) {
         let since = Instant::now();
         let is_rotten = self.effects.contains_key(&Nemesis::Rot);
         while is_rotten && self.world.effect(Nemesis::Rot) == 0 && since.elapsed() < SCRUB {
             self.bar.set_message("damage is to be noticed");
-            self.wait()?;
+            if !self.wait() {
+                return;
+            }
         }
-        Ok(())
     }
 
     fn statuses(&self) -> Vec<Option<NodeStatus>> {
@@ -384,17 +412,17 @@ impl Trial<'_> {
     }
 
     /// Honest nodes have applied the same, and have answered the same.
-    fn wait_for_equality(&mut self) -> anyhow::Result<()> {
+    fn wait_for_equality(&mut self) {
         let (since, liars) = (Instant::now(), self.world.liars());
-        loop {
+        while !self.is_interrupted {
             self.bar.set_message("nodes become equal");
             self.look_after(&[]);
             let statuses = self.statuses();
             let honest = statuses.iter().enumerate().filter(|(index, _)| !liars.contains(index));
             let honest: Vec<Option<&NodeStatus>> = honest.map(|(_, status)| status.as_ref()).collect();
             let problem = match are_equal(&honest) {
-                Ok(true) => return Ok(()),
-                Ok(false) if !self.broken.is_empty() => return Ok(()),
+                Ok(true) => return,
+                Ok(false) if !self.broken.is_empty() => return,
                 Ok(false) if since.elapsed() < CALM => None,
                 Ok(false) => {
                     let what = describe(&statuses);
@@ -404,13 +432,16 @@ impl Trial<'_> {
             };
             if let Some(problem) = problem {
                 self.broken.push(problem);
-                return Ok(());
+                return;
             }
-            self.wait()?;
+            self.wait();
         }
     }
 
-    fn judge(mut self) -> anyhow::Result<Outcome> {
+    fn judge(mut self, file: &mut dyn Write) -> anyhow::Result<Outcome> {
+        if self.is_interrupted {
+            self.void.push("it was interrupted".to_string());
+        }
         for (nemesis, counted) in &mut self.effects {
             counted.effect = self.world.effect(*nemesis);
         }
@@ -431,6 +462,7 @@ impl Trial<'_> {
         drop(self.world);
         self.bar.set_message("the history is judged");
         let (operations, refused, reasons) = self.recorder.take();
+        let not_written = write_history(file, &operations).err().map(|lack| format!("{lack:#}"));
         let history =
             History::new(operations, refused.len()).context("the clients of the trial are wrong")?;
         let judgement = check(&history, Limits::default());
@@ -455,6 +487,8 @@ impl Trial<'_> {
             history,
             judgement,
             reasons,
+            is_interrupted: self.is_interrupted,
+            not_written,
             end: self.end,
             refused,
             spans: self.spans,
