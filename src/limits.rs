@@ -104,7 +104,7 @@ pub const WINDOW: tetrachord_consensus::pbft::Window =
     tetrachord_consensus::pbft::Window { interval: 128, length: 256 };
 
 /// Byzantine mode: bytes of one batch. Smaller than in crash mode, because a window of them is kept.
-pub const SIGNED_BATCH_BYTES_MAX: usize = 256 << 10;
+pub const SIGNED_BATCH_BYTES_MAX: usize = tetrachord_consensus::pbft::batch::BATCH_BYTES_MAX;
 
 /// Groups that one cluster may have.
 pub const GROUPS_MAX: usize = 1024;

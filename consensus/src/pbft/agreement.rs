@@ -4,10 +4,9 @@
 //! order. Nothing is sent before its record is durable; this replica's own COMMIT counts, here too, only when the
 //! certificate behind it is durable: else a crash could take one certificate from a quorum that was counted on.
 
-use crate::codec::PROPOSAL_BYTES_MAX;
 use crate::engine::{Effect, SubmitRefusal};
 use crate::mutation::mutated;
-use crate::pbft::batch::Batch;
+use crate::pbft::batch::{Batch, may_be_ordered};
 use crate::pbft::custody::Taken;
 use crate::pbft::evidence::{Evidence, VoteKind};
 use crate::pbft::message::{CommitCertificate, Message, PreparedCertificate, Vote};
@@ -31,7 +30,7 @@ impl Replica {
             return self.refuse_behind_stop_sign(origin);
         }
         let is_too_far = bundle.requests().any(|request| request.not_after > limit);
-        let is_too_large = bundle.bytes().len() + 64 > PROPOSAL_BYTES_MAX;
+        let is_too_large = !may_be_ordered(&bundle);
         let taken = if is_too_far || is_too_large {
             Taken::Full
         } else {

@@ -14,8 +14,34 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 /// Bundles in one batch.
 pub const BATCH_BUNDLES_MAX: usize = 1024;
 
+/// Requests in one batch.
+pub const BATCH_REQUESTS_MAX: usize = 1024;
+
+/// Bytes of one batch, unless it is a single request; a window of batches is kept.
+pub const BATCH_BYTES_MAX: usize = 256 << 10;
+
+/// Whether bundles may be one batch of so many bytes. Whoever proposes keeps to it, and nobody accepts or reads anything else.
+#[must_use]
+fn is_within_limits(bytes: usize, bundles: &[Bundle]) -> bool {
+    let requests: usize = bundles.iter().map(Bundle::len).sum();
+    let bytes_max = if requests == 1 { PROPOSAL_BYTES_MAX } else { BATCH_BYTES_MAX };
+    requests <= BATCH_REQUESTS_MAX && bytes <= bytes_max
+}
+
+/// Whether a bundle may be ordered at all: whether it can be a batch by itself.
+#[must_use]
+pub fn may_be_ordered(bundle: &Bundle) -> bool {
+    is_within_limits(HEADER + 4 + bundle.bytes().len(), std::slice::from_ref(bundle))
+}
+
+/// Bytes that a bundle takes in a batch.
+#[must_use]
+pub(super) fn bytes_in_batch(bundle: &Bundle) -> usize {
+    4 + bundle.bytes().len()
+}
+
 const VERSION: u8 = 1;
-const HEADER: usize = 1 + 8 + 2;
+pub(super) const HEADER: usize = 1 + 8 + 2;
 
 /// A batch that was read from its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +72,7 @@ impl Batch {
             bytes.put_u32(u32::try_from(bundle.bytes().len()).expect("a bundle is smaller than a message"));
             bytes.put_slice(bundle.bytes());
         }
-        assert!(bytes.len() <= PROPOSAL_BYTES_MAX, "who gathers bundles keeps the limit");
+        assert!(is_within_limits(bytes.len(), &bundles), "who gathers bundles keeps the limits");
         let bytes = bytes.freeze();
         Self { digest: digest_of(&bytes), bytes, time: Some(time), bundles }
     }
@@ -120,7 +146,8 @@ fn read(bytes: &Bytes) -> Result<(Option<Timestamp>, Vec<Bundle>), BundleError> 
         }
         bundles.push(Bundle::parse(rest.split_to(length))?);
     }
-    if rest.is_empty() { Ok((Some(time), bundles)) } else { Err(BundleError::Malformed) }
+    let is_whole = rest.is_empty() && is_within_limits(bytes.len(), &bundles);
+    if is_whole { Ok((Some(time), bundles)) } else { Err(BundleError::Malformed) }
 }
 
 /// The digest of a batch's bytes.
@@ -172,5 +199,44 @@ mod tests {
     fn the_null_batch_has_a_digest_that_no_bytes_have() {
         assert_eq!(Batch::parse(Bytes::new()), Ok(Batch::null()));
         assert_ne!(digest_of(b"x"), Batch::null().digest());
+    }
+
+    #[test]
+    fn a_batch_has_so_many_requests_and_bytes_whoever_proposes_it() {
+        let domain = Domain { cluster: Digest::ZERO, group: 1, epoch: Epoch(1) };
+        let signer = ClientSigner::toy(1);
+        let bundle = |numbers: std::ops::Range<u64>, bytes: usize| {
+            let request = |number| SignedRequest {
+                name: RequestName { client: signer.name(), session: 1, number },
+                ack_below: 1,
+                not_after: Timestamp(9),
+                wants_proof: false,
+                ends_epoch: false,
+                operation: Bytes::from(vec![7; bytes]),
+            };
+            Bundle::sign(&domain, &signer, &numbers.map(request).collect::<Vec<_>>())
+        };
+        // What a primary that keeps no limit proposes.
+        let raw = |bundles: &[Bundle]| {
+            let mut bytes = BytesMut::new();
+            bytes.put_u8(VERSION);
+            bytes.put_u64(5);
+            bytes.put_u16(bundles.len() as u16);
+            for bundle in bundles {
+                bytes.put_u32(bundle.bytes().len() as u32);
+                bytes.put_slice(bundle.bytes());
+            }
+            Batch::parse(bytes.freeze()).is_ok()
+        };
+        assert!(raw(&[bundle(0..1_000, 0), bundle(1_000..1_024, 0)]));
+        assert!(!raw(&[bundle(0..1_000, 0), bundle(1_000..1_025, 0)]), "requests");
+        assert!(raw(&[bundle(0..1, BATCH_BYTES_MAX / 2), bundle(1..2, BATCH_BYTES_MAX / 3)]));
+        assert!(!raw(&[bundle(0..1, BATCH_BYTES_MAX / 2), bundle(1..2, BATCH_BYTES_MAX / 2)]), "bytes");
+        let (large, several) = (bundle(0..1, 2 << 20), bundle(0..2, 200 << 10));
+        assert!(
+            raw(std::slice::from_ref(&large)) && may_be_ordered(&large),
+            "one request alone may be large"
+        );
+        assert!(!raw(std::slice::from_ref(&several)) && !may_be_ordered(&several));
     }
 }

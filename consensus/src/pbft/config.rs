@@ -1,6 +1,7 @@
 //! What a replica knows of its group, and its own settings.
 
 use crate::mutation::Mutation;
+use crate::pbft::batch::{BATCH_BYTES_MAX, BATCH_REQUESTS_MAX};
 use crate::quorum::{ByzantineQuorum, byzantine_quorum};
 use crate::types::{Epoch, ReplicaId, Slot, View};
 use serde::{Deserialize, Serialize};
@@ -90,9 +91,9 @@ pub struct Options {
     pub pace_ticks: u64,
     /// Batches that a primary has under way at a time; what arrives meanwhile gathers into the next.
     pub pipeline: usize,
-    /// Requests in one batch.
+    /// Requests in one batch, no more than all agree on.
     pub batch_requests: usize,
-    /// Bytes of one batch; a batch always takes at least one bundle.
+    /// Bytes of one batch, no more than all agree on; a batch always takes at least one bundle.
     pub batch_bytes: usize,
     /// A fresh batch whose time is further ahead than this, in microseconds, waits until the clock is there.
     pub clock_micros: u64,
@@ -116,8 +117,8 @@ impl Default for Options {
             status_ticks: 100,
             pace_ticks: 1_000,
             pipeline: 8,
-            batch_requests: 1024,
-            batch_bytes: 512 << 10,
+            batch_requests: BATCH_REQUESTS_MAX,
+            batch_bytes: BATCH_BYTES_MAX,
             clock_micros: 500_000,
             lag_micros: 5_000_000,
             client_bytes: 8 << 20,

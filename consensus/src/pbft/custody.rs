@@ -7,6 +7,7 @@
 //! Bounded by bytes, for each client and for all: a client may hold an eighth of what is left free.
 
 use crate::mutation::mutated;
+use crate::pbft::batch::{BATCH_BUNDLES_MAX, BATCH_BYTES_MAX, BATCH_REQUESTS_MAX, HEADER, bytes_in_batch};
 use crate::pbft::config::Options;
 use crate::pbft::request::{Bundle, RequestName};
 use crate::pbft::sign::{ClientKey, Signature};
@@ -164,16 +165,18 @@ impl Custody {
     /// The next bundles to propose, up to the limits; at least one if one waits.
     pub(super) fn next_bundles(&mut self, options: &Options) -> Vec<Bundle> {
         let mut bundles: Vec<Bundle> = Vec::new();
-        let (mut requests, mut bytes) = (0, 0);
+        let (mut requests, mut bytes) = (0, HEADER);
+        let requests_max = options.batch_requests.min(BATCH_REQUESTS_MAX);
+        let bytes_max = options.batch_bytes.min(BATCH_BYTES_MAX);
         while let Some(arrival) = self.queue.front() {
             let Some(kept) = self.kept.get_mut(arrival).filter(|kept| !kept.is_proposed) else {
                 self.queue.pop_front();
                 continue;
             };
-            let (more_requests, more_bytes) = (kept.bundle.len(), kept.bundle.bytes().len());
-            let is_full = requests + more_requests > options.batch_requests
-                || bytes + more_bytes > options.batch_bytes
-                || bundles.len() >= super::batch::BATCH_BUNDLES_MAX;
+            let (more_requests, more_bytes) = (kept.bundle.len(), bytes_in_batch(&kept.bundle));
+            let is_full = requests + more_requests > requests_max
+                || bytes + more_bytes > bytes_max
+                || bundles.len() >= BATCH_BUNDLES_MAX;
             if is_full && !bundles.is_empty() {
                 break;
             }
