@@ -121,3 +121,23 @@ fn nobody_else_may_read_the_data_of_a_node() {
         }
     }
 }
+
+/// What an operator looks for first after an outage.
+#[test]
+fn the_log_tells_of_leaders_and_links_in_words() {
+    let mut cluster = Cluster::start(3, 1);
+    cluster.ok(&["put", "k", "v"]);
+    let leader = cluster.leader();
+    wait_for("who leads", || cluster.log(leader).contains("this node leads group=g1").then_some(()));
+    let other = (leader + 1) % 3;
+    cluster.kill_node(leader);
+    cluster.ok(&["put", "k", "again"]);
+    let said = wait_for("what became of the leader", || {
+        let log = cluster.log(other);
+        (log.contains("the leader was lost") && log.contains("link lost")).then_some(log)
+    });
+    assert!(said.contains(&format!("before=n{}", leader + 1)), "{said}");
+    let lost = said.lines().find(|line| line.contains("link lost")).unwrap();
+    assert!(lost.contains("nothing was heard any more") || lost.contains("started again"), "{lost}");
+    assert!(!said.contains("LocallyClosed") && !said.contains("Some("), "{said}");
+}

@@ -307,10 +307,31 @@ impl NodeCore {
         let now: BTreeMap<GroupId, Option<NodeId>> =
             self.groups.iter().map(|(name, group)| (*name, group.leader())).collect();
         if now != self.leaders {
+            self.tell_leaders(&now);
             self.give_up_forwards(|forward| {
                 now.get(&forward.owner).is_some_and(|leader| *leader != Some(forward.to))
             });
             self.leaders = now;
+        }
+    }
+
+    /// Elections and view changes are what an operator looks for first.
+    fn tell_leaders(&self, now: &BTreeMap<GroupId, Option<NodeId>>) {
+        let node = self.settings.node;
+        for (group, leader) in now {
+            let before = self.leaders.get(group).copied().flatten();
+            if before == *leader {
+                continue;
+            }
+            let attempt = self.groups.get(group).map(|group| group.engine().ballot).unwrap_or_default();
+            match (before, leader) {
+                (_, Some(leader)) if *leader == node => {
+                    tracing::info!(%group, %attempt, "this node leads");
+                }
+                (_, Some(leader)) => tracing::info!(%group, %leader, %attempt, "a leader was found"),
+                (Some(before), None) => tracing::info!(%group, %before, %attempt, "the leader was lost"),
+                (None, None) => {}
+            }
         }
     }
 

@@ -69,7 +69,12 @@ impl Link {
         let node = self.peer.node;
         let mut is_up = false;
         // The link counts as up when the other side has spoken: until then it may still refuse our key.
-        while let Ok(stream) = connection.accept_uni().await {
+        let reason = loop {
+            let stream = match connection.accept_uni().await {
+                Ok(stream) => stream,
+                // Why it ended is known here: once it is closed from here, too, that is all that is known.
+                Err(reason) => break reason,
+            };
             if !is_up {
                 is_up = true;
                 shared.tell(Inbound::PeerUp { node }).await;
@@ -85,7 +90,7 @@ impl Link {
                     connection.close(0u32.into(), b"a stream has ended");
                 }
             });
-        }
+        };
         connection.close(0u32.into(), b"");
         for writer in writers {
             writer.abort();
@@ -95,7 +100,7 @@ impl Link {
                 outbox.close();
             }
             if is_up {
-                tracing::info!(peer = %node, reason = ?connection.close_reason(), "link lost");
+                tracing::info!(peer = %node, reason = in_words(&reason), "link lost");
                 shared.tell(Inbound::PeerDown { node }).await;
             }
         }
@@ -119,6 +124,23 @@ impl Link {
             writers.push(shared.watch.spawn("write to a node", write_frames(outbox.clone(), stream)));
         }
         writers
+    }
+}
+
+/// Why a link ended, for people.
+fn in_words(reason: &quinn::ConnectionError) -> String {
+    match reason {
+        quinn::ConnectionError::LocallyClosed => {
+            "a stream of it had ended, or a newer link took its place".to_string()
+        }
+        quinn::ConnectionError::TimedOut => "nothing was heard any more".to_string(),
+        quinn::ConnectionError::Reset => "the other node was started again".to_string(),
+        quinn::ConnectionError::ApplicationClosed(closed) => {
+            let said = String::from_utf8_lossy(&closed.reason);
+            let said = if said.is_empty() { "no reason".into() } else { said };
+            format!("the other node closed it: {said}")
+        }
+        other => other.to_string(),
     }
 }
 
