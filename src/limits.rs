@@ -61,9 +61,10 @@ pub const READ_BYTES_PER_SLOT_MAX: usize = 16 << 20;
 pub const OUTCOMES_FRAME_BYTES: usize = 1 << 20;
 
 /// Written state that is kept in memory before it is written to the tree, in bytes for all groups of a node. Twice
-/// as much, and a leader
-/// proposes nothing new until the tree has caught up; four times as much, and a follower acknowledges nothing new: memory
-/// is bounded by the speed of the disk, not by that of the clients.
+/// as much, and a leader proposes nothing new until the tree has caught up; four times as much, and a follower acknowledges
+/// nothing new: memory is bounded by the speed of the disk, not by that of the clients. In Byzantine mode checkpoints lie at fixed
+/// slots: there what waits is bounded by the window, by [`OVERLAY_BYTES_STREAMING_MAX`] for checkpoints on their way to the
+/// tree, and by what a replica keeps of decided slots that it cannot execute yet.
 pub const OVERLAY_BYTES_MAX: usize = 8 << 20;
 
 /// In crash mode the log in memory may take so many times as much above what is kept for lagging replicas; then the tree is

@@ -106,8 +106,10 @@ pub enum Event {
     },
     /// Byzantine mode: everything that arrived together was told; what has gathered may be proposed.
     TurnEnded {
-        /// Whether the state machine can take more.
+        /// Whether more may be proposed.
         may_propose: bool,
+        /// Whether the state machine can take more. If not, what is decided waits in the engine, whose window bounds it.
+        may_execute: bool,
     },
 }
 

@@ -188,8 +188,10 @@ impl Group {
         if self.signed.is_none() || self.is_installing() {
             return Ok(());
         }
-        let may_propose = !self.is_backed_up(4);
-        self.engine.step(Event::TurnEnded { may_propose });
+        // What waits here waits for room to be frozen, and that for the tree. What is decided behind it stays with the engine,
+        // which takes in no more than a window of it.
+        let may_execute = self.signed.as_ref().is_some_and(|signed| signed.held.is_empty());
+        self.engine.step(Event::TurnEnded { may_propose: may_execute, may_execute });
         self.carry_out(storage)
     }
 

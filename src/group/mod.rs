@@ -581,6 +581,12 @@ impl Group {
         Ok(())
     }
 
+    /// Byzantine mode: slots that are decided and wait for room to be executed, for watchers.
+    #[cfg(test)]
+    pub(crate) fn decided_and_waiting(&self) -> usize {
+        self.signed.as_ref().map_or(0, |signed| signed.held.len())
+    }
+
     /// Gives the leadership away, if this replica has it, before a planned stop.
     pub fn hand_over(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         if self.engine.is_leader() && self.place.nodes.len() > 1 {
@@ -610,19 +616,14 @@ impl Group {
     /// Whether so many checkpoints' worth of applied state wait for the tree. A snapshot that streams has a bound of its
     /// own.
     fn is_backed_up(&self, checkpoints: usize) -> bool {
-        // In Byzantine mode only the slot of the next checkpoint can empty what is fresh: to wait for it would be to wait for
-        // ever.
-        let waiting = match self.signed {
-            Some(_) => self.machine.frozen_bytes(),
-            None => self.machine.unwritten_bytes(),
-        };
-        self.transfer.is_none() && waiting >= checkpoints * self.overlay_bytes_max
+        self.transfer.is_none() && self.machine.unwritten_bytes() >= checkpoints * self.overlay_bytes_max
     }
 
     /// A follower whose tree cannot keep up acknowledges nothing more for a while: its leader sends only so much ahead of
-    /// acknowledgements. It does not hold back while it may be needed to elect.
+    /// acknowledgements. It does not hold back while it may be needed to elect. In Byzantine mode nobody holds back: a CHECKPOINT
+    /// is what lets the tree be written, and the window is what bounds memory.
     fn holds_back(&self) -> bool {
-        self.leader.is_some() && !self.is_leading() && self.is_backed_up(4)
+        self.signed.is_none() && self.leader.is_some() && !self.is_leading() && self.is_backed_up(4)
     }
 
     fn release_held_back(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {

@@ -288,7 +288,7 @@ impl Replica {
         if state.decided.replace(digest).is_none() {
             state.times.decided_at = self.now;
         }
-        if self.is_repairing {
+        if self.is_repairing || self.is_stalled {
             self.note_decided(slot, digest);
         }
         self.execute();
@@ -304,7 +304,10 @@ impl Replica {
 
     /// Executes what is decided, in order, as far as the batches are here.
     pub(super) fn execute(&mut self) {
-        while !self.is_repairing && (!self.executed.sealed || mutated!(self.options, ExecuteBehindStopSign)) {
+        while !self.is_repairing
+            && !self.is_stalled
+            && (!self.executed.sealed || mutated!(self.options, ExecuteBehindStopSign))
+        {
             let slot = self.executed.slot.next();
             let Some(state) = self.slots.get_mut(&slot) else { return };
             let Some(digest) = state.decided else { return };

@@ -202,8 +202,12 @@ impl Replica {
             view: self.view,
             is_active: self.is_active,
             stable: self.stable_slot(),
-            // While it repairs its state, what it could execute without help is not asked for.
-            executed: if self.is_repairing { self.decided_prefix() } else { self.executed.slot },
+            // While it repairs its state, or cannot take more, what it could execute without help is not asked for.
+            executed: if self.is_repairing || self.is_stalled {
+                self.decided_prefix()
+            } else {
+                self.executed.slot
+            },
             base: self.base.slot,
         }
     }
@@ -385,7 +389,8 @@ impl Replica {
         let is_stuck = self.now.since(self.progress_at) >= pause && self.now.since(self.fetch_at) >= pause;
         let is_wanted = match self.is_repairing {
             true => self.base.slot > Slot::ZERO,
-            false => self.executed.slot < self.stable_slot(),
+            // What it cannot take from the log it cannot take at once either.
+            false => self.executed.slot < self.stable_slot() && !self.is_stalled,
         };
         if !is_wanted || !is_stuck {
             return;

@@ -58,6 +58,8 @@ pub struct Replica {
     pub(super) own_roots: BTreeMap<Slot, Digest>,
     /// Whether the state is not to be believed, and another is being put in its place ([`super::repair`]).
     pub(super) is_repairing: bool,
+    /// Whether the state machine can take no more for now.
+    pub(super) is_stalled: bool,
     /// The last slot whose root others refuted.
     pub(super) refuted: Option<Slot>,
     pub(super) checkpoint_votes: BTreeMap<Slot, BTreeMap<ReplicaId, CheckpointVote>>,
@@ -154,6 +156,7 @@ impl Replica {
             own_checkpoints: BTreeMap::new(),
             own_roots: BTreeMap::new(),
             is_repairing: false,
+            is_stalled: false,
             refuted: None,
             checkpoint_votes: BTreeMap::new(),
             view_changes: BTreeMap::new(),
@@ -399,7 +402,11 @@ impl Engine for Replica {
                     self.on_rejected(rejected.origin, rejected.reason);
                 }
             },
-            Event::TurnEnded { may_propose } => self.on_turn_ended(may_propose),
+            Event::TurnEnded { may_propose, may_execute } => {
+                self.is_stalled = !may_execute;
+                self.execute();
+                self.on_turn_ended(may_propose);
+            }
             Event::StateRoot { slot, root } => self.on_state_root(slot, root),
             Event::StateDamaged { reason } => self.lose_state(reason),
             Event::Persisted { token } => self.on_persisted(token),

@@ -267,7 +267,7 @@ impl Group {
 
     /// Ends a turn: the primary may propose.
     pub(crate) fn flush(&mut self, index: usize) {
-        self.step(index, Event::TurnEnded { may_propose: true });
+        self.step(index, Event::TurnEnded { may_propose: true, may_execute: true });
     }
 
     pub(crate) fn request(&mut self, client: u8, number: u64, operation: &str) -> Bundle {

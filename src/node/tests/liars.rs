@@ -73,6 +73,10 @@ pub(super) struct World {
     pub(super) installed: usize,
     pub(super) lie: Lie,
     pub(super) scrub_millis: u64,
+    /// Written state that may wait for the tree, in bytes.
+    overlay_bytes: usize,
+    /// A node whose tree takes nothing any more, though its log does.
+    hung: Option<usize>,
     /// Whether clients have nothing more to ask.
     is_quiet: bool,
     /// What was answered last.
@@ -122,12 +126,18 @@ impl World {
             installed: 0,
             lie: Lie::Anything,
             scrub_millis: 0,
+            overlay_bytes: 1 << 20,
+            hung: None,
             is_quiet: false,
             last_bundle: None,
             said: BTreeMap::new(),
         };
         (0..nodes).for_each(|index| world.start(index));
         world
+    }
+
+    fn status(&self, index: usize) -> wire::GroupStatus {
+        self.nodes[index].core.as_ref().expect("it runs").status().groups.remove(0)
     }
 
     fn faults(&self) -> usize {
@@ -155,7 +165,7 @@ impl World {
                 limits: Limits::default(),
                 quorums: None,
                 options: Options::default(),
-                overlay_bytes_max: 1 << 20,
+                overlay_bytes_max: self.overlay_bytes,
                 retain_bytes: 20_000,
                 byzantine: Some(byzantine),
             },
@@ -232,6 +242,7 @@ impl World {
                 self.end_if_due(index);
             }
             if self.random.below(3) == 0
+                && self.hung != Some(index)
                 && let Some(commit) = self.nodes[index].disk.write_one()
             {
                 self.step(index, NodeEvent::Written(commit));
@@ -593,6 +604,50 @@ fn crashes_losses_and_lies_together_leave_histories_linearizable() {
     }
     assert!(answers > 50 * seeds as usize, "{answers} answers");
     println!("{installed} states installed");
+}
+
+/// What is written between two checkpoints is many times what may wait for the tree. Nobody lies and nothing fails, so
+/// nobody has reason to leave a view.
+#[test]
+fn large_writes_stop_no_checkpoint_and_cost_no_view() {
+    let mut world = World::new(4, 0, 4, 9);
+    world.overlay_bytes = 2_000;
+    (0..4).for_each(|index| {
+        world.crash(index, 0);
+        world.start(index);
+    });
+    world.run(5_000);
+    let views: Vec<u64> = (0..4).map(|index| world.status(index).view).collect();
+    println!("{} answers, views {views:?}", world.history.len());
+    assert_eq!(views, [0; 4]);
+    assert!(world.history.len() > 1_000, "{} answers", world.history.len());
+    world.calm_and_judge();
+}
+
+/// The tree of one backup takes nothing for a long time, and the others go on: what waits for it stays small, it goes on to
+/// vote, and comes back.
+#[test]
+fn a_backup_whose_tree_hangs_keeps_little_in_memory() {
+    let mut world = World::new(4, 0, 4, 10);
+    world.run(1_000);
+    world.hung = Some(3);
+    let (mut waiting, mut log) = (0, 0);
+    for _ in 0..100 {
+        world.run(200);
+        let core = world.nodes[3].core.as_ref().expect("it runs");
+        let group = core.groups().next().expect("it has one");
+        waiting = waiting.max(group.decided_and_waiting());
+        log = log.max(group.engine().log_bytes);
+    }
+    let (first, last) = (world.status(3), world.status(0));
+    println!(
+        "{waiting} slots wait, {log} bytes of log; {} of {} slots are applied",
+        first.applied, last.applied
+    );
+    assert!(last.applied > first.applied + 500, "the others do not wait for it");
+    assert!(waiting <= 2 * 32, "{waiting} slots wait to be executed");
+    world.hung = None;
+    world.calm_and_judge();
 }
 
 /// Node 4 is away until no log reaches it any more, while the first primary lies about states.
