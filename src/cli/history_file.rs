@@ -125,7 +125,7 @@ mod tests {
                 Some(call + 1),
             )
         };
-        file.add(&[get(2)], &[put.clone()]).unwrap();
+        file.add(&[get(2)], std::slice::from_ref(&put)).unwrap();
         judged(2, 1);
         file.add(&[get(4)], &[put.clone(), operation(2, Action::Delete, 6, None)]).unwrap();
         judged(4, 2);
