@@ -139,7 +139,7 @@ fn why_nodes_do_not_take_a_request_is_told() {
     for index in 0..4 {
         let file = cluster.node_file(index);
         let text = std::fs::read_to_string(&file).unwrap();
-        let changed = text.replace("reserve_bytes = 67108864", "reserve_bytes = 9000000000000000000");
+        let changed = text.replace("reserve_bytes = 67108864", "reserve_bytes = 1000000000000000");
         assert_ne!(text, changed);
         std::fs::write(&file, changed).unwrap();
         cluster.start_node(index);

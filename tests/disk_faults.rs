@@ -142,7 +142,7 @@ fn a_disk_that_is_almost_full_refuses_writes_and_serves_reads() {
         cluster.kill_node(index);
     }
     // More than any disk has: almost full from the first moment on.
-    set_reserve(&cluster, 1 << 60);
+    set_reserve(&cluster, 1 << 50);
     for index in 0..3 {
         cluster.start_node(index);
     }

@@ -319,7 +319,10 @@ impl Roster {
                 known.store, known.incarnation, known.log_end, told.store, told.incarnation, told.log_end
             );
         }
-        self.outputs.push(Output::Send(from, Introduction::Mistaken { told, known }));
+        // Whoever is new knows nothing of what was before: what it noted first may be what comes late from another stranger.
+        if self.is_admitted {
+            self.outputs.push(Output::Send(from, Introduction::Mistaken { told, known }));
+        }
     }
 
     fn on_noted(&mut self, from: NodeId) {

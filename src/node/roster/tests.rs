@@ -231,6 +231,20 @@ fn a_link_must_be_introduced_anew_and_strangers_count_for_nothing() {
     assert!(matches!(desks[0].settle()[..], [(_, NodeId(2), Introduction::Introduce(_))]));
 }
 
+/// n1 finds an empty disk, and hears first what a stranger under the name of n3 said before it was refused.
+#[test]
+fn a_node_that_is_new_itself_accuses_nobody() {
+    let mut desks = cluster(3);
+    talk(&mut desks, &[1, 2, 3]);
+    desks[0] = Desk { life: Life { store: store(99), ..desks[0].life }, ..Desk::new(1, 3, 0) };
+    desks[0].restart();
+    let late = Life { store: store(77), ..desks[2].life };
+    desks[0].roster.on_said(NodeId(3), Introduction::Introduce(late));
+    talk(&mut desks, &[1, 3]);
+    assert_eq!(desks[2].stopped, None);
+    assert!(!desks[0].roster.may_vote());
+}
+
 #[test]
 fn what_replaces_the_log_holds_all_that_is_known() {
     let mut desks = cluster(3);
