@@ -67,7 +67,15 @@ impl TemporaryDirectory {
 
 impl Drop for TemporaryDirectory {
     fn drop(&mut self) {
-        // What cannot be removed stays in the system's temporary directory; nothing depends on it.
-        let _ = std::fs::remove_dir_all(&self.0);
+        // A node that is just being killed may make one more file. What cannot be removed in the end stays in the system's temporary
+        // directory; nothing depends on it.
+        for _ in 0..50 {
+            match std::fs::remove_dir_all(&self.0) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+                _ => return,
+            }
+        }
     }
 }
