@@ -167,10 +167,8 @@ pub enum SubmitRefusal {
 /// A decided entry, as the state machine sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decided {
-    /// Its position and the chain hash of the log up to and including it.
+    /// Its position, the chain hash of the log up to and including it, and log time, which never goes back from one slot to the next.
     pub base: LogBase,
-    /// Time fixed by the log; never goes back from one slot to the next.
-    pub time: Timestamp,
     /// What was ordered; `None` is a no-op.
     pub proposal: Option<Proposal>,
 }

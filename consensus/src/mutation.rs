@@ -52,6 +52,9 @@ pub enum Mutation {
     /// A follower adopts a part of its leader's log, as soon as some of it has come.
     #[cfg(feature = "mutants")]
     AdoptHalfSync,
+    /// A leader stamps with its own clock alone.
+    #[cfg(feature = "mutants")]
+    StampOwnClock,
     /// PBFT: one replica fewer than a quorum is enough.
     #[cfg(feature = "mutants")]
     QuorumTooSmall,
@@ -114,7 +117,7 @@ pub enum Mutation {
 impl Mutation {
     /// Every defect of Multi-Paxos, for tests that try them all.
     #[cfg(feature = "mutants")]
-    pub const PAXOS: [Self; 14] = [
+    pub const PAXOS: [Self; 15] = [
         Self::AckBeforeBarrier,
         Self::ReadWithoutIndex,
         Self::CountOlderBallot,
@@ -129,6 +132,7 @@ impl Mutation {
         Self::LeadTooSoon,
         Self::LeadHalfFetched,
         Self::AdoptHalfSync,
+        Self::StampOwnClock,
     ];
 
     /// Every defect of PBFT.

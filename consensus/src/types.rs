@@ -64,6 +64,8 @@ pub struct LogBase {
     pub slot: Slot,
     /// Chain hash of the entry there; zero before the first entry.
     pub chain: Digest,
+    /// Log time there; zero before the first entry. What follows is never earlier, whatever is kept of the log.
+    pub time: Timestamp,
     /// Whether the entry there is a stop-sign, so that nothing may follow in this epoch.
     pub sealed: bool,
 }

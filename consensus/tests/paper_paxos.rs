@@ -8,8 +8,7 @@ use harness::rules::{ballot, inject, led, options, passes_only_with_the_rule, un
 use harness::{Cluster, Envelope, describe};
 use tetrachord_consensus::paxos::{Ballot, Message, Reason, Role};
 use tetrachord_consensus::{
-    Engine, Epoch, Event, Mutation, Options, Proposal, ProposeError, Quorums, ReplicaId, Slot, Ticks,
-    Timestamp, codec,
+    Engine, Epoch, Event, Mutation, Options, Proposal, ProposeError, Quorums, ReplicaId, Slot, codec,
 };
 
 #[test]
@@ -413,20 +412,6 @@ fn flexible_quorums_decide_with_few_and_elect_with_many() {
 }
 
 #[test]
-fn a_leader_whose_clock_is_a_year_ahead_moves_log_time_by_an_hour_at_most() {
-    let mut cluster = led(3, options(Mutation::None));
-    cluster.propose(0, "a").unwrap();
-    cluster.settle();
-    let before = cluster.nodes[0].applied.last().unwrap().time;
-    let year = 365 * 24 * 3600 * 1_000_000u64;
-    cluster.step(0, Event::Tick { now: Ticks(cluster.now), wall: Timestamp(before.0 + year) });
-    cluster.propose(0, "b").unwrap();
-    cluster.settle();
-    let after = cluster.nodes[0].applied.last().unwrap().time;
-    assert!(after > before && after.0 - before.0 <= 3_700 * 1_000_000, "{} us", after.0 - before.0);
-}
-
-#[test]
 fn a_replica_of_an_older_epoch_deposes_nobody() {
     let mut cluster = led(5, options(Mutation::None));
     let ballot = cluster.replica(0).promised();
@@ -434,30 +419,6 @@ fn a_replica_of_an_older_epoch_deposes_nobody() {
     assert_eq!(cluster.leader(), Some(0));
     inject(&mut cluster, 4, 0, &Message::Reject { ballot, reason: Reason::Epoch(Epoch(2)) });
     assert_eq!(cluster.leader(), None, "this epoch is over");
-}
-
-#[test]
-fn one_replica_that_refuses_a_time_deposes_nobody_and_takes_what_is_decided() {
-    let mut cluster = led(5, options(Mutation::None));
-    cluster.propose(0, "a").unwrap();
-    cluster.settle();
-    // Three hours pass without a write, and one replica does not know: it has just restarted.
-    let end = cluster.now + 3 * 3_600_000;
-    while cluster.now < end {
-        cluster.advance(45);
-        cluster.settle();
-    }
-    cluster.crash(4, 9);
-    cluster.start(4);
-    cluster.run(300);
-    cluster.trace = Some(Vec::new());
-    cluster.propose(0, "b").unwrap();
-    cluster.settle();
-    let refused = |line: &String| line.contains("TimeAhead");
-    assert!(cluster.trace.take().unwrap().iter().any(refused), "it does refuse");
-    cluster.run(2_000);
-    assert_eq!(cluster.leader(), Some(0), "a quorum has acknowledged");
-    assert_eq!(cluster.nodes[4].applied.len(), cluster.nodes[0].applied.len());
 }
 
 #[test]

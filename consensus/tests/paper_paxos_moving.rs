@@ -8,7 +8,7 @@ use harness::alone::{Alone, end_of, entries, later, needs, view};
 use harness::rules::{ballot, inject, led, options, passes_only_with_the_rule};
 use harness::{Cluster, Envelope, describe};
 use tetrachord_consensus::paxos::{Ballot, Entry, LogView, Message, Reason, Role};
-use tetrachord_consensus::{LogBase, Mutation, Options, Slot};
+use tetrachord_consensus::{LogBase, Mutation, Options, Slot, Timestamp};
 
 /// Where it asks to go on.
 fn fetched_from(sent: &[(u8, Message)]) -> Option<Slot> {
@@ -19,7 +19,7 @@ fn fetched_from(sent: &[(u8, Message)]) -> Option<Slot> {
 }
 
 fn promise(ballot: Ballot, view: LogView) -> Message {
-    Message::Promise { ballot, view }
+    Message::Promise { ballot, view, wall: Timestamp(1) }
 }
 
 fn chunk(ballot: Ballot, log: &[Entry], from: usize, to: usize) -> Message {
@@ -300,6 +300,7 @@ fn a_lost_piece_is_noticed_by_the_heartbeat_behind_it() {
         round,
         view: view(Ballot::ZERO, &[]),
         durable: Slot::ZERO,
+        wall: Timestamp(1),
     };
     let before = round_of(&sent).unwrap();
     assert_eq!(syncs(&alone.hear(1, &reply(before))), 0, "it was sent before the piece");

@@ -672,7 +672,7 @@ fn a_replica_whose_root_is_refuted_executes_its_log_again() {
         "the log reaches back to the beginning"
     );
     assert_eq!(group.nodes[2].applied.len(), 6);
-    let right = root_of(group.decided[&Slot(4)].0.chain);
+    let right = root_of(group.decided[&Slot(4)].chain);
     assert_eq!(group.replica(1).stable().map(|stable| stable.root), Some(right));
     group.assert_safe();
 }

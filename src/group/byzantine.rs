@@ -300,7 +300,7 @@ impl Group {
         let asked: Vec<pbft::SignedRequest> = asked.filter(|request| !request.ends_epoch).collect();
         let requests: Vec<SignedRequest> = asked.iter().map(outcomes::request_of).collect();
         let (chain, sealed) = (decided.base.chain.0, decided.base.sealed);
-        let applied = kv::Slot { slot, chain, sealed, time: decided.time.0, batch: None };
+        let applied = kv::Slot { slot, chain, sealed, time: decided.base.time.0, batch: None };
         let replies = match self.machine.apply_signed(storage, &applied, &requests) {
             Ok(replies) => replies,
             Err(error) => return self.on_damage(storage, error),

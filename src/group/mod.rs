@@ -705,7 +705,7 @@ impl Group {
             Some(Proposal::StopSign(_)) | None => None,
         };
         let (chain, sealed) = (decided.base.chain.0, decided.base.sealed);
-        let applied = kv::Slot { slot: slot.0, chain, sealed, time: decided.time.0, batch };
+        let applied = kv::Slot { slot: slot.0, chain, sealed, time: decided.base.time.0, batch };
         for (request, reply) in self.machine.apply(storage, applied)? {
             for ticket in self.requests.finish(&request) {
                 self.answer(ticket, Outcome::Applied { reply: reply.clone(), slot: slot.0 });
@@ -848,7 +848,8 @@ fn lost_records(group: GroupId, applied: u64) -> StorageError {
 }
 
 fn base_of(applied: &kv::Applied) -> LogBase {
-    LogBase { slot: Slot(applied.slot), chain: Digest(applied.chain), sealed: applied.sealed }
+    let (slot, chain, time) = (Slot(applied.slot), Digest(applied.chain), Timestamp(applied.time));
+    LogBase { slot, chain, time, sealed: applied.sealed }
 }
 
 fn encode(message: &GroupMessage) -> Bytes {

@@ -16,7 +16,8 @@ use super::message::{LogView, Message, Reason};
 use super::replica::{Replica, Role};
 use crate::mutation::mutated;
 use crate::paxos::ballot::Ballot;
-use crate::types::{ReplicaId, ReplicaSet, Ticks};
+use crate::paxos::time::Clock;
+use crate::types::{ReplicaId, ReplicaSet, Ticks, Timestamp};
 use std::collections::BTreeMap;
 
 /// A replica that asks whether it may try to lead.
@@ -26,30 +27,38 @@ pub struct PreCandidate {
     granted: ReplicaSet,
 }
 
+/// What a promise said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Promised {
+    pub view: LogView,
+    pub clock: Clock,
+}
+
 /// A replica that gathers promises for its ballot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Candidate {
     pub(super) ballot: Ballot,
-    promises: BTreeMap<ReplicaId, LogView>,
+    promises: BTreeMap<ReplicaId, Promised>,
     messages: usize,
-    pub(super) fetch: Option<Fetch>,
+    pub(super) fetch: Option<Box<Fetch>>,
     asked_at: Ticks,
 }
 
 impl Candidate {
     /// The ballot in which the adopted log had been accepted: that of the fetched one, or the candidate's own.
     pub(super) fn best_accepted(&self) -> Ballot {
-        let accepted = self.promises.values().map(|view| view.accepted).max().unwrap_or(Ballot::ZERO);
+        let accepted =
+            self.promises.values().map(|promise| promise.view.accepted).max().unwrap_or(Ballot::ZERO);
         assert!(accepted < self.ballot, "nothing was accepted yet in a ballot that nobody leads");
         accepted
     }
 
     /// What the other replicas of the quorum reported.
-    pub(super) fn promises_of_others(&self, me: ReplicaId) -> Vec<(ReplicaId, LogView)> {
+    pub(super) fn promises_of_others(&self, me: ReplicaId) -> Vec<(ReplicaId, Promised)> {
         self.promises
             .iter()
             .filter(|(replica, _)| **replica != me)
-            .map(|(replica, view)| (*replica, *view))
+            .map(|(replica, promise)| (*replica, *promise))
             .collect()
     }
 }
@@ -110,7 +119,8 @@ impl Replica {
         self.election.begin_attempt(self.now);
         self.set_leader(None);
         let own = self.view();
-        let promises = BTreeMap::from([(self.me, own)]);
+        let clock = Clock { said: self.wall, heard: self.now };
+        let promises = BTreeMap::from([(self.me, Promised { view: own, clock })]);
         self.role =
             Role::Candidate(Candidate { ballot, promises, messages: 1, fetch: None, asked_at: self.now });
         self.broadcast(&Message::Prepare { ballot });
@@ -156,22 +166,26 @@ impl Replica {
         let view = self.view();
         let unsafe_gate = mutated!(self.options, PromiseBeforeBarrier);
         let gate = (!unsafe_gate).then(|| self.acceptor.last_token());
-        self.send_after(from, &Message::Promise { ballot, view }, gate);
+        self.send_after(from, &Message::Promise { ballot, view, wall: self.wall }, gate);
     }
 
     /// Counts a promise. One that comes late, when this replica leads already, says where the other log stands.
-    pub(super) fn on_promise(&mut self, from: ReplicaId, ballot: Ballot, view: LogView) {
+    pub(super) fn on_promise(&mut self, from: ReplicaId, ballot: Ballot, view: LogView, wall: Timestamp) {
         if ballot != self.promised() || !view.is_sound() {
             return;
         }
+        let clock = Clock { said: wall, heard: self.now };
         match &mut self.role {
             // Nothing can have been accepted yet in a ballot that nobody leads.
             Role::Candidate(candidate) if candidate.ballot == ballot && view.accepted < ballot => {
-                candidate.promises.insert(from, view);
+                candidate.promises.insert(from, Promised { view, clock });
                 candidate.messages += 1;
                 self.choose_if_promised();
             }
-            Role::Leader(leader) if leader.ballot == ballot => self.on_view(from, view),
+            Role::Leader(leader) if leader.ballot == ballot => {
+                leader.peers.get_mut(&from).expect("members were checked").clock = Some(clock);
+                self.on_view(from, view);
+            }
             _ => {}
         }
     }
@@ -188,9 +202,9 @@ impl Replica {
         if candidate.fetch.is_some() || count < needed {
             return;
         }
-        let own = candidate.promises[&self.me];
+        let own = candidate.promises[&self.me].view;
         let (mut source, mut best) = (self.me, own);
-        for (replica, view) in &candidate.promises {
+        for (replica, Promised { view, .. }) in &candidate.promises {
             if view.rank() > best.rank() {
                 (source, best) = (*replica, *view);
             }

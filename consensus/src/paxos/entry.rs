@@ -37,22 +37,24 @@ impl Entry {
     /// The entry that follows `previous`.
     #[must_use]
     pub fn after(previous: LogBase, ballot: Ballot, time: Timestamp, body: Body) -> Self {
+        assert!(time >= previous.time, "log time never goes back");
         let slot = previous.slot.next();
         let chain = chain(previous.chain, slot, ballot, time, &body);
         Self { slot, ballot, time, body, chain }
     }
 
-    /// Whether the entry directly follows `previous` and its hash is right.
+    /// Whether the entry directly follows `previous`, is not earlier, and its hash is right.
     #[must_use]
     pub fn follows(&self, previous: LogBase) -> bool {
         previous.slot.0.checked_add(1) == Some(self.slot.0)
+            && self.time >= previous.time
             && self.chain == chain(previous.chain, self.slot, self.ballot, self.time, &self.body)
     }
 
     /// Position and hash of the log that ends with this entry.
     #[must_use]
     pub fn base(&self) -> LogBase {
-        LogBase { slot: self.slot, chain: self.chain, sealed: self.is_stop_sign() }
+        LogBase { slot: self.slot, chain: self.chain, time: self.time, sealed: self.is_stop_sign() }
     }
 
     /// Whether the entry ends its epoch.
@@ -80,7 +82,7 @@ impl Entry {
             Body::Batch(bytes) => Some(Proposal::Batch(bytes.clone())),
             Body::StopSign(next) => Some(Proposal::StopSign(next.clone())),
         };
-        Decided { base: self.base(), time: self.time, proposal }
+        Decided { base: self.base(), proposal }
     }
 }
 

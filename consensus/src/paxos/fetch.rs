@@ -78,7 +78,7 @@ impl Replica {
         }
         self.gathering = Some(gathering);
         let fetch = Fetch::new(source, best, &self.options, self.now);
-        self.candidate_mut().fetch = Some(fetch);
+        self.candidate_mut().fetch = Some(Box::new(fetch));
         self.go_on_fetching();
     }
 

@@ -6,11 +6,7 @@ use super::replica::{Replica, Role};
 use crate::mutation::mutated;
 use crate::paxos::ballot::Ballot;
 use crate::paxos::entry::Entry;
-use crate::types::{LogBase, ReplicaId, Slot, Timestamp};
-
-/// An entry may be stamped this much later than the one before it, besides the time that passed between them, in
-/// microseconds. Twice what a leader allows itself, so that two clocks need not agree on how much time passed.
-const TIME_AHEAD_MAX_MICROS: u64 = 2 * 3600 * 1_000_000;
+use crate::types::{LogBase, ReplicaId, Slot};
 
 impl Replica {
     /// Whether leader traffic may be acted on:
@@ -41,8 +37,7 @@ impl Replica {
 
     /// Appends entries, if
     /// * the leader's log was adopted before;
-    /// * they follow this log or repeat a part of it;
-    /// * their time does not run away.
+    /// * they follow this log or repeat a part of it.
     pub(super) fn on_accept(
         &mut self,
         from: ReplicaId,
@@ -66,9 +61,6 @@ impl Replica {
                 return self.fail(format!("two entries accepted in ballot {ballot} differ at slot {slot}"));
             }
         };
-        if !self.is_time_plausible(&fresh, decided) {
-            return self.send(from, &Message::Reject { ballot, reason: Reason::TimeAhead });
-        }
         let repeated = fresh.is_empty();
         if !repeated {
             self.acceptor.append(fresh, &self.options);
@@ -105,19 +97,6 @@ impl Replica {
             return Err(Mismatch::Malformed);
         }
         Ok(fresh)
-    }
-
-    /// What is decided is so whatever this replica's clock says.
-    fn is_time_plausible(&self, fresh: &[Entry], decided: Slot) -> bool {
-        let elapsed_micros = self.now.since(self.appended_at).saturating_mul(1000);
-        let slack = elapsed_micros.saturating_add(TIME_AHEAD_MAX_MICROS);
-        let mut last = self.acceptor.log().last_entry().map_or(Timestamp(0), |entry| entry.time);
-        fresh.iter().all(|entry| {
-            let plausible =
-                entry.slot <= decided || last.0 == 0 || entry.time.0 <= last.0.saturating_add(slack);
-            last = last.max(entry.time);
-            plausible
-        })
     }
 
     /// Gathers the leader's adopted log, and adopts it when it is complete:
@@ -206,7 +185,7 @@ impl Replica {
             durable <= view.last.slot || !adopted || cfg!(feature = "mutants"),
             "durable is a part of the log"
         );
-        self.send(from, &Message::HeartbeatReply { ballot, round, view, durable });
+        self.send(from, &Message::HeartbeatReply { ballot, round, view, durable, wall: self.wall });
     }
 
     /// Tells the leader how much is durable. The record that makes it so is durable already; the driver checks.

@@ -5,7 +5,8 @@ use super::message::{LogView, Message};
 use super::replica::{Replica, Role};
 use crate::mutation::mutated;
 use crate::paxos::ballot::Ballot;
-use crate::types::{ReadId, ReplicaId, Slot};
+use crate::paxos::time::Clock;
+use crate::types::{ReadId, ReplicaId, Slot, Timestamp};
 
 impl Replica {
     /// Reads wait until a quorum has confirmed, after their arrival, that this replica still leads. Those that arrived
@@ -103,6 +104,7 @@ impl Replica {
         round: u64,
         view: LogView,
         durable: Slot,
+        wall: Timestamp,
     ) {
         let is_possible = self.is_possible(&view);
         let Role::Leader(leader) = &mut self.role else {
@@ -116,6 +118,7 @@ impl Replica {
             return;
         };
         peer.contact = Some(self.now);
+        peer.clock = Some(Clock { said: wall, heard: self.now });
         if view.accepted == ballot {
             peer.flow.arrived(view.last.slot, self.options.window_bytes);
         }

@@ -4,7 +4,8 @@ use crate::paxos::ballot::Ballot;
 use crate::paxos::flow::Flow;
 use crate::paxos::message::LogView;
 use crate::paxos::reads::Reads;
-use crate::types::{LogBase, ReplicaId, Slot, Ticks, Timestamp};
+use crate::paxos::time::Clock;
+use crate::types::{LogBase, ReplicaId, Slot, Ticks};
 use std::collections::BTreeMap;
 
 /// How a leader brings one replica up to date.
@@ -52,8 +53,8 @@ pub struct Peer {
     pub contact: Option<Ticks>,
     /// The heartbeat that is to be answered.
     pub probe: Option<Probe>,
-    /// Whether it has refused the time of an entry, and acknowledged nothing since.
-    pub refuses_time: bool,
+    /// What its clock said last.
+    pub clock: Option<Clock>,
     /// What is on its way.
     pub flow: Flow,
     /// It has refused entries because those behind this slot had not come. While they are on their way again nothing else is: all
@@ -68,7 +69,7 @@ impl Peer {
             durable: Slot::ZERO,
             contact: None,
             probe: None,
-            refuses_time: false,
+            clock: None,
             flow: Flow::new(),
             gap: None,
         }
@@ -109,7 +110,6 @@ impl Peer {
 
     /// Entries up to `durable` are durable there.
     pub fn acknowledged(&mut self, durable: Slot, window_bytes: usize) {
-        self.refuses_time &= durable <= self.durable;
         self.durable = self.durable.max(durable);
         self.gap = self.gap.filter(|gap| durable <= *gap);
         self.flow.done(durable, window_bytes);
@@ -145,8 +145,6 @@ pub struct Leader {
     pub round: u64,
     /// When the latest regular heartbeat was sent.
     pub heartbeat_at: Ticks,
-    /// Entries may not be stamped later than this at `since`, and as much later as time passes.
-    pub time_limit: Option<Timestamp>,
     /// When this replica began to lead.
     pub since: Ticks,
     /// Leadership is being handed to this replica, until then.
@@ -173,27 +171,15 @@ impl Leader {
             reads: Reads::default(),
             round: 0,
             heartbeat_at: now,
-            time_limit: None,
             since: now,
             transfer: None,
         }
     }
 
-    /// The stamp for the next entry: the wall clock, within what the log allows.
-    #[must_use]
-    pub fn stamp(&self, wall: Timestamp, last: Timestamp, now: Ticks) -> Timestamp {
-        let limit = self
-            .time_limit
-            .map_or(u64::MAX, |limit| limit.0.saturating_add(now.since(self.since).saturating_mul(1000)));
-        Timestamp(wall.0.min(limit).max(last.0))
-    }
-
-    /// How many replicas, this one included, answered within the last `ticks` and refuse nothing that it stamps.
+    /// How many replicas, this one included, answered within the last `ticks`.
     #[must_use]
     pub fn heard_within(&self, ticks: u64, now: Ticks) -> usize {
-        let heard = |peer: &&Peer| {
-            !peer.refuses_time && peer.contact.is_some_and(|contact| now.since(contact) <= ticks)
-        };
+        let heard = |peer: &&Peer| peer.contact.is_some_and(|contact| now.since(contact) <= ticks);
         let count = 1 + self.peers.values().filter(heard).count();
         assert!(count <= self.peers.len() + 1, "every replica counts once");
         count

@@ -2,7 +2,7 @@
 
 use crate::paxos::ballot::Ballot;
 use crate::paxos::entry::Entry;
-use crate::types::{Epoch, LogBase, ReplicaId, Slot};
+use crate::types::{Epoch, LogBase, ReplicaId, Slot, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// What a replica says of its own log. True of a replica that has promised the ballot of the message it stands in.
@@ -48,8 +48,6 @@ pub enum Reason {
     },
     /// Its log ends at this slot; what came does not follow it.
     GapAt(Slot),
-    /// The entry's time is too far ahead of the entry before it.
-    TimeAhead,
     /// It is in another epoch.
     Epoch(Epoch),
 }
@@ -82,6 +80,8 @@ pub enum Message {
         ballot: Ballot,
         /// What the acceptor holds.
         view: LogView,
+        /// What its clock says.
+        wall: Timestamp,
     },
     /// Candidate to the replica with the best log: send me what I lack. Answered only while `ballot` is promised,
     /// so the log cannot have changed since the promise.
@@ -164,6 +164,8 @@ pub enum Message {
         view: LogView,
         /// What of it is durable and accepted in `view.accepted`.
         durable: Slot,
+        /// What its clock says.
+        wall: Timestamp,
     },
     /// Lead, without asking whether the old leader works: it is the one that says so.
     TransferLeader {

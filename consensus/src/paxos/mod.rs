@@ -83,6 +83,7 @@ pub mod record;
 mod replica;
 mod replicate;
 mod sync;
+mod time;
 
 pub use ballot::Ballot;
 pub use entry::{Body, Entry};

@@ -49,6 +49,7 @@ pub struct Replica {
     pub(super) gathering: Option<Gathering>,
     /// The latest ballot of whose candidate this replica's log is so far ahead that it offered to lead itself.
     pub(super) offered: Ballot,
+    /// When the last entry of the log came to be here, at the earliest.
     pub(super) appended_at: Ticks,
     leader: Option<ReplicaId>,
     is_halted: bool,
@@ -176,7 +177,7 @@ impl Replica {
                 self.on_pre_vote_reply(from, ballot, granted, promised);
             }
             Message::Prepare { ballot } => self.on_prepare(from, ballot),
-            Message::Promise { ballot, view } => self.on_promise(from, ballot, view),
+            Message::Promise { ballot, view, wall } => self.on_promise(from, ballot, view, wall),
             Message::FetchLog { ballot, from: slot, bytes } => self.on_fetch_log(from, ballot, slot, bytes),
             Message::LogChunk { ballot, previous, entries } => {
                 self.on_log_chunk(from, ballot, previous, entries)
@@ -197,8 +198,8 @@ impl Replica {
                 }
             }
             Message::Accepted { ballot, durable } => self.on_accepted(from, ballot, durable),
-            Message::HeartbeatReply { ballot, round, view, durable } => {
-                self.on_heartbeat_reply(from, ballot, round, view, durable);
+            Message::HeartbeatReply { ballot, round, view, durable, wall } => {
+                self.on_heartbeat_reply(from, ballot, round, view, durable, wall);
             }
             Message::Reject { ballot, reason } => self.on_reject(from, ballot, reason),
             Message::TransferLeader { ballot } => self.on_transfer_leader(from, ballot),
@@ -332,6 +333,7 @@ impl Replica {
             return self.fail("a leader was given a snapshot of its own group".to_string());
         }
         self.acceptor.install(base);
+        self.appended_at = self.now;
         self.decided = self.decided.max(base.slot);
         let (log, decided) = (self.acceptor.log(), self.decided);
         self.gathering = self.gathering.take().and_then(|kept| kept.renewed(log, decided));

@@ -8,11 +8,7 @@ use crate::engine::{Proposal, ProposeError};
 use crate::mutation::mutated;
 use crate::paxos::ballot::Ballot;
 use crate::paxos::entry::{Body, Entry};
-use crate::types::{ReplicaId, Slot, Timestamp};
-
-/// A new leader may stamp entries this much later than the last one, besides the time that passed, in microseconds.
-/// One leader whose clock is a year ahead must not expire every session.
-const TIME_AHEAD_MICROS: u64 = 3600 * 1_000_000;
+use crate::types::{ReplicaId, Slot};
 
 impl Replica {
     /// Begins to lead with the log `(..keep] + entries`. Adopting it claims this ballot for the whole of it; then a
@@ -27,26 +23,21 @@ impl Replica {
             Role::Candidate(candidate) => candidate.best_accepted(),
             _ => self.acceptor.accepted(),
         };
-        let idle_micros = self.now.since(self.appended_at).saturating_mul(1000);
+        let is_own = entries.is_empty() && keep == self.acceptor.log().last().slot;
         self.acceptor.replace(ballot, keep, entries, &self.options);
+        if !is_own {
+            self.appended_at = self.now;
+        }
         let adopted = self.acceptor.log().last().slot;
         let mut leader = Leader::new(ballot, adopted_from, adopted, self.others(), self.now);
-        let last_time = self.acceptor.log().last_entry().map(|entry| entry.time);
-        leader.time_limit = last_time
-            .map(|time| Timestamp(time.0.saturating_add(TIME_AHEAD_MICROS).saturating_add(idle_micros)));
         let late = self.take_promises(&mut leader);
         self.role = Role::Leader(Box::new(leader));
         self.gathering = None;
         if !self.acceptor.log().is_sealed() || mutated!(self.options, AppendAfterStopSign) {
             self.append_own(Body::Noop);
         }
-        let (barrier, stamped) =
-            (self.acceptor.log().last().slot, self.acceptor.log().last_entry().map(|last| last.time));
-        let leader = self.leader_mut();
-        leader.barrier = barrier;
-        // The first entry ever has nothing to be held against; the next ones are held against it.
-        leader.time_limit =
-            leader.time_limit.or(stamped.map(|time| Timestamp(time.0.saturating_add(TIME_AHEAD_MICROS))));
+        let barrier = self.acceptor.log().last().slot;
+        self.leader_mut().barrier = barrier;
         self.set_leader(Some(self.me));
         // First, so that its answer tells how long the way is while it is empty.
         self.heartbeat();
@@ -56,18 +47,19 @@ impl Replica {
         self.try_decide();
     }
 
-    /// The promises of the campaign count as contact, and say where each log stands.
+    /// The promises of the campaign count as contact, and say what each clock says and where each log stands.
     fn take_promises(&mut self, leader: &mut Leader) -> Vec<(ReplicaId, LogView)> {
         let Role::Candidate(candidate) = &self.role else {
             return Vec::new();
         };
         let promises = candidate.promises_of_others(self.me);
-        for (replica, _) in &promises {
+        for (replica, promise) in &promises {
             if let Some(peer) = leader.peers.get_mut(replica) {
                 peer.contact = Some(self.now);
+                peer.clock = Some(promise.clock);
             }
         }
-        promises
+        promises.into_iter().map(|(replica, promise)| (replica, promise.view)).collect()
     }
 
     pub(super) fn leader_mut(&mut self) -> &mut Leader {
@@ -121,12 +113,14 @@ impl Replica {
 
     fn append_own(&mut self, body: Body) -> Slot {
         let Role::Leader(leader) = &self.role else { unreachable!("only a leader appends its own entries") };
-        let log = self.acceptor.log();
-        let last_time = log.last_entry().map_or(Timestamp(0), |entry| entry.time);
-        let time = leader.stamp(self.wall, last_time, self.now);
-        let entry = Entry::after(log.last(), leader.ballot, time, body);
+        let last = self.acceptor.log().last();
+        let own_clock = mutated!(self.options, StampOwnClock);
+        let time = match own_clock {
+            false => leader.stamp(self.wall, last.time, self.appended_at, self.now),
+            true => self.wall.max(last.time),
+        };
+        let entry = Entry::after(last, leader.ballot, time, body);
         let slot = entry.slot;
-        assert!(time >= last_time, "time never goes back");
         self.acceptor.append(vec![entry], &self.options);
         self.appended_at = self.now;
         slot
@@ -246,8 +240,6 @@ impl Replica {
             }
             Reason::NeedSync { view } => self.on_need_sync(from, view),
             Reason::GapAt(last) => self.on_gap(from, last),
-            // Whoever refuses a stamp takes the entry when it is decided. If so many do that it cannot be, this leader is not quorate.
-            Reason::TimeAhead => peer.refuses_time = true,
             Reason::Epoch(epoch) if epoch > self.config.epoch => {
                 self.set_leader(None);
                 self.become_follower();

@@ -63,7 +63,7 @@ impl Replica {
         }
         while may_propose && self.may_propose() && self.custody.has_queued() {
             let bundles = self.custody.next_bundles(&self.options);
-            let time = self.wall.max(self.time);
+            let time = self.wall.max(self.executed.time);
             self.propose_batch(Batch::new(time, bundles));
         }
     }
@@ -314,9 +314,11 @@ impl Replica {
             let Some(batch) = state.batch(digest) else { return self.want_batch(slot, digest) };
             let chain = chain_of(self.executed.chain, slot, digest);
             let (is_fresh, decided_at, times) = (state.is_fresh, state.times.decided_at, state.fresh_times());
-            state.chain = Some(chain);
             let next_epoch = batch.ends_epoch();
-            self.executed = LogBase { slot, chain, sealed: next_epoch.is_some() };
+            // A null batch has no time: log time stands still.
+            let time = batch.time().unwrap_or_default().max(self.executed.time);
+            self.executed = LogBase { slot, chain, time, sealed: next_epoch.is_some() };
+            state.end = Some(self.executed);
             self.record_decided(slot, digest);
             self.hand_out(self.executed, &batch);
             let told_at: Vec<Ticks> =
@@ -326,7 +328,7 @@ impl Replica {
                 self.pace.executed(times, &told_at);
             }
             self.missing.remove(&slot);
-            self.note_progress(is_fresh);
+            self.note_progress(is_fresh, batch.time().is_none());
             if self.is_checkpoint(slot) {
                 self.effect(Effect::Checkpoint { slot });
             }

@@ -172,7 +172,7 @@ impl Replica {
             self.status_at = self.now;
             self.log.hurry();
             let is_over = self.wall.0.saturating_sub(EXPIRY_SLACK_MICROS);
-            self.custody.expire(self.time.max(Timestamp(is_over)));
+            self.custody.expire(self.executed.time.max(Timestamp(is_over)));
             let status = self.own_status();
             self.broadcast(&Message::Status(status), None);
             if !self.is_active {

@@ -15,7 +15,7 @@
 
 use crate::engine::Effect;
 use crate::pbft::replica::Replica;
-use crate::types::{LogBase, Slot, Timestamp};
+use crate::types::{LogBase, Slot};
 
 impl Replica {
     /// What is stored of the state is wrong. Everything decided that the log holds will be executed again.
@@ -25,12 +25,10 @@ impl Replica {
         }
         self.is_repairing = true;
         self.executed = self.base;
-        // Of a time that was not yet when the slots were decided that are executed again.
-        self.time = Timestamp(0);
         self.own_roots.clear();
         self.waiting = None;
         for state in self.slots.values_mut() {
-            (state.chain, state.is_fresh) = (None, false);
+            (state.end, state.is_fresh) = (None, false);
         }
         self.effect(Effect::StateLost { reason, base: self.base.slot });
     }

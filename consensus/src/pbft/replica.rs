@@ -47,8 +47,6 @@ pub struct Replica {
     pub(super) base: LogBase,
     pub(super) slots: BTreeMap<Slot, SlotState>,
     pub(super) executed: LogBase,
-    /// Ordered time of what was executed in this life.
-    pub(super) time: Timestamp,
     pub(super) stable: Option<StableCertificate>,
     /// Stable checkpoints before the last one: a state that was written to the tree meanwhile needs its proof.
     pub(super) recent_stables: VecDeque<StableCertificate>,
@@ -150,7 +148,6 @@ impl Replica {
             base: LogBase::default(),
             slots: BTreeMap::new(),
             executed: applied,
-            time: Timestamp(0),
             stable: None,
             recent_stables: VecDeque::new(),
             own_checkpoints: BTreeMap::new(),
@@ -497,10 +494,8 @@ impl Replica {
 
     /// Turns a decided slot into what the state machine sees.
     pub(super) fn hand_out(&mut self, base: LogBase, batch: &crate::pbft::batch::Batch) {
-        let time = batch.time().unwrap_or_default();
-        self.time = self.time.max(time);
         let is_null = batch.bytes().is_empty();
         let proposal = (!is_null).then(|| Proposal::Batch(batch.bytes().clone()));
-        self.effects.push(Effect::Apply(Decided { base, time: self.time, proposal }));
+        self.effects.push(Effect::Apply(Decided { base, proposal }));
     }
 }

@@ -30,7 +30,7 @@ impl Replica {
             self.restore_slot(slot);
         }
         if let Some(state) = self.slots.get_mut(&self.executed.slot) {
-            state.chain = Some(self.executed.chain);
+            state.end = Some(self.executed);
         }
         self.restore_view();
         self.execute();
@@ -172,10 +172,9 @@ impl Replica {
                 break;
             }
         }
-        let Some(chain) = self.slots.get(&point).and_then(|state| state.chain) else { return };
+        let Some(end) = self.slots.get(&point).and_then(|state| state.end) else { return };
         self.slots = self.slots.split_off(&point.next());
-        let sealed = self.executed.sealed && point == self.executed.slot;
-        self.base = LogBase { slot: point, chain, sealed };
+        self.base = end;
     }
 
     pub(super) fn on_installed(&mut self, base: LogBase) {

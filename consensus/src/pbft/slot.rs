@@ -3,7 +3,7 @@
 use crate::pbft::batch::Batch;
 use crate::pbft::message::{CommitCertificate, PreparedCertificate, Signatures, Vote};
 use crate::pbft::pace::Times;
-use crate::types::{Digest, ReplicaId, Ticks, View};
+use crate::types::{Digest, LogBase, ReplicaId, Ticks, View};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -45,8 +45,8 @@ pub(super) struct SlotState {
     pub(super) decided: Option<Digest>,
     /// The proof, of whichever view came first; the vote log keeps it with what was executed.
     pub(super) committed: Option<CommitCertificate>,
-    /// Chain hash of the log up to here, once it is executed.
-    pub(super) chain: Option<Digest>,
+    /// The log up to here, once it is executed.
+    pub(super) end: Option<LogBase>,
 }
 
 impl SlotState {

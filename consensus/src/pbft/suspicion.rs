@@ -171,8 +171,8 @@ impl Replica {
         self.leave_for(View(self.view.0 + 1));
     }
 
-    /// A slot was executed; `is_fresh` if this view's primary proposed it freely.
-    pub(super) fn note_progress(&mut self, is_fresh: bool) {
+    /// A slot was executed; `is_fresh` if this view's primary proposed it freely. A null batch says nothing of its clock.
+    pub(super) fn note_progress(&mut self, is_fresh: bool, is_null: bool) {
         self.progress_at = self.now;
         self.fresh_slots += u64::from(is_fresh);
         if let Some(waiting) = &mut self.waiting {
@@ -183,8 +183,8 @@ impl Replica {
             self.calm_slots = 0;
             self.failures = self.failures.saturating_sub(1);
         }
-        let is_behind = self.time.0.saturating_add(self.options.lag_micros) < self.wall.0;
-        if is_fresh && is_behind && self.is_active && self.primary() != self.me {
+        let is_behind = self.executed.time.0.saturating_add(self.options.lag_micros) < self.wall.0;
+        if is_fresh && !is_null && is_behind && self.is_active && self.primary() != self.me {
             self.give_up();
         }
     }

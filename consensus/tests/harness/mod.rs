@@ -69,6 +69,8 @@ impl Node {
     }
 }
 
+pub(crate) const YEAR_MICROS: u64 = 365 * 24 * 3600 * 1_000_000;
+
 /// A state on its way to a replica.
 #[derive(Clone)]
 pub(crate) struct Transfer {
@@ -89,6 +91,10 @@ pub(crate) struct Cluster {
     pub(crate) config: GroupConfig,
     pub(crate) options: Options,
     pub(crate) now: u64,
+    /// How far each clock is from the right time, in microseconds.
+    pub(crate) clock_offsets: Vec<i64>,
+    /// The latest log time that is allowed, and when that was so.
+    latest: (u64, u64),
     pub(crate) base_of: BTreeMap<Slot, LogBase>,
     pub(crate) leaders: BTreeMap<String, ReplicaId>,
     pub(crate) acknowledged: Slot,
@@ -120,6 +126,7 @@ impl Cluster {
     /// Machines that hold something, on which nothing runs yet.
     pub(crate) fn stopped(nodes: Vec<Node>, quorums: Quorums, options: Options) -> Self {
         let config = GroupConfig { epoch: Epoch(1), quorums };
+        let latest = nodes.iter().map(|node| node.durable.log.last().time.0).max().unwrap_or(0);
         Self {
             nodes,
             network: Vec::new(),
@@ -127,6 +134,8 @@ impl Cluster {
             config,
             options,
             now: 1,
+            clock_offsets: vec![0; quorums.n()],
+            latest: (latest, 1),
             base_of: BTreeMap::new(),
             leaders: BTreeMap::new(),
             acknowledged: Slot::ZERO,
@@ -187,9 +196,24 @@ impl Cluster {
     }
 
     pub(crate) fn tick(&mut self, index: usize) {
-        let now = Ticks(self.now);
-        let wall = Timestamp(1_000_000_000 + self.now * 1000);
+        let (now, wall) = (Ticks(self.now), self.wall(index));
         self.step(index, Event::Tick { now, wall });
+    }
+
+    /// What this replica's clock says.
+    pub(crate) fn wall(&self, index: usize) -> Timestamp {
+        let right = 100 * YEAR_MICROS + self.now * 1000;
+        Timestamp(right.saturating_add_signed(self.clock_offsets[index]))
+    }
+
+    /// The latest log time that is allowed: what a majority of all clocks has reached, or had reached once and what passed since.
+    fn latest_time(&mut self) -> u64 {
+        let mut clocks: Vec<u64> = (0..self.nodes.len()).map(|index| self.wall(index).0).collect();
+        clocks.sort_unstable_by(|a, b| b.cmp(a));
+        let (latest, at) = self.latest;
+        let latest = (latest + (self.now - at) * 1000).max(clocks[clocks.len() / 2]);
+        self.latest = (latest, self.now);
+        latest
     }
 
     /// Lets time pass everywhere.
@@ -484,6 +508,10 @@ impl Cluster {
             self.violations.push(Violation(format!("r{index} decides behind a stop-sign")));
         }
         let slot = decided.base.slot;
+        if decided.base.time.0 > self.latest_time() {
+            let text = format!("log time is ahead of a majority of all clocks at {slot}");
+            self.violations.push(Violation(text));
+        }
         if !self.base_of.contains_key(&slot) {
             self.watch_decision(index, decided.base);
         }
@@ -515,7 +543,7 @@ fn describe_message(message: &Message) -> String {
             format!("PreVoteReply {ballot} {} promised {promised}", if *granted { "yes" } else { "no" })
         }
         Message::Prepare { ballot } => format!("Prepare {ballot}"),
-        Message::Promise { ballot, view } => {
+        Message::Promise { ballot, view, .. } => {
             format!(
                 "Promise {ballot} accepted {} last {} decided {}",
                 view.accepted, view.last.slot, view.decided
@@ -539,7 +567,7 @@ fn describe_message(message: &Message) -> String {
                 if *quorate { "" } else { " alone" }
             )
         }
-        Message::HeartbeatReply { ballot, round, view, durable } => {
+        Message::HeartbeatReply { ballot, round, view, durable, .. } => {
             format!(
                 "HeartbeatReply {ballot} round {round} accepted {} last {} durable {durable}",
                 view.accepted, view.last.slot

@@ -1,7 +1,7 @@
 //! One random schedule: a seed draws its own faults; after them the cluster must come back.
 #![allow(dead_code, clippy::unwrap_used, reason = "test code, of which each file uses a part")]
 
-use super::{Cluster, Random, Violation};
+use super::{Cluster, Random, Violation, YEAR_MICROS};
 use bytes::Bytes;
 use tetrachord_consensus::paxos::Message;
 use tetrachord_consensus::{Engine, Mutation, Options, Proposal, Quorums, codec};
@@ -20,6 +20,8 @@ struct Weather {
     ends: bool,
     /// Whether what is sent over links that are cut comes when they heal, as from a transport that sends again.
     keeps: bool,
+    /// One replica whose clock jumps by up to a year.
+    wrong_clock: Option<usize>,
     /// How many acknowledgements come again much later, when somebody else may have led meanwhile.
     late_percent: u64,
 }
@@ -28,7 +30,9 @@ impl Weather {
     fn draw(random: &mut Random) -> Self {
         let mut maybe = |max: u64| if random.chance(50) { random.next() % max } else { 0 };
         let (drop, duplicate, crash, cut, checkpoint) = (maybe(20), maybe(20), maybe(4), maybe(3), maybe(4));
+        let wrong_clock = random.chance(50).then(|| random.below(3));
         Self {
+            wrong_clock,
             n: [3, 3, 5][random.below(3)],
             drop_percent: drop,
             duplicate_percent: duplicate,
@@ -97,6 +101,10 @@ fn disturb(cluster: &mut Cluster, weather: &Weather, random: &mut Random, step: 
     let node = random.below(weather.n);
     if random.chance(weather.tick_percent) {
         cluster.advance(10 + random.next() % 40);
+    }
+    if let Some(victim) = weather.wrong_clock.filter(|_| random.chance(1)) {
+        let year = YEAR_MICROS as i64;
+        cluster.clock_offsets[victim] = (random.next() % YEAR_MICROS) as i64 * 2 - year;
     }
     if !random.chance(weather.slow_disk_percent) {
         cluster.persist(random.below(weather.n));

@@ -107,7 +107,7 @@ pub(crate) struct Group {
     pub(crate) domain: Domain,
     pub(crate) now: u64,
     /// What is decided for each slot, and its time.
-    pub(crate) decided: BTreeMap<Slot, (LogBase, Timestamp)>,
+    pub(crate) decided: BTreeMap<Slot, LogBase>,
     pub(crate) said: BTreeMap<Place, Digest>,
     /// What clients have signed: names, and the operations under each.
     pub(crate) issued: BTreeSet<(RequestName, Bytes)>,
@@ -564,9 +564,6 @@ impl Group {
             return;
         }
         let is_next = slot.0 == node.applied.len() as u64 + 1;
-        // As a state machine does: time never goes back.
-        let before = node.applied.last().map_or(Timestamp(0), |decided| decided.time);
-        let decided = Decided { time: decided.time.max(before), ..decided };
         node.applied.push(decided.clone());
         if !node.is_honest() {
             return;
@@ -574,10 +571,10 @@ impl Group {
         if !is_next {
             self.violations.push(Violation(format!("r{index} applies {slot} out of order")));
         }
-        let (base, time) = *self.decided.entry(slot).or_insert((decided.base, decided.time));
-        if base != decided.base {
+        let base = *self.decided.entry(slot).or_insert(decided.base);
+        if base.chain != decided.base.chain {
             self.violations.push(Violation(format!("r{index} executes another batch in slot {slot}")));
-        } else if time != decided.time {
+        } else if base != decided.base {
             self.violations.push(Violation(format!("r{index} executes slot {slot} at another time")));
         }
         if let Some(Proposal::Batch(batch)) = decided.proposal {

@@ -514,7 +514,7 @@ impl Sim {
         node.durable.follow(&node.disk);
         let durable = node.durable.groups.entry(group).or_default();
         match codec::decode::<Message>(&message) {
-            Ok(Message::Promise { ballot, view }) => {
+            Ok(Message::Promise { ballot, view, .. }) => {
                 assert!(durable.promised >= ballot, "a promise left before it was durable");
                 assert!(durable.accepted >= view.accepted, "what it reports was not durable");
                 self.promises_checked += 1;

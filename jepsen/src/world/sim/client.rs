@@ -308,7 +308,7 @@ impl World {
     }
 
     fn finish(&mut self, index: usize, reply: Reply) {
-        let answered = self.stamp();
+        let (answered, all_wrong) = (self.stamp(), self.may_clocks_all_be_wrong());
         let client = &mut self.clients[index];
         let open = client.open.take().expect("the caller has looked at it");
         let Some((key, action)) = open.operation else {
@@ -325,11 +325,11 @@ impl World {
             (action @ Action::Put(_), Reply::Put { .. })
             | (action @ Action::Delete, Reply::Deleted { .. })
             | (action @ Action::Append(_), Reply::Append { .. }) => action,
-            // Ordered time may jump by an hour where clocks do: sessions expire then, and requests too.
-            (
-                action,
-                Reply::Failed(Failure::SessionExpired | Failure::TooLate { .. } | Failure::TooEarly { .. }),
-            ) => {
+            // Where a majority of clocks jumps, log time may too: sessions expire then. A request's time is held against one primary's.
+            (action, Reply::Failed(failure))
+                if matches!(failure, Failure::TooLate { .. } | Failure::TooEarly { .. })
+                    || (failure == Failure::SessionExpired && all_wrong) =>
+            {
                 client.sessions.remove(&open.group);
                 let (process, call) = (client.process, open.called);
                 self.last_process += 1;

@@ -4,7 +4,6 @@ use super::network::index_of;
 use super::node::{Stranger, store_name};
 use super::{Event, World};
 use crate::nemesis::{Nemesis, partition};
-use crate::plan::Mode;
 use tetrachord::group::as_engine;
 use tetrachord::node::core::{NodeCore, NodeEvent};
 use tetrachord::storage::memory::MemoryDisk;
@@ -85,18 +84,7 @@ impl World {
                 }
             }
             Nemesis::Pause => self.pause(victim),
-            Nemesis::ClockJump => {
-                let micros =
-                    i64::try_from(self.random.below(7_200_000_000)).expect("two hours") - 3_600_000_000;
-                // In Byzantine mode a wrong clock is a fault like any other: no more than f nodes ever have one. If more had,
-                // ordered time could come to lie an hour ahead, and every request would be void until then.
-                let victim = match self.plan.mode {
-                    Mode::Byzantine => self.plan.unlucky(0),
-                    Mode::Crash => victim,
-                };
-                self.nodes[victim].wall_offset = micros;
-                self.count(nemesis, 1, 1);
-            }
+            Nemesis::ClockJump => self.jump_clock(),
             Nemesis::Rot => self.rot(),
             Nemesis::DiskFull => {
                 self.count(nemesis, 1, 0);
@@ -178,7 +166,8 @@ impl World {
                 let place = group.place();
                 let ballot = self.durable.accepted_in(victim, place.id)?;
                 let from = place.nodes[usize::from(ballot.replica.0)];
-                let previous = LogBase { slot: group.engine().last, chain: Digest([9; 32]), sealed: false };
+                let previous =
+                    LogBase { slot: group.engine().last, chain: Digest([9; 32]), ..LogBase::default() };
                 let accept =
                     Message::Accept { ballot, previous, entries: vec![], decided: Slot(0), quorate: true };
                 let body = as_engine(codec::encode(&accept));

@@ -85,7 +85,7 @@ impl Durable {
         let nothing = Recovered::default();
         let held = self.disks[index].logs.get(&group).unwrap_or(&nothing);
         let (is_held, what) = match message {
-            Message::Promise { ballot, view } => {
+            Message::Promise { ballot, view, .. } => {
                 (held.promised >= *ballot && held.accepted >= view.accepted, format!("promises {ballot}"))
             }
             Message::Accepted { ballot, durable } => {
@@ -127,7 +127,7 @@ impl Durable {
                 Some(format!("n{} leads {} in {ballot}, promises {missing}", index + 1, place.id))
             }
             News::Applied { slot: 0, .. } => None,
-            News::Applied { slot, chain, leads_in } => {
+            News::Applied { slot, chain, leads_in, .. } => {
                 let ballot = leads_in.as_ref().and_then(ballot_of).unwrap_or(Ballot::ZERO);
                 let missing = quorum(&|held| {
                     let is_behind_base = held.log.base().slot.0 >= *slot;

@@ -36,7 +36,7 @@ pub(super) enum News {
     /// It leads.
     Leads { ballot: String },
     /// It has applied a slot that nobody had applied before; the chain hash is that of the log there.
-    Applied { slot: u64, chain: [u8; 32], leads_in: Option<String> },
+    Applied { slot: u64, chain: [u8; 32], time: u64, leads_in: Option<String> },
 }
 
 /// What is remembered of one replica's life.
@@ -191,8 +191,8 @@ impl Invariants {
             }
             let known = *self.digests.entry((name, applied.slot)).or_insert_with(|| {
                 let leads_in = group.is_leading().then(|| group.engine().ballot);
-                let (slot, chain) = (applied.slot, applied.chain);
-                told.news.push((group.place().id, News::Applied { slot, chain, leads_in }));
+                let (slot, chain, time) = (applied.slot, applied.chain, applied.time);
+                told.news.push((group.place().id, News::Applied { slot, chain, time, leads_in }));
                 (applied.digest, index)
             });
             if known.0 != applied.digest {

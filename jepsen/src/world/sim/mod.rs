@@ -8,6 +8,7 @@
 //! and become equal again within a bound of virtual time; then the history of the clients is judged.
 
 mod client;
+mod clocks;
 mod disturb;
 mod durable;
 mod end;
@@ -23,8 +24,9 @@ use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
 use crate::random::Random;
 use client::Client;
+use clocks::Clocks;
 use durable::Durable;
-use invariant::{Invariants, REPAIRED};
+use invariant::{Invariants, News, REPAIRED};
 use network::{Network, Parcel, index_of};
 use node::{Node, Stranger};
 use said::{Said, Statement};
@@ -102,6 +104,7 @@ pub(crate) struct World {
     is_calm: bool,
     calm_micros: u64,
     invariants: Invariants,
+    clocks: Clocks,
     said: Said,
     durable: Durable,
     strikes: BTreeMap<Nemesis, (u64, u64)>,
@@ -140,6 +143,7 @@ impl World {
             is_calm: false,
             calm_micros: 0,
             invariants: Invariants::new(plan),
+            clocks: Clocks::default(),
             said: Said::default(),
             durable: Durable::new(plan.nodes, plan.mode == Mode::Byzantine),
             strikes: BTreeMap::new(),
@@ -151,6 +155,7 @@ impl World {
             plan: plan.clone(),
         };
         world.set_clocks();
+        world.start_clocks();
         (0..plan.nodes).for_each(|index| world.start(index));
         for index in 0..plan.clients {
             world.last_process += 1;
@@ -248,6 +253,13 @@ impl World {
         let undurable = news.filter_map(|(place, news)| self.durable.check_news(index, place, news)).next();
         if let Some(violation) = told.violation.or(undurable) {
             self.violate(|| violation);
+        }
+        for (group, news) in told.news {
+            if let News::Applied { slot, time, .. } = news
+                && let Some(violation) = self.check_time(group, slot, time)
+            {
+                self.violate(|| violation);
+            }
         }
         let speaks = effects
             .iter()

@@ -117,7 +117,7 @@ impl Node {
         Ticks(1 + (now - self.started) * self.rate_per_mille / 1_000_000)
     }
 
-    fn wall(&self, now: u64) -> Timestamp {
+    pub(super) fn wall(&self, now: u64) -> Timestamp {
         Timestamp((EPOCH_MICROS + now).saturating_add_signed(self.wall_offset))
     }
 }
