@@ -47,7 +47,11 @@ pub const SESSION_WINDOW: u64 = 1024;
 /// Sessions that one group remembers.
 pub const SESSIONS_MAX: usize = 100_000;
 
-/// A session that was silent for this long, in log time, is forgotten. Microseconds.
+/// One step of log time, from one slot to the next, counts for sessions as this much at most. Log time may leap: the cluster was down,
+/// or clocks were put right. Whoever was active a moment before the leap has not been silent. Microseconds.
+pub const SESSION_STEP_MICROS_MAX: u64 = 600 * 1_000_000;
+
+/// A session that was silent for this long, in log time without its leaps, is forgotten. Microseconds.
 pub const SESSION_RETENTION_MICROS: u64 = 3600 * 1_000_000;
 
 /// Byzantine mode: a signed request may be good for so long, in log time; less than a session is remembered. Microseconds.

@@ -31,7 +31,7 @@ pub(crate) use state_root::LEAVES_OUT_SESSIONS;
 pub use state_root::{PartSet, StateRoot, part_after, part_bounds, part_of};
 
 use crate::error::StorageError;
-use crate::limits::{Limits, NUMBER_BYTES_MAX, OVERLAY_BYTES_STREAMING_MAX};
+use crate::limits::{Limits, NUMBER_BYTES_MAX, OVERLAY_BYTES_STREAMING_MAX, SESSION_STEP_MICROS_MAX};
 use crate::ring::{GroupId, Position, RingInterval};
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::Bytes;
@@ -52,6 +52,9 @@ pub struct Applied {
     pub sealed: bool,
     /// Log time, in microseconds since the Unix epoch.
     pub time: u64,
+    /// The time by which sessions end, in microseconds: log time, but one step of it counts as ten minutes at most
+    /// ([`crate::limits::SESSION_STEP_MICROS_MAX`]).
+    pub session_time: u64,
     /// The latest version given out.
     pub clock: u64,
     /// Hash over everything that was answered up to here.
@@ -198,9 +201,11 @@ impl Machine {
         self.applied.slot = slot.slot;
         self.applied.chain = slot.chain;
         self.applied.sealed = slot.sealed;
-        self.applied.time = self.applied.time.max(slot.time);
+        let step = slot.time.saturating_sub(self.applied.time);
+        self.applied.time += step;
+        self.applied.session_time += step.min(SESSION_STEP_MICROS_MAX);
         self.is_dirty = true;
-        self.sessions.expire(self.applied.time);
+        self.sessions.expire(self.applied.session_time);
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.applied.digest).update(&slot.slot.to_be_bytes());
         hasher
@@ -217,7 +222,7 @@ impl Machine {
         bytes: &[u8],
         index: usize,
     ) -> Result<Reply, StorageError> {
-        let time = self.applied.time;
+        let time = self.applied.session_time;
         let (request, ack_below, write) = match command {
             Command::Open { nonce } => return Ok(self.sessions.open(self.session_id(*nonce, index), time)),
             Command::Write { request, ack_below, write } => (*request, *ack_below, write),

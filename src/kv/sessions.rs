@@ -124,7 +124,7 @@ impl Sessions {
         self.dirty.insert(id);
     }
 
-    /// Forgets the sessions that were silent for too long at this log time.
+    /// Forgets the sessions that were silent for too long at this session time.
     pub(super) fn expire(&mut self, time: u64) {
         while let Some(&(active, id)) = self.by_activity.first() {
             if active.saturating_add(SESSION_RETENTION_MICROS) >= time {

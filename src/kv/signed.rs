@@ -107,14 +107,14 @@ impl Machine {
         };
         if operation == Operation::Open {
             let id = self.session_of(&request.client, request.request.session.0);
-            return Ok(self.sessions.open_for(id, request.client, time));
+            return Ok(self.sessions.open_for(id, request.client, self.applied.session_time));
         }
         let (id, number) = (request.request.session, request.request.number);
         if self.sessions.owner(id) != Some(request.client) {
             return Ok(Reply::Failed(Failure::SessionExpired));
         }
         let digest = digest64(&request.operation);
-        match self.sessions.lookup(id, number, request.ack_below, digest, time) {
+        match self.sessions.lookup(id, number, request.ack_below, digest, self.applied.session_time) {
             Lookup::Known(reply) => return Ok(reply),
             Lookup::Refused(failure) => return Ok(Reply::Failed(failure)),
             Lookup::Fresh => {}

@@ -235,7 +235,9 @@ impl StateRoot {
     pub fn digest(&self, applied: &Applied) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("tetrachord v1 root of a state");
         hasher.update(&applied.slot.to_be_bytes()).update(&applied.chain).update(&[u8::from(applied.sealed)]);
-        hasher.update(&applied.time.to_be_bytes()).update(&applied.clock.to_be_bytes());
+        for number in [applied.time, applied.session_time, applied.clock] {
+            hasher.update(&number.to_be_bytes());
+        }
         hasher.update(&applied.digest);
         for part in &self.parts {
             hasher.update(&part.to_bytes());
@@ -283,6 +285,7 @@ mod tests {
             Applied { slot: 4, ..applied.clone() },
             Applied { chain: [1; 32], ..applied.clone() },
             Applied { time: 1, ..applied.clone() },
+            Applied { session_time: 1, ..applied.clone() },
             Applied { clock: 1, ..applied.clone() },
             Applied { digest: [1; 32], ..applied.clone() },
             Applied { sealed: true, ..applied.clone() },

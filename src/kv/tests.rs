@@ -1,6 +1,7 @@
 //! What each command does, what a retry gets, and what survives a checkpoint.
 
 use super::*;
+use crate::limits::SESSION_RETENTION_MICROS;
 use crate::storage::memory::{MemoryDisk, MemoryStorage};
 use crate::storage::{Commit, CommitId};
 
@@ -158,13 +159,36 @@ fn a_number_cannot_be_used_for_two_commands() {
     assert_eq!(bench.apply(&two), Reply::Failed(Failure::NumberReused { number: 7 }));
 }
 
+/// A session that was silent for as long as it is remembered.
+fn silent() -> (Bench, Command) {
+    let mut bench = Bench::new();
+    let steps = SESSION_RETENTION_MICROS / SESSION_STEP_MICROS_MAX;
+    assert_eq!(steps * SESSION_STEP_MICROS_MAX, SESSION_RETENTION_MICROS);
+    for nonce in 2..steps + 2 {
+        let late = bench.machine.applied().time + SESSION_STEP_MICROS_MAX;
+        bench.apply_at(&Command::Open { nonce: nonce.into() }, late);
+    }
+    let put = bench.command(1, Write::Put { key: bytes("k"), value: bytes("v") });
+    (bench, put)
+}
+
 #[test]
 fn an_expired_session_applies_nothing() {
-    let mut bench = Bench::new();
-    let late = bench.machine.applied().time + crate::limits::SESSION_RETENTION_MICROS + 2;
-    let put = bench.command(1, Write::Put { key: bytes("k"), value: bytes("v") });
-    assert_eq!(bench.apply_at(&put, late), Reply::Failed(Failure::SessionExpired));
+    let (mut bench, put) = silent();
+    let time = bench.machine.applied().time;
+    assert!(matches!(bench.apply_at(&put, time), Reply::Put { .. }));
+    let (mut bench, put) = silent();
+    assert_eq!(bench.apply_at(&put, time + 1), Reply::Failed(Failure::SessionExpired));
     assert_eq!(bench.get("k"), None);
+}
+
+#[test]
+fn a_leap_of_log_time_ends_no_session() {
+    let mut bench = Bench::new();
+    let leap = bench.machine.applied().time + 2 * 365 * 24 * 3600 * 1_000_000;
+    let put = bench.command(1, Write::Put { key: bytes("k"), value: bytes("v") });
+    assert!(matches!(bench.apply_at(&put, leap), Reply::Put { .. }));
+    assert_eq!(bench.machine.applied().time, leap);
 }
 
 #[test]
