@@ -36,7 +36,7 @@ use crate::ring::{GroupId, Position, RingInterval};
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::Bytes;
 use overlay::{Cache, Known, Overlay, Pending, PlacedKey};
-use record::Head;
+use record::{Earlier, Head};
 use serde::{Deserialize, Serialize};
 use sessions::{Lookup, Sessions};
 use std::collections::VecDeque;
@@ -455,17 +455,14 @@ impl Machine {
         let frozen = std::mem::take(&mut self.fresh);
         let mut writes = Vec::new();
         for ((position, key), known) in frozen.iter() {
-            let length = known.as_ref().map(|versioned| versioned.value.len());
-            if self.applied.has_pieces {
-                record::remove_stale(storage, *position, key, length, &mut writes)?;
-            } else if known.is_none() {
-                writes.push((keys::data(*position, key), None));
-            }
-            if let Some(versioned) = known {
-                let before = writes.len();
-                record::write(*position, key, versioned, &mut writes);
-                self.applied.has_pieces |= writes.len() > before + 1;
-            }
+            let earlier = match (self.applied.has_pieces, &self.root) {
+                (false, _) => Earlier::NoPieces,
+                (true, None) => Earlier::Swept,
+                // The sum of a part needs to know every row that goes.
+                (true, Some(_)) => Earlier::Read(storage),
+            };
+            let pieces = record::write(*position, key, known.as_ref(), earlier, &mut writes)?;
+            self.applied.has_pieces |= pieces > 0;
         }
         self.sessions.take_writes(self.group, &mut writes);
         if let Some(root) = &mut self.root {

@@ -64,30 +64,57 @@ fn checksum(raw_key: &[u8], body: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// The writes that store a value. Pieces of a longer value before it are not their concern: see [`remove_stale`].
-pub(super) fn write(position: Position, key: &[u8], versioned: &Versioned, out: &mut Vec<StateWrite>) {
-    let total = versioned.value.len();
-    let first = total.min(first_room(key));
-    let mut body = BytesMut::with_capacity(12 + first);
-    body.put_u64(versioned.version);
-    body.put_u32(u32::try_from(total).expect("values are at most 1 MiB"));
-    body.put_slice(&versioned.value[..first]);
-    let raw = keys::data(position, key);
-    out.push((raw.clone(), Some(seal(&raw, &body))));
-    for (index, part) in versioned.value[first..].chunks(piece_room(key)).enumerate() {
-        let piece = u16::try_from(index + 1).expect("values are at most 1 MiB");
-        let raw = keys::data_piece(position, key, piece);
-        out.push((raw.clone(), Some(seal(&raw, part))));
-    }
+/// What may be left of the value before, beyond its first record.
+pub(super) enum Earlier<'a> {
+    /// No value of this store ever had more.
+    NoPieces,
+    /// Whoever writes the tree removes it.
+    Swept,
+    /// It is read here, so that every row that goes is named.
+    Read(&'a dyn Storage),
 }
 
-/// The writes that remove what is stored for a key and a value of the new length does not overwrite; all of it if there
-/// is no new value.
-pub(super) fn remove_stale(
+/// The writes that make this the value of a key, or remove it, and leave nothing behind of the one before. Returns how many pieces the
+/// value has beyond its first record.
+pub(super) fn write(
+    position: Position,
+    key: &[u8],
+    known: Option<&Versioned>,
+    earlier: Earlier<'_>,
+    out: &mut Vec<StateWrite>,
+) -> Result<u16, StorageError> {
+    let kept = known.map_or(0, |versioned| pieces(key, versioned.value.len()));
+    let raw = keys::data(position, key);
+    if let Earlier::Read(storage) = earlier {
+        remove_stale(storage, position, key, kept, out)?;
+    }
+    let first = known.map_or(0, |versioned| versioned.value.len().min(first_room(key)));
+    out.push((raw.clone(), known.map(|versioned| first_record(&raw, versioned, first))));
+    if let Earlier::Swept = earlier {
+        out.push((keys::sweep(position, key), None));
+    }
+    let rest = known.map_or(&[][..], |versioned| &versioned.value[first..]);
+    for (number, part) in (1..).zip(rest.chunks(piece_room(key))) {
+        let raw = keys::data_piece(position, key, number);
+        out.push((raw.clone(), Some(seal(&raw, part))));
+    }
+    Ok(kept)
+}
+
+fn first_record(raw: &[u8], versioned: &Versioned, first: usize) -> Bytes {
+    let mut body = BytesMut::with_capacity(12 + first);
+    body.put_u64(versioned.version);
+    body.put_u32(u32::try_from(versioned.value.len()).expect("values are at most 1 MiB"));
+    body.put_slice(&versioned.value[..first]);
+    seal(raw, &body)
+}
+
+/// The removals of the pieces that are stored for a key and that a value with so many does not overwrite.
+fn remove_stale(
     storage: &dyn Storage,
     position: Position,
     key: &[u8],
-    new_length: Option<usize>,
+    kept: u16,
     out: &mut Vec<StateWrite>,
 ) -> Result<(), StorageError> {
     let raw = keys::data(position, key);
@@ -95,13 +122,7 @@ pub(super) fn remove_stale(
         return Ok(());
     };
     let (_, total, _) = decode_first(&raw, record)?;
-    let kept = new_length.map_or(0, |length| pieces(key, length));
-    for piece in kept + 1..=pieces(key, total) {
-        out.push((keys::data_piece(position, key, piece), None));
-    }
-    if new_length.is_none() {
-        out.push((raw, None));
-    }
+    out.extend((kept + 1..=pieces(key, total)).map(|piece| (keys::data_piece(position, key, piece), None)));
     Ok(())
 }
 
@@ -199,7 +220,7 @@ mod tests {
             for key in [&b"k"[..], &[9; 4096]] {
                 let versioned = Versioned { version: 5, value: Bytes::from(vec![id as u8; length]) };
                 let mut out = Vec::new();
-                write(position, key, &versioned, &mut out);
+                write(position, key, Some(&versioned), Earlier::NoPieces, &mut out).unwrap();
                 assert!(out.iter().all(|(key, value)| {
                     let staged = keys::staged(crate::ring::GroupId(1), key).len();
                     staged + value.as_ref().map_or(0, Bytes::len) <= RECORD_BYTES_MAX
@@ -214,20 +235,23 @@ mod tests {
     #[test]
     fn a_shorter_value_or_a_deletion_leaves_nothing_behind() {
         let (position, key) = (Position(3), b"k");
-        let disk = MemoryDisk::default();
-        let versioned = |length| Versioned { version: 1, value: Bytes::from(vec![1; length]) };
-        let mut out = Vec::new();
-        write(position, key, &versioned(30_000), &mut out);
-        let storage = store(&disk, 1, out);
-        let mut out = Vec::new();
-        remove_stale(&storage, position, key, Some(8_000), &mut out).unwrap();
-        write(position, key, &versioned(8_000), &mut out);
-        let storage = store(&disk, 2, out);
-        assert_eq!(storage.scan(b"c", b"d", usize::MAX).unwrap().len(), 1);
-        let mut out = Vec::new();
-        remove_stale(&storage, position, key, None, &mut out).unwrap();
-        let storage = store(&disk, 3, out);
-        assert_eq!(storage.scan(b"", b"z", usize::MAX).unwrap(), Vec::new());
+        for is_swept in [false, true] {
+            let disk = MemoryDisk::default();
+            let put = |id: u64, length: Option<usize>| {
+                let value =
+                    length.map(|length| Versioned { version: 1, value: Bytes::from(vec![1; length]) });
+                let (before, mut out) = (disk.open().0, Vec::new());
+                let earlier = if is_swept { Earlier::Swept } else { Earlier::Read(&before) };
+                write(position, key, value.as_ref(), earlier, &mut out).unwrap();
+                store(&disk, id, out)
+            };
+            put(1, Some(30_000));
+            let storage = put(2, Some(8_000));
+            assert_eq!(storage.scan(b"c", b"d", usize::MAX).unwrap().len(), 1);
+            assert_eq!(read(&storage, position, key).unwrap().unwrap().value.len(), 8_000);
+            let storage = put(3, None);
+            assert_eq!(storage.scan(b"", b"z", usize::MAX).unwrap(), Vec::new());
+        }
     }
 
     #[test]
@@ -235,7 +259,8 @@ mod tests {
         let (position, key) = (Position(3), b"k");
         let disk = MemoryDisk::default();
         let mut out = Vec::new();
-        write(position, key, &Versioned { version: 1, value: Bytes::from_static(b"value") }, &mut out);
+        let versioned = Versioned { version: 1, value: Bytes::from_static(b"value") };
+        write(position, key, Some(&versioned), Earlier::NoPieces, &mut out).unwrap();
         let (raw, record) = (out[0].0.clone(), out[0].1.clone().unwrap());
         let storage = store(&disk, 1, out);
         for bit in 0..record.len() * 8 {

@@ -203,6 +203,47 @@ fn a_key_of_another_group_is_refused_and_the_number_stays_free() {
     assert_eq!(bench.machine.get(&bench.storage, &bytes("elsewhere")), Err(None));
 }
 
+/// A store that must not be read.
+struct Unread;
+
+impl Storage for Unread {
+    fn submit(&mut self, _: Commit) {
+        unreachable!("nothing is written to it")
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        panic!("{} is read", key.escape_ascii())
+    }
+
+    fn scan(&self, from: &[u8], _: &[u8], _: usize) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
+        panic!("rows from {} are read", from.escape_ascii())
+    }
+
+    fn log_end(&self) -> u64 {
+        0
+    }
+
+    fn log_bytes(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn a_checkpoint_reads_nothing_although_a_large_value_is_stored() {
+    let mut bench = Bench::new();
+    bench.put("large", &"x".repeat(20_000));
+    bench.checkpoint();
+    (0..100).for_each(|key| _ = bench.put(&format!("k{key}"), "v"));
+    bench.put("large", "small");
+    let writes = bench.machine.begin_checkpoint(&Unread).unwrap();
+    bench.storage.submit(Commit { id: CommitId(2), state: vec![writes], ..Commit::default() });
+    bench.disk.settle();
+    bench.machine.end_checkpoint();
+    assert_eq!(bench.disk.rows(b"c"), []);
+    bench.restart();
+    assert_eq!(bench.get("large").as_deref(), Some("small"));
+}
+
 #[test]
 fn what_a_crash_leaves_is_the_state_at_the_last_checkpoint() {
     let mut bench = Bench::new();

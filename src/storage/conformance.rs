@@ -143,6 +143,25 @@ fn a_replacing_commit_stands_for_everything_before(bench: &mut dyn Bench) {
     assert_eq!(position, 0, "what it stands for is not read any more");
 }
 
+fn a_sweep_removes_all_pieces_but_those_behind_it(bench: &mut dyn Bench) {
+    let (mut storage, _) = bench.open();
+    let key = |name: &str, piece| keys::data_piece(crate::ring::Position(7), name.as_bytes(), piece);
+    let put = |name, piece| (key(name, piece), Some(text("x")));
+    let commit = |id, batch| Commit { id: CommitId(id), state: vec![batch], ..Commit::default() };
+    storage.submit(commit(1, vec![put("a", 1), put("a", 2), put("a", 3), put("b", 1), put("c", 1)]));
+    storage.submit(commit(
+        2,
+        vec![(key("a", 0), None), put("a", 1), (key("b", 0), None), (key("none", 0), None)],
+    ));
+    bench.wait_until_written(CommitId(2));
+    let left = |storage: &dyn Storage| -> Vec<Bytes> {
+        storage.scan(b"c", b"d", 1 << 20).unwrap().into_iter().map(|(key, _)| key).collect()
+    };
+    assert_eq!(left(storage.as_ref()), [key("a", 1), key("c", 1)]);
+    drop(storage);
+    assert_eq!(left(bench.open().0.as_ref()), [key("a", 1), key("c", 1)]);
+}
+
 fn state_is_read_back_and_ranges_are_ordered(bench: &mut dyn Bench) {
     let (mut storage, _) = bench.open();
     storage
@@ -191,6 +210,7 @@ macro_rules! conformance {
 conformance!(
     log_survives_in_order,
     a_replacing_commit_stands_for_everything_before,
+    a_sweep_removes_all_pieces_but_those_behind_it,
     state_is_read_back_and_ranges_are_ordered,
     a_tree_that_is_replaced_holds_what_replaced_it
 );

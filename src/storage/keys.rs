@@ -25,6 +25,36 @@ pub fn data_piece(position: Position, key: &[u8], piece: u16) -> Bytes {
     raw.freeze()
 }
 
+/// Stands for all further pieces of a key: see [`super::sweep`].
+#[must_use]
+pub fn sweep(position: Position, key: &[u8]) -> Bytes {
+    data_piece(position, key, 0)
+}
+
+/// Whether a raw key is that of a further piece.
+pub(super) fn is_piece(raw: &[u8]) -> bool {
+    raw.first() == Some(&b'c')
+}
+
+/// Whether a raw key stands for all further pieces.
+pub(super) fn is_sweep(raw: &[u8]) -> bool {
+    is_piece(raw) && raw.ends_with(&[0, 0])
+}
+
+/// The bounds `[from, to)` of the pieces that a sweep stands for.
+pub(super) fn pieces_bounds(sweep: &Bytes) -> [Bytes; 2] {
+    assert!(is_sweep(sweep), "the key of a sweep");
+    let mut last = BytesMut::from(sweep.as_ref());
+    let number = last.len() - 2;
+    last[number..].fill(0xff);
+    [sweep.clone(), last.freeze()]
+}
+
+/// Sorts behind all pieces.
+pub(super) fn pieces_end() -> Bytes {
+    Bytes::from_static(b"d")
+}
+
 /// The bounds `[from, to)` of all first records, and of all further pieces, in an inclusive range of positions.
 #[must_use]
 pub fn data_bounds(first: Position, last: Position) -> [(Bytes, Bytes); 2] {

@@ -3,6 +3,7 @@
 //! The disk outlives the store: clone the [`MemoryDisk`], drop the store, and open the disk again. Nothing becomes
 //! durable by itself; the owner decides when each barrier completes, and what a crash keeps.
 
+use super::sweep;
 use super::{Commit, CommitId, Recovery, StateWrite, Storage};
 use crate::error::StorageError;
 use crate::limits::RECORD_BYTES_MAX;
@@ -184,6 +185,8 @@ impl Disk {
     }
 
     fn write(&mut self, writes: Vec<StateWrite>) {
+        let scan = |from: &[u8], to: &[u8], bytes_max| Ok(rows(&self.state, from, to, bytes_max));
+        let writes = sweep::carry_out(writes, &scan).expect("memory can be read");
         for (key, value) in writes {
             match value {
                 Some(value) => self.state.insert(key, value),
@@ -191,6 +194,17 @@ impl Disk {
             };
         }
     }
+}
+
+fn rows(state: &BTreeMap<Bytes, Bytes>, from: &[u8], to: &[u8], bytes_max: usize) -> Vec<(Bytes, Bytes)> {
+    let mut bytes = 0;
+    let range = (std::ops::Bound::Included(from), std::ops::Bound::Excluded(to));
+    let rows = state.range::<[u8], _>(range).take_while(|(key, value)| {
+        let fits = bytes < bytes_max;
+        bytes += key.len() + value.len();
+        fits
+    });
+    rows.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// The open store.
@@ -214,15 +228,7 @@ impl Storage for MemoryStorage {
     }
 
     fn scan(&self, from: &[u8], to: &[u8], bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
-        let disk = self.disk.disk();
-        let mut bytes = 0;
-        let range = (std::ops::Bound::Included(from), std::ops::Bound::Excluded(to));
-        let rows = disk.state.range::<[u8], _>(range).take_while(|(key, value)| {
-            let fits = bytes < bytes_max;
-            bytes += key.len() + value.len();
-            fits
-        });
-        Ok(rows.map(|(key, value)| (key.clone(), value.clone())).collect())
+        Ok(rows(&self.disk.disk().state, from, to, bytes_max))
     }
 
     fn log_end(&self) -> u64 {

@@ -49,6 +49,7 @@ mod log;
 pub mod memory;
 mod redo;
 mod state;
+mod sweep;
 mod tree;
 mod witness;
 
@@ -66,7 +67,8 @@ use bytes::Bytes;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CommitId(pub u64);
 
-/// One write to the applied state: a raw key with its new value, or none to delete it.
+/// One write to the applied state: a raw key with its new value, or none to delete it. A removal under [`keys::sweep`] removes all
+/// further pieces of that key which are not among the writes directly behind it.
 pub type StateWrite = (Bytes, Option<Bytes>);
 
 /// What becomes durable together.

@@ -7,6 +7,7 @@
 use super::disk::{DiskOptions, Report, replacing_tree};
 use super::generation::Generation;
 use super::redo::{Job, Redo};
+use super::sweep;
 use super::tree::pack::Packing;
 use super::tree::{Barrier, Mark, Tree};
 use super::{CommitId, StateWrite};
@@ -148,9 +149,10 @@ impl StateWriter {
     }
 
     fn write(&mut self, writes: Vec<StateWrite>) -> Result<(), StorageError> {
+        let tree = self.tree.now().clone();
+        let writes = sweep::carry_out(writes, &|from, to, bytes_max| tree.scan(from, to, bytes_max))?;
         let job = Job { number: self.last_job + 1, writes };
         self.redo.write(&job)?;
-        let tree = self.tree.now().clone();
         tree.carry_out(self.store, &job)?;
         self.barrier.sync(&tree)?;
         self.last_job = job.number;
