@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Cluster, program};
+use common::{Cluster, program, wait_for};
 use std::process::{Command, Output, Stdio};
 
 fn of_cluster(cluster: &Cluster, args: &[&str]) -> Command {
@@ -56,4 +56,61 @@ fn an_answer_that_cannot_be_written_is_no_panic_and_no_lie() {
     for args in [&["--help"][..], &["--version"], &["init", "--help"]] {
         assert_eq!(program().args(args).stdout(closed()).status().unwrap().code(), Some(0));
     }
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// What happens to a cluster in the middle of a run is in the figures.
+#[test]
+fn bench_shows_an_outage() {
+    let mut cluster = Cluster::start(3, 1);
+    cluster.ok(&["put", "k", "v"]);
+    let applied =
+        |cluster: &Cluster| cluster.status()["nodes"][0]["groups"][0]["applied"].as_u64().unwrap_or(0);
+    let before = applied(&cluster);
+    let args =
+        ["--deadline-ms", "1000", "bench", "--rate", "200", "--clients", "8", "--seconds", "8", "--json"];
+    let bench = of_cluster(&cluster, &args).stdout(Stdio::piped()).spawn().unwrap();
+    // At this rate it is past its first second, in which nothing is measured.
+    wait_for("load", || (applied(&cluster) > before + 400).then_some(()));
+    cluster.kill_node(1);
+    cluster.kill_node(2);
+    let output = bench.wait_with_output().unwrap();
+    let report = json(&output);
+    let count = |name: &str| report[name].as_u64().unwrap_or_else(|| panic!("{name}: {report}"));
+    let [done, errors] = ["operations", "errors"].map(count);
+    assert!(done > 0 && done + errors == 1_600, "each request that should have begun is counted: {report}");
+    let kinds = ["refused", "unavailable", "unknown", "not_sent"].map(count);
+    assert!(errors > 0 && kinds.iter().sum::<u64>() == errors && kinds[0] == 0, "{report}");
+    assert!(count("open_at_end") > 0, "nobody had an answer at the end: {report}");
+    assert!(count("max_us") >= 900_000, "what was given up is in the latencies: {report}");
+    assert!(count("max_us") > count("sent_max_us"), "so is what waited for the others: {report}");
+    assert!(count("longest_gap_us") >= 1_000_000, "{report}");
+    assert!(report["error"].is_string() && report["cpu_us_per_op"].is_null(), "{report}");
+    assert_eq!(output.status.code(), Some(0), "it did measure something: {report}");
+}
+
+#[test]
+fn bench_measures_nothing_without_answers() {
+    let mut cluster = Cluster::start(3, 1);
+    cluster.ok(&["put", "k", "v"]);
+    // Nothing but refusals: no key is as large.
+    let large = cluster.run(&["bench", "--seconds", "1", "--clients", "2", "--value-bytes", "2000000"]);
+    let (code, said) = code_and_errors(&large);
+    assert!(code == 1 && said.contains("at most 1048576 bytes"), "{code}: {said}");
+    // Latencies run from the moment at which a request should have begun.
+    let open = ["bench", "--seconds", "1", "--rate", "200", "--clients", "4", "--json"];
+    let report = json(&cluster.run(&open));
+    let total = ["operations", "errors"].map(|name| report[name].as_u64().unwrap()).iter().sum::<u64>();
+    assert_eq!(total, 200, "each request that should have begun is counted: {report}");
+    let code = cluster.code(&["bench", "--rate", "10", "--workload", "fill"]);
+    assert_eq!(code, 1, "a flag that has no meaning is refused");
+    cluster.kill_node(1);
+    cluster.kill_node(2);
+    let none = cluster.run(&["--deadline-ms", "1000", "bench", "--seconds", "1", "--json"]);
+    assert!([5, 6].contains(&none.status.code().unwrap()), "{:?}", none.status);
+    assert!(["unavailable", "unknown"].contains(&json(&none)["outcome"].as_str().unwrap()));
 }
