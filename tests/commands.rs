@@ -114,3 +114,42 @@ fn bench_measures_nothing_without_answers() {
     assert!([5, 6].contains(&none.status.code().unwrap()), "{:?}", none.status);
     assert!(["unavailable", "unknown"].contains(&json(&none)["outcome"].as_str().unwrap()));
 }
+
+#[test]
+fn status_says_whether_groups_serve_and_which_node_has_what_trouble() {
+    // Three of the four nodes have a replica.
+    let mut cluster = Cluster::init(4, 1);
+    let file = cluster.node_file(2);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let no_room = text.replace("reserve_bytes = 67108864", "reserve_bytes = 1125899906842624");
+    assert_ne!(text, no_room);
+    std::fs::write(&file, no_room).unwrap();
+    let alone = cluster.run(&["status"]);
+    let said = String::from_utf8_lossy(&alone.stdout).to_string();
+    assert!(alone.status.code() == Some(5) && said.contains("no node can be reached"), "{said}");
+    assert!(said.contains("unreachable (cannot reach 127.0.0.1:"), "the node and the reason: {said}");
+    (0..4).for_each(|index| cluster.start_node(index));
+    let state = |cluster: &Cluster| cluster.status()["groups"][0]["state"].as_str().map(str::to_string);
+    wait_for("a whole group", || (state(&cluster)? == "serves").then_some(()));
+    let status = wait_for("a full disk", || {
+        let status = cluster.status();
+        (status["nodes"][2]["refuses_writes"] == true).then_some(status)
+    });
+    assert_eq!(status["nodes"][2]["troubles"][0], "refuses writes: disk almost full");
+    assert_eq!(status["nodes"][3]["troubles"][0], "member of no group");
+    let said = cluster.ok(&["status"]);
+    assert!(said.contains("up; refuses writes") && said.contains("up; member of no group"), "{said}");
+    cluster.kill_node(2);
+    wait_for("a group with one replica down", || (state(&cluster)? == "degraded").then_some(()));
+    let said = cluster.ok(&["status"]);
+    assert!(said.contains("g1 serves without n3; 2 of 3 are there, 2 are needed"), "{said}");
+    cluster.kill_node(1);
+    wait_for("a group without a quorum", || (state(&cluster)? == "no quorum").then_some(()));
+    let status = cluster.run(&["status"]);
+    let said = String::from_utf8_lossy(&status.stdout).to_string();
+    assert_eq!(status.status.code(), Some(5), "{said}");
+    assert!(said.contains("NO QUORUM: 1 of 3 replicas"), "{said}");
+    let status = cluster.run(&["status", "--json"]);
+    assert_eq!(status.status.code(), Some(5));
+    assert_eq!(json(&status)["serves"], false);
+}

@@ -19,6 +19,7 @@ mod cluster;
 mod demo;
 mod demo_report;
 mod dev;
+mod health;
 mod history_file;
 mod init;
 mod kv;
@@ -100,7 +101,10 @@ enum Command {
     Cas(kv::CasArgs),
     /// Add to a number
     Incr(kv::IncrArgs),
-    /// Show nodes and groups
+    /// Show nodes and groups, and whether each group serves
+    #[command(
+        after_help = "Exits 5 if a group has no quorum or no leader. What the words mean: docs/operating.md."
+    )]
     Status,
     /// Load a cluster and measure it
     Bench(bench::BenchArgs),

@@ -1,5 +1,6 @@
 //! `tetrachord status`: what each node knows of itself.
 
+use super::health::{Answer, Clocks, Health, State, clock_off, off_in_words, own_clock_behind, troubles};
 use super::output::{print_json, table};
 use super::{Common, Exit};
 use crate::client::Client;
@@ -19,19 +20,77 @@ pub(crate) async fn ask_all(client: &Client) -> Vec<(NodeId, Result<NodeStatus, 
     answers
 }
 
-pub(crate) async fn run(common: &Common) -> anyhow::Result<Exit> {
-    let answers = ask_all(&common.client()?).await;
-    let is_any_up = answers.iter().any(|(_, answer)| answer.is_ok());
-    if common.json {
-        let nodes: Vec<Value> = answers.iter().map(|(node, answer)| node_json(*node, answer)).collect();
-        print_json(&json!({ "nodes": nodes }));
-    } else {
-        print_tables(&answers);
+/// A node whose clock looks wrong is asked so often again: what it said may have been on its way for long.
+const CLOCK_TRIES: usize = 3;
+
+/// The same, with how far the nodes' clocks are ahead of this one.
+async fn ask_all_and_clocks(client: &Client) -> (Vec<Answer>, Clocks) {
+    let mut clocks = Clocks::new();
+    let mut answers = Vec::new();
+    for _ in 0..CLOCK_TRIES {
+        let mut tasks = tokio::task::JoinSet::new();
+        for node in client.nodes() {
+            let client = client.clone();
+            tasks.spawn(async move { (node, client.status_and_clock(node).await) });
+        }
+        answers.clear();
+        for (node, answer) in tasks.join_all().await {
+            if let Ok((_, Some(ahead))) = answer {
+                let known = clocks.entry(node).or_insert(ahead);
+                *known = ahead.max(*known);
+            }
+            answers.push((node, answer.map(|(status, _)| status)));
+        }
+        let looks_wrong = |(node, _): &Answer| clock_off(*node, &clocks).is_some();
+        if own_clock_behind(&clocks).is_none() && !answers.iter().any(looks_wrong) {
+            break;
+        }
     }
-    Ok(if is_any_up { Exit::Ok } else { Exit::Unavailable })
+    answers.sort_by_key(|(node, _)| *node);
+    (answers, clocks)
 }
 
-fn print_tables(answers: &[(NodeId, Result<NodeStatus, String>)]) {
+pub(crate) async fn run(common: &Common) -> anyhow::Result<Exit> {
+    let client = common.client()?;
+    let (answers, clocks) = ask_all_and_clocks(&client).await;
+    let is_byzantine = common.cluster_config()?.signing.is_some();
+    let places = client.places();
+    let groups: Vec<Health> =
+        places.iter().map(|(group, nodes)| Health::of(*group, nodes, is_byzantine, &answers)).collect();
+    let serves = !groups.is_empty() && groups.iter().all(|group| group.state.serves());
+    if common.json {
+        let nodes: Vec<Value> =
+            answers.iter().map(|(node, answer)| node_json(*node, answer, &clocks)).collect();
+        print_json(&json!({
+            "serves": serves,
+            "groups": groups.iter().map(Health::json).collect::<Vec<_>>(),
+            "nodes": nodes,
+            "own_clock_behind_us": own_clock_behind(&clocks),
+        }));
+    } else {
+        print_tables(&answers, &clocks);
+        print_health(&groups, &clocks);
+    }
+    Ok(if serves { Exit::Ok } else { Exit::Unavailable })
+}
+
+/// Groups that all of their replicas serve are only counted.
+fn print_health(groups: &[Health], clocks: &Clocks) {
+    if let Some(behind) = own_clock_behind(clocks) {
+        println!("\nthe clock of this machine is {} of the nodes'", off_in_words(-behind));
+    }
+    if groups.is_empty() {
+        println!("\nno node can be reached: nothing is known of any group");
+        return;
+    }
+    let whole = groups.iter().filter(|group| group.state == State::Serves).count();
+    println!("\n{whole} of {} group(s) are served by all of their replicas", groups.len());
+    for group in groups.iter().filter(|group| group.state != State::Serves) {
+        println!("{}", group.words());
+    }
+}
+
+fn print_tables(answers: &[Answer], clocks: &Clocks) {
     let mut nodes =
         table(&["NODE", "STATE", "UPTIME", "STARTS", "LINKS", "OPEN", "CPU", "MEMORY", "LOG", "DISK FREE"]);
     let mut groups =
@@ -40,13 +99,13 @@ fn print_tables(answers: &[(NodeId, Result<NodeStatus, String>)]) {
         let status = match answer {
             Ok(status) => status,
             Err(reason) => {
-                nodes.add_row(vec![node.to_string(), format!("down ({reason})")]);
+                nodes.add_row(vec![node.to_string(), format!("unreachable ({reason})")]);
                 continue;
             }
         };
         nodes.add_row(vec![
             node.to_string(),
-            "up".to_string(),
+            std::iter::once("up".to_string()).chain(troubles(status, clocks)).collect::<Vec<_>>().join("; "),
             format!("{:.1} s", status.uptime_millis as f64 / 1e3),
             status.incarnation.to_string(),
             status.connected.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
@@ -67,7 +126,7 @@ fn print_tables(answers: &[(NodeId, Result<NodeStatus, String>)]) {
                 node.to_string(),
                 group.group.to_string(),
                 role.to_string(),
-                group.leader.map_or("unknown".to_string(), |leader| leader.to_string()),
+                group.leader.map_or("none".to_string(), |leader| leader.to_string()),
                 group.ballot.clone(),
                 group.applied.to_string(),
                 group.decided.to_string(),
@@ -102,7 +161,7 @@ fn print_tables(answers: &[(NodeId, Result<NodeStatus, String>)]) {
     }
 }
 
-fn node_json(node: NodeId, answer: &Result<NodeStatus, String>) -> Value {
+fn node_json(node: NodeId, answer: &Result<NodeStatus, String>, clocks: &Clocks) -> Value {
     match answer {
         Err(reason) => json!({ "node": node.0, "up": false, "error": reason }),
         Ok(status) => json!({
@@ -112,6 +171,10 @@ fn node_json(node: NodeId, answer: &Result<NodeStatus, String>) -> Value {
             "uptime_ms": status.uptime_millis,
             "connected": status.connected.iter().map(|peer| peer.0).collect::<Vec<_>>(),
             "awaits": status.awaits.iter().map(|peer| peer.0).collect::<Vec<_>>(),
+            "troubles": troubles(status, clocks),
+            "refuses_writes": status.refuses_writes,
+            "clock_off_us": clock_off(node, clocks),
+            "clock_us": status.wall_micros,
             "open_requests": status.open_requests,
             "log_bytes": status.log_bytes,
             "cpu_us": status.process.cpu_micros,

@@ -435,7 +435,7 @@ fn cut(requests: Vec<SignedRequest>) -> Vec<Vec<SignedRequest>> {
     pieces
 }
 
-fn wall_micros() -> u64 {
+pub(super) fn wall_micros() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

@@ -2,6 +2,7 @@
 
 use super::Client;
 use super::outcome::unexpected;
+use super::signed::wall_micros;
 use crate::ring::{GroupId, NodeId, RingMap};
 use crate::wire::{Answer, NodeStatus, Request};
 use std::collections::BTreeSet;
@@ -17,6 +18,25 @@ impl Client {
             Ok(other) => Err(unexpected(&other)),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// The same, and by how much its clock is ahead of this one's, in microseconds: by so much at least, because what it says was on its
+    /// way for a while. None if it has not looked at its clock yet.
+    pub async fn status_and_clock(&self, node: NodeId) -> Result<(NodeStatus, Option<i64>), String> {
+        let status = self.status(node).await?;
+        let ahead = i128::from(status.wall_micros) - i128::from(wall_micros());
+        let ahead = i64::try_from(ahead).unwrap_or(if ahead > 0 { i64::MAX } else { i64::MIN });
+        let has_looked = status.wall_micros > 0;
+        Ok((status, has_looked.then_some(ahead)))
+    }
+
+    /// The groups of the cluster and the nodes that each lies on, if they are known: from the cluster file in Byzantine mode, else
+    /// from the first node that greeted.
+    #[must_use]
+    pub fn places(&self) -> Vec<(GroupId, Vec<NodeId>)> {
+        let known = self.inner.links.ring();
+        let groups = known.iter().flat_map(|(ring, _)| ring.groups());
+        groups.map(|place| (place.id, place.nodes.clone())).collect()
     }
 }
 
@@ -36,20 +56,15 @@ fn own(node: NodeId, ring: Option<&RingMap>, mut status: NodeStatus) -> Result<N
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{GroupStatus, ProcessStats};
+    use crate::wire::GroupStatus;
 
     fn status(node: u32, groups: &[u32]) -> NodeStatus {
         let group = |group: &u32| GroupStatus { group: GroupId(*group), ..GroupStatus::default() };
         NodeStatus {
             node: NodeId(node),
             incarnation: 1,
-            uptime_millis: 0,
-            connected: Vec::new(),
-            awaits: Vec::new(),
-            open_requests: 0,
-            log_bytes: 0,
-            process: ProcessStats::default(),
             groups: groups.iter().map(group).collect(),
+            ..NodeStatus::default()
         }
     }
 

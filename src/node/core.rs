@@ -67,6 +67,8 @@ pub struct NodeCore {
     /// Bytes of the log, and since when they have been the same.
     log_grown: (u64, Ticks),
     now: Ticks,
+    /// For status requests alone.
+    wall: Timestamp,
     started: Option<Ticks>,
     incarnation: u64,
     process: ProcessStats,
@@ -141,6 +143,7 @@ impl NodeCore {
             compact_above,
             log_grown: (0, Ticks(0)),
             now: Ticks(0),
+            wall: Timestamp(0),
             started: None,
             incarnation: recovery.incarnation,
             process: ProcessStats::default(),
@@ -269,7 +272,7 @@ impl NodeCore {
     }
 
     fn on_tick(&mut self, now: Ticks, wall: Timestamp) -> Result<(), StorageError> {
-        self.now = now;
+        (self.now, self.wall) = (now, wall);
         self.started.get_or_insert(now);
         self.roster.tick(now, self.storage.log_end());
         if self.roster.may_vote() {
@@ -732,16 +735,19 @@ impl NodeCore {
     /// What the node knows of itself.
     #[must_use]
     pub fn status(&self) -> NodeStatus {
+        let told = |(name, group): (&GroupId, &Group)| status::group_status(*name, group, &self.settings);
         NodeStatus {
             node: self.settings.node,
             incarnation: self.incarnation,
             uptime_millis: self.started.map_or(0, |started| self.now.since(started)),
             connected: self.linked.iter().copied().collect(),
             awaits: self.roster.awaited(),
+            refuses_writes: self.room != Room::Enough,
+            wall_micros: self.wall.0,
             open_requests: self.gateway.open_requests() as u64,
             log_bytes: self.storage.log_bytes(),
             process: self.process,
-            groups: self.groups.iter().map(|(name, group)| status::group_status(*name, group)).collect(),
+            groups: self.groups.iter().map(told).collect(),
         }
     }
 

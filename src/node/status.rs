@@ -1,17 +1,21 @@
 //! What a node tells of its replicas.
 
+use super::face::NodeSettings;
 use crate::group::Group;
-use crate::ring::GroupId;
+use crate::ring::{GroupId, NodeId};
 use crate::wire::GroupStatus;
+use tetrachord_consensus::quorum::liars;
 
 /// What a replica knows of itself.
-pub(super) fn group_status(name: GroupId, group: &Group) -> GroupStatus {
+pub(super) fn group_status(name: GroupId, group: &Group, settings: &NodeSettings) -> GroupStatus {
     let engine = group.engine();
     let applied = group.machine().applied();
+    let nodes = settings.ring.group(name).map(|place| place.nodes.clone()).unwrap_or_default();
     GroupStatus {
         group: name,
         leader: group.leader(),
         is_leader: engine.is_leader,
+        needed: needed(name, settings) as u64,
         ballot: engine.ballot,
         base: engine.base.0,
         applied: applied.slot,
@@ -21,7 +25,7 @@ pub(super) fn group_status(name: GroupId, group: &Group) -> GroupStatus {
         digest: applied.digest[..8].iter().map(|byte| format!("{byte:02x}")).collect(),
         is_installing: group.is_installing(),
         stable: engine.stable.0,
-        suspects: group.suspects(),
+        suspects: group.suspects().into_iter().map(|text| named(&text, &nodes)).collect(),
         damage: group.damage().map(str::to_string),
         repairs: group.repairs(),
         scrubs: group.scrubs(),
@@ -30,5 +34,41 @@ pub(super) fn group_status(name: GroupId, group: &Group) -> GroupStatus {
         rejected: engine.rejected,
         view: engine.view.0,
         told: group.told().into_iter().map(|(lie, count)| (lie.to_string(), count)).collect(),
+    }
+}
+
+/// Replicas without which the group does not serve: for writes, and to replace who leads.
+fn needed(name: GroupId, settings: &NodeSettings) -> usize {
+    let n = settings.ring.group(name).map_or(0, |place| place.nodes.len());
+    match (&settings.group.byzantine, settings.group.quorums) {
+        (Some(_), _) => n - liars(n),
+        (None, Some((phase1, phase2))) => phase1.max(phase2),
+        (None, None) => n / 2 + 1,
+    }
+}
+
+/// An engine knows replicas by their places in the group, people know nodes.
+fn named(text: &str, nodes: &[NodeId]) -> String {
+    let named = text.split_once(' ').and_then(|(first, rest)| {
+        let place: usize = first.strip_prefix('r')?.parse().ok()?;
+        Some(format!("{} {rest}", nodes.get(place)?))
+    });
+    named.unwrap_or_else(|| text.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_suspected_is_named_as_people_know_it() {
+        let nodes = [NodeId(3), NodeId(4), NodeId(1)];
+        let signed = "r1 signed two Commit votes for slot 7 in v0";
+        assert_eq!(named(signed, &nodes), "n4 signed two Commit votes for slot 7 in v0");
+        assert_eq!(
+            named("n2 sent a state that no checkpoint proves", &nodes),
+            "n2 sent a state that no checkpoint proves"
+        );
+        assert_eq!(named("r9 signed", &nodes), "r9 signed");
     }
 }

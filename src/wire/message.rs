@@ -189,7 +189,7 @@ pub struct ProcessStats {
 }
 
 /// What a node knows of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
     /// The node.
     pub node: NodeId,
@@ -201,6 +201,10 @@ pub struct NodeStatus {
     pub connected: Vec<NodeId>,
     /// Those who have not noted yet which data directory this node has, as long as it must not vote before they did.
     pub awaits: Vec<NodeId>,
+    /// Whether it refuses writes, because its disk is almost full.
+    pub refuses_writes: bool,
+    /// Its clock, in microseconds since 1970.
+    pub wall_micros: u64,
     /// Open requests.
     pub open_requests: u64,
     /// Bytes of its write-ahead log, about.
@@ -220,6 +224,8 @@ pub struct GroupStatus {
     pub leader: Option<NodeId>,
     /// Whether this node leads.
     pub is_leader: bool,
+    /// Replicas that must take part for the group to serve.
+    pub needed: u64,
     /// The current leadership attempt.
     pub ballot: String,
     /// Slot below which the log was dropped.
