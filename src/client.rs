@@ -378,7 +378,7 @@ impl Client {
         match self.inner.links.call(node, request, patience).await {
             Ok(Answer::Retry { reason, leader, maybe_applied }) => {
                 attempts.maybe_applied |= maybe_applied;
-                attempts.last = format!("{node} answered {reason:?}");
+                attempts.last = format!("{node} {reason}");
                 // One that is busy is asked again, if it leads.
                 let is_overloaded = matches!(reason, RetryReason::Busy | RetryReason::Behind);
                 attempts.target = leader.filter(|leader| *leader != node || reason == RetryReason::Busy);

@@ -6,6 +6,7 @@ use crate::proof::OutcomeProof;
 use crate::ring::{GroupId, NodeId, RingMap, StoreId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// The first frame from a node to a client: which cluster this is, and its map.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +104,18 @@ pub enum RetryReason {
     LeadershipLost,
     /// The replica has not seen enough yet.
     Behind,
+}
+
+impl fmt::Display for RetryReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotLeader => "does not lead",
+            Self::NoLeader => "knows no leader at the moment",
+            Self::Busy => "has too much to do",
+            Self::LeadershipLost => "lost its leadership meanwhile",
+            Self::Behind => "has not seen enough yet",
+        })
+    }
 }
 
 /// What a node answers.
