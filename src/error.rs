@@ -35,6 +35,9 @@ pub enum StorageError {
     /// The store belongs to somebody else.
     #[error("{0}")]
     Foreign(String),
+    /// A setting cannot be meant. Nothing was opened, and nothing is wrong with what is there.
+    #[error("{0}")]
+    Setting(String),
     /// Another process uses the directory.
     #[error("the data directory {0} is in use by another process; stop it first")]
     InUse(String),

@@ -1,14 +1,12 @@
 //! What settings may be: a value outside is an error of the setting, before anything is done with it.
 
 use super::{GenesisNode, StorageConfig, Timing};
+use crate::storage::disk::CACHE_BYTES;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
 /// No disk and no memory is larger.
 const BYTES_MAX: u64 = 1 << 50;
-
-/// sled's cache works with less, badly.
-const CACHE_BYTES: RangeInclusive<u64> = 64 << 10..=1 << 40;
 
 /// Four of the smallest segments.
 const LOG_BYTES: RangeInclusive<u64> = 256 << 10..=1 << 40;

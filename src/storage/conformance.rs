@@ -250,3 +250,15 @@ fn a_wiped_disk_and_a_lost_witness_are_refused() {
     std::fs::write(bench.dir.path().join(BOOTSTRAP_FILE), b"").unwrap();
     assert!(open_error(bench.dir.path()).contains("this is not a first start"));
 }
+
+#[test]
+fn a_setting_out_of_range_is_an_error_of_the_setting() {
+    let disk = Disk::new();
+    let tiny_cache = DiskOptions { cache_bytes: 255, ..OPTIONS };
+    let no_segment = DiskOptions { segment_bytes: 0, ..OPTIONS };
+    for (options, name) in [(tiny_cache, "cache_bytes = 255"), (no_segment, "segment_bytes = 0")] {
+        let opened = DiskStorage::open(disk.dir.path(), &owner(), options, |_| {});
+        let Err(StorageError::Setting(said)) = opened.map(drop) else { panic!("{name} is no damage") };
+        assert!(said.contains(name) && said.contains("are allowed"), "{said}");
+    }
+}

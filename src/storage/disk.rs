@@ -36,6 +36,7 @@ use crate::error::StorageError;
 use crate::ring::{GroupId, StoreId};
 use bytes::Bytes;
 use std::fs::{File, TryLockError};
+use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -74,6 +75,27 @@ pub struct DiskOptions {
     /// Whether others can prove what the tree held: then one that cannot be read is replaced instead of refused. The log
     /// never is.
     pub is_repairable: bool,
+}
+
+/// sled's cache works with less, badly; with very little it panics.
+pub(crate) const CACHE_BYTES: RangeInclusive<u64> = 64 << 10..=1 << 40;
+
+/// Sizes of a segment of the log: a file that is made at once and holds some frames.
+const SEGMENT_BYTES: RangeInclusive<u64> = 16 << 10..=1 << 30;
+
+impl DiskOptions {
+    /// Settings that cannot be meant are no damage of the store.
+    fn check(&self) -> Result<(), StorageError> {
+        let within = |name: &str, value: u64, range: &RangeInclusive<u64>| match range.contains(&value) {
+            true => Ok(()),
+            false => {
+                let (least, most) = (range.start(), range.end());
+                Err(StorageError::Setting(format!("{name} = {value}: {least} to {most} are allowed")))
+            }
+        };
+        within("cache_bytes", self.cache_bytes, &CACHE_BYTES)?;
+        within("segment_bytes", self.segment_bytes as u64, &SEGMENT_BYTES)
+    }
 }
 
 /// When the tree is packed: its file has grown by half since it last was, and by `above_bytes`, and no state was written
@@ -243,6 +265,7 @@ fn open_parts(
     owner: &Owner,
     options: DiskOptions,
 ) -> Result<(LogWriter, StateWriter, SharedTree, Recovery), StorageError> {
+    options.check()?;
     let bootstrap = dir.join(BOOTSTRAP_FILE);
     refuse_blank_directory(dir)?;
     let lock = Arc::new(lock_directory(dir)?);
