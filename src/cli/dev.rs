@@ -51,17 +51,28 @@ pub(crate) async fn run(args: &DevArgs) -> anyhow::Result<Exit> {
     }
 }
 
+/// Directories of processes with one number that other users, or processes that were killed, may have left.
+const LEFT_MAX: usize = 100;
+
 /// A directory of this process that goes with it.
 #[derive(Debug)]
 pub(crate) struct TemporaryDirectory(pub(crate) PathBuf);
 
 impl TemporaryDirectory {
     pub(crate) fn new(name: &str) -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
-        // What another user, or a process that was killed, has left under this name is not ours.
-        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
-        made.with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self(path))
+        let usual = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+        let others = (1..LEFT_MAX).map(|number| PathBuf::from(format!("{}-{number}", usual.display())));
+        let mut failed = None;
+        for path in std::iter::once(usual.clone()).chain(others) {
+            // What another user, or a process that was killed, has left under this name is not ours.
+            match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => return Ok(Self(path)),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => failed = Some(error),
+                Err(error) => return Err(error).with_context(|| format!("cannot make {}", path.display())),
+            }
+        }
+        let failed = failed.context("nothing was tried")?;
+        Err(failed).with_context(|| format!("cannot make {}", usual.display()))
     }
 }
 
@@ -81,5 +92,21 @@ impl Drop for TemporaryDirectory {
                 _ => return,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_else_has_left_is_not_in_the_way() {
+        let (first, second) =
+            (TemporaryDirectory::new("tetrachord-test"), TemporaryDirectory::new("tetrachord-test"));
+        let (first, second) = (first.unwrap(), second.unwrap());
+        assert!(first.0 != second.0 && first.0.is_dir() && second.0.is_dir());
+        let path = second.0.clone();
+        drop(second);
+        assert!(!path.exists() && first.0.is_dir());
     }
 }
