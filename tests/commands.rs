@@ -4,6 +4,7 @@
 mod common;
 
 use common::{Cluster, program, wait_for};
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 
 fn of_cluster(cluster: &Cluster, args: &[&str]) -> Command {
@@ -107,7 +108,7 @@ fn bench_measures_nothing_without_answers() {
     let total = ["operations", "errors"].map(|name| report[name].as_u64().unwrap()).iter().sum::<u64>();
     assert_eq!(total, 200, "each request that should have begun is counted: {report}");
     let code = cluster.code(&["bench", "--rate", "10", "--workload", "fill"]);
-    assert_eq!(code, 1, "a flag that has no meaning is refused");
+    assert_eq!(code, 2, "a flag that has no meaning is refused");
     cluster.kill_node(1);
     cluster.kill_node(2);
     let none = cluster.run(&["--deadline-ms", "1000", "bench", "--seconds", "1", "--json"]);
@@ -152,4 +153,63 @@ fn status_says_whether_groups_serve_and_which_node_has_what_trouble() {
     let status = cluster.run(&["status", "--json"]);
     assert_eq!(status.status.code(), Some(5));
     assert_eq!(json(&status)["serves"], false);
+}
+
+#[test]
+fn a_flag_without_effect_is_refused() {
+    let nowhere = ["--config", "/nowhere/node.toml"];
+    let refused: [(&[&str], &str); 6] = [
+        (&["serve", "--json", nowhere[0], nowhere[1]], "--json means nothing to `serve`"),
+        (&["--cluster", "c.toml", "serve", nowhere[0], nowhere[1]], "--cluster means nothing to `serve`"),
+        (&["check", "/nowhere", "--deadline-ms", "5"], "--deadline-ms means nothing to `check`"),
+        (&["--cluster", "c.toml", "check", "/nowhere"], "--cluster means nothing to `check`"),
+        (&["--cluster", "c.toml", "status", "--deadline-ms", "5"], "--deadline-ms means nothing to `status`"),
+        (&["dev", "--cluster", "c.toml"], "--cluster means nothing to `dev`"),
+    ];
+    for (args, why) in refused {
+        let (code, said) = code_and_errors(&program().args(args).output().unwrap());
+        assert!(code == 2 && said.contains(why), "{args:?}: {code}: {said}");
+    }
+    // A cause is said once.
+    for args in [
+        &["--cluster", "/nowhere", "get", "k"][..],
+        &["serve", nowhere[0], nowhere[1]],
+        &["check", "/nowhere"],
+    ] {
+        let (code, said) = code_and_errors(&program().args(args).output().unwrap());
+        assert!(code == 1 && said.matches("No such file or directory").count() == 1, "{args:?}: {said}");
+    }
+    // What the environment says is for the commands that have use for it.
+    let check = program().args(["check", "/nowhere"]).env("TETRACHORD_CLUSTER", "c.toml").output().unwrap();
+    assert_eq!(code_and_errors(&check).0, 1);
+    for args in [["get", "k", "--deadline-ms", "0"], ["get", "k", "--deadline-ms", "18446744073709551615"]] {
+        assert_eq!(
+            program().args(args).output().unwrap().status.code(),
+            Some(2),
+            "no time at all, or one that ends never"
+        );
+    }
+}
+
+#[test]
+fn dev_says_what_runs_and_takes_no_other_size_for_a_cluster_that_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("c");
+    let mut dev =
+        program().args(["dev", "--json", "--dir"]).arg(&home).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(dev.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let said: serde_json::Value =
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    assert_eq!((&said["nodes"], &said["groups"][0]["group"]), (&3.into(), &1.into()), "{said}");
+    let file = said["cluster"].as_str().unwrap();
+    assert!(program().args(["--cluster", file, "put", "k", "v"]).output().unwrap().status.success());
+    let pid = rustix::process::Pid::from_child(&dev);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(dev.wait().unwrap().code(), Some(0));
+    for size in [["--nodes", "5"], ["--groups", "2"], ["--mode", "byzantine"]] {
+        let (code, said) =
+            code_and_errors(&program().arg("dev").args(size).arg("--dir").arg(&home).output().unwrap());
+        assert!(code == 2 && said.contains("--nodes 3 --groups 1 --mode crash"), "{size:?}: {code}: {said}");
+    }
 }

@@ -80,7 +80,9 @@ impl BenchArgs {
     fn plan(&self) -> anyhow::Result<(Pace, std::ops::Range<u64>)> {
         match (self.workload, self.rate) {
             (Workload::Fill, None) => Ok((Pace::Total(self.keys.saturating_mul(self.passes)), 0..u64::MAX)),
-            (Workload::Fill, Some(_)) => anyhow::bail!("--rate: `fill` writes as fast as it can"),
+            (Workload::Fill, Some(_)) => {
+                Err(super::usage("--rate means nothing to `fill`, which writes as fast as it can"))
+            }
             (_, rate) => {
                 let pace = rate.map_or(Pace::Closed, |per_second| Pace::Open { per_second });
                 Ok((pace, WARM_UP_MICROS..WARM_UP_MICROS + self.seconds * 1_000_000))

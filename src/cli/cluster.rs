@@ -1,7 +1,8 @@
 //! A cluster of child processes on this machine, for `demo` and `dev`.
 
+use super::usage;
 use crate::client::{Client, ClientOptions};
-use crate::config::{self, ChaosConfig, ClusterConfig, InitPlan, Mode, StorageConfig, Timing};
+use crate::config::{self, ChaosConfig, ClusterConfig, Genesis, InitPlan, Mode, StorageConfig, Timing};
 use crate::ring::{GroupId, NodeId};
 use anyhow::Context;
 use clap::Args;
@@ -14,21 +15,48 @@ use std::time::{Duration, Instant};
 /// How big a cluster should be.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Size {
-    /// Faults to survive
-    #[arg(long, value_enum, default_value_t = Mode::Crash)]
-    pub(crate) mode: Mode,
+    /// Faults to survive [default: crash]
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
     /// Nodes [default: 3 in crash mode, 4 in Byzantine mode]
     #[arg(long)]
     nodes: Option<usize>,
-    /// Groups
-    #[arg(long, default_value_t = 1)]
-    pub(crate) groups: usize,
+    /// Groups [default: 1]
+    #[arg(long)]
+    groups: Option<usize>,
 }
 
 impl Size {
+    /// Which faults it survives.
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode.unwrap_or_default()
+    }
+
     /// How many nodes.
     pub(crate) fn nodes(&self) -> usize {
-        self.nodes.unwrap_or(config::default_nodes(self.mode))
+        self.nodes.unwrap_or(config::default_nodes(self.mode()))
+    }
+
+    /// How many groups.
+    pub(crate) fn groups(&self) -> usize {
+        self.groups.unwrap_or(1)
+    }
+
+    /// Whether a cluster that is there already is what was asked for, where something was.
+    fn check(&self, genesis: &Genesis, dir: &Path) -> anyhow::Result<()> {
+        let (nodes, groups, mode) = (genesis.nodes.len(), genesis.groups, genesis.mode);
+        let is_it = self.nodes.is_none_or(|asked| asked == nodes)
+            && self.groups.is_none_or(|asked| asked == groups)
+            && self.mode.is_none_or(|asked| asked == mode);
+        if is_it {
+            return Ok(());
+        }
+        let mode = if mode == Mode::Crash { "crash" } else { "byzantine" };
+        Err(usage(format!(
+            "{} holds a cluster already, and its size is fixed: --nodes {nodes} --groups {groups} --mode {mode}. Leave these out, or \
+             name another directory",
+            dir.display()
+        )))
     }
 }
 
@@ -54,7 +82,8 @@ impl LocalCluster {
         liars: &[(usize, ChaosConfig)],
     ) -> anyhow::Result<Self> {
         let (cluster_file, node_files) = if dir.join("genesis.toml").exists() {
-            let genesis = config::Genesis::load(&dir.join("genesis.toml"))?;
+            let genesis = Genesis::load(&dir.join("genesis.toml"))?;
+            size.check(&genesis, dir)?;
             let files =
                 genesis.nodes.iter().map(|node| dir.join(node.id.to_string()).join("node.toml")).collect();
             (dir.join("cluster.toml"), files)
@@ -62,10 +91,10 @@ impl LocalCluster {
             let plan = InitPlan {
                 dir: dir.to_path_buf(),
                 addresses: free_addresses(size.nodes())?,
-                groups: size.groups,
-                replicas: config::default_replicas(size.mode, size.nodes()),
+                groups: size.groups(),
+                replicas: config::default_replicas(size.mode(), size.nodes()),
                 quorums: None,
-                mode: size.mode,
+                mode: size.mode(),
                 storage,
                 timing: Timing::default(),
             };

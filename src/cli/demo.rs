@@ -71,7 +71,7 @@ async fn run_to_the_end(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit
     let recorder = Recorder::new()?;
     let file = history_file()?;
     let tell = |text: String| remark(&text);
-    let liars = match args.size.mode {
+    let liars = match args.size.mode() {
         Mode::Crash => Vec::new(),
         Mode::Byzantine => liars::liars(args.size.nodes()),
     };
@@ -82,7 +82,7 @@ async fn run_to_the_end(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit
     tell(format!(
         "{} nodes (QUIC, sled with fsync), {} group(s): all led after {} ms",
         args.size.nodes(),
-        args.size.groups,
+        args.size.groups(),
         started.elapsed().as_millis()
     ));
     let mut tasks = Vec::new();

@@ -104,9 +104,9 @@ impl Report {
         };
         json!({
             "verdict": verdict,
-            "mode": self.size.mode,
+            "mode": self.size.mode(),
             "nodes": self.size.nodes(),
-            "groups": self.size.groups,
+            "groups": self.size.groups(),
             "operations": self.history.operations().len(),
             "unknown": self.history.unknown(),
             "refused": self.history.failed(),

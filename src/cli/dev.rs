@@ -1,17 +1,20 @@
 //! `tetrachord dev`: a cluster on this machine until Ctrl-C.
 
-use super::Exit;
 use super::cluster::{LocalCluster, Size, asked_to_end};
+use super::output::print_json;
+use super::{Common, Exit};
+use crate::ring::{GroupId, NodeId};
 use anyhow::Context;
 use clap::Args;
+use serde_json::json;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Run a cluster on this machine until Ctrl-C
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  tetrachord dev --nodes 3 --dir mycluster\n\nWithout --dir everything is in a temporary directory and gone at the end."
+    after_help = "Example:\n  tetrachord dev --nodes 3 --dir mycluster\n\nWithout --dir everything is in a temporary directory and gone at the end. With --json one object says where it is, once every group is led."
 )]
 pub(crate) struct DevArgs {
     #[command(flatten)]
@@ -21,20 +24,13 @@ pub(crate) struct DevArgs {
     dir: Option<PathBuf>,
 }
 
-pub(crate) async fn run(args: &DevArgs) -> anyhow::Result<Exit> {
+pub(crate) async fn run(common: &Common, args: &DevArgs) -> anyhow::Result<Exit> {
     let temporary = if args.dir.is_none() { Some(TemporaryDirectory::new("tetrachord-dev")?) } else { None };
     let dir = args.dir.clone().or(temporary.as_ref().map(|dir| dir.0.clone())).unwrap_or_default();
     let mut cluster = LocalCluster::start(&dir, &args.size)?;
     let client = cluster.client(Duration::from_secs(5))?;
     let leaders = cluster.wait_for_leaders(&client, Duration::from_secs(30)).await?;
-    println!("{} nodes run in {}", cluster.len(), dir.display());
-    for (group, leader) in leaders {
-        println!("  {group} is led by {leader}");
-    }
-    let file = cluster.cluster_file.display();
-    println!(
-        "In another terminal:\n  export TETRACHORD_CLUSTER={file}\n  tetrachord put greeting hello\n  tetrachord get greeting\n  tetrachord status\nCtrl-C ends it."
-    );
+    say(common, &cluster, &dir, &leaders);
     let mut ended = std::pin::pin!(asked_to_end());
     loop {
         tokio::select! {
@@ -49,6 +45,28 @@ pub(crate) async fn run(args: &DevArgs) -> anyhow::Result<Exit> {
             }
         }
     }
+}
+
+/// Says what runs where.
+fn say(common: &Common, cluster: &LocalCluster, dir: &Path, leaders: &[(GroupId, NodeId)]) {
+    if common.json {
+        let leaders = leaders.iter().map(|(group, leader)| json!({ "group": group.0, "leader": leader.0 }));
+        print_json(&json!({
+            "nodes": cluster.len(),
+            "dir": dir,
+            "cluster": cluster.cluster_file,
+            "groups": leaders.collect::<Vec<_>>(),
+        }));
+        return;
+    }
+    println!("{} nodes run in {}", cluster.len(), dir.display());
+    for (group, leader) in leaders {
+        println!("  {group} is led by {leader}");
+    }
+    let file = cluster.cluster_file.display();
+    println!(
+        "In another terminal:\n  export TETRACHORD_CLUSTER={file}\n  tetrachord put greeting hello\n  tetrachord get greeting\n  tetrachord status\nCtrl-C ends it."
+    );
 }
 
 /// Directories of processes with one number that other users, or processes that were killed, may have left.

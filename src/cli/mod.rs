@@ -19,6 +19,7 @@ mod cluster;
 mod demo;
 mod demo_report;
 mod dev;
+mod flags;
 mod health;
 mod history_file;
 mod init;
@@ -50,6 +51,9 @@ Examples:
   tetrachord serve --config c/n1/node.toml         run one of them
   tetrachord --cluster c/cluster.toml put k v      talk to them";
 
+/// A request that has no answer by then is given up, if nobody says otherwise.
+const DEADLINE: Duration = Duration::from_secs(10);
+
 /// A strongly consistent, replicated key-value store with its own history checker.
 #[derive(Debug, Parser)]
 #[command(name = "tetrachord", version, about, after_help = AFTER_HELP)]
@@ -69,9 +73,9 @@ pub(crate) struct Common {
     /// Print one JSON object instead of text for people
     #[arg(long, global = true)]
     json: bool,
-    /// Give a request up after this many milliseconds
-    #[arg(long, global = true, default_value_t = 10_000, value_name = "MS")]
-    deadline_ms: u64,
+    /// Give a request up after this many milliseconds [default: 10000; of `record`: 3000]
+    #[arg(long, global = true, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
+    deadline_ms: Option<u64>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -121,6 +125,7 @@ enum Command {
 pub(crate) enum Exit {
     Ok = 0,
     Error = 1,
+    Usage = 2,
     NotFound = 3,
     Refused = 4,
     Unavailable = 5,
@@ -133,6 +138,21 @@ pub(crate) enum Exit {
     Undecided = 12,
 }
 
+/// A command line that cannot be meant.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Says what is wrong with the command line.
+fn usage(text: impl Into<String>) -> anyhow::Error {
+    Usage(text.into()).into()
+}
+
+/// What an error means for the exit code.
+fn exit_of(error: &anyhow::Error) -> Exit {
+    if error.is::<Usage>() { Exit::Usage } else { Exit::Error }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
@@ -142,15 +162,15 @@ impl From<Exit> for ExitCode {
 /// Runs the program and returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let is_node = matches!(cli.command, Command::Serve { .. });
+    let cli = flags::parse();
+    let is_node = matches!(&cli, Ok(Cli { command: Command::Serve { .. }, .. }));
     if is_node {
         be_thrifty();
     }
     let log = start_logging(is_node);
-    let exit = run(cli, &log).unwrap_or_else(|error| {
+    let exit = cli.and_then(|cli| run(cli, &log)).unwrap_or_else(|error| {
         log.line(format!("error: {}\n", in_full(&error)).into_bytes());
-        Exit::Error
+        exit_of(&error)
     });
     let exit = output::finish(exit, &log);
     log.finish();
@@ -247,7 +267,7 @@ fn be_thrifty() {
 async fn run_async(common: &Common, command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Demo(args) => demo::run(common, &args).await,
-        Command::Dev(args) => dev::run(&args).await,
+        Command::Dev(args) => dev::run(common, &args).await,
         Command::Get(args) => kv::get(common, &args).await,
         Command::Put(args) => kv::put(common, &args).await,
         Command::Del(args) => kv::del(common, &args).await,
@@ -279,9 +299,14 @@ impl Common {
         Ok(path)
     }
 
+    /// How long a request may take, if nobody says, or as they say.
+    fn deadline(&self, usual: Duration) -> Duration {
+        self.deadline_ms.map_or(usual, Duration::from_millis)
+    }
+
     /// A client of that cluster.
     fn client(&self) -> anyhow::Result<crate::client::Client> {
-        let deadline = Duration::from_millis(self.deadline_ms);
+        let deadline = self.deadline(DEADLINE);
         let options = crate::client::ClientOptions { deadline, ..crate::client::ClientOptions::default() };
         Ok(crate::client::Client::with_options(self.cluster_config()?, options)?)
     }

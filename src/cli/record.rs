@@ -42,6 +42,9 @@ pub(crate) struct RecordArgs {
     keys: usize,
 }
 
+/// Nobody waits longer for an answer: what is under way when a node dies would say little for long.
+const DEADLINE: Duration = Duration::from_secs(3);
+
 /// What has been written so far.
 #[derive(Debug, Default)]
 struct Count {
@@ -65,7 +68,7 @@ pub(crate) async fn run(common: &Common, args: &RecordArgs) -> anyhow::Result<Ex
     let head = format!("recorded by tetrachord {version}; keys end in @{}, and are new", recorder.name());
     let mut file = HistoryFile::create(&args.output, &head)?;
     let mut interrupts = Interrupts::new()?;
-    let options = ClientOptions { deadline: Duration::from_secs(3), ..ClientOptions::default() };
+    let options = ClientOptions { deadline: common.deadline(DEADLINE), ..ClientOptions::default() };
     let observer = Client::with_options(cluster.clone(), options)?;
     let mut tasks = JoinSet::new();
     for index in 0..args.clients {
