@@ -45,6 +45,7 @@ pub use outcome::{NotDone, Outcome, Read, Refusal};
 use sessions::{Session, Sessions};
 pub use signed::Proven;
 use signed::Signed;
+pub(crate) use signed::wall_micros;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;

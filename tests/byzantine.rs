@@ -63,15 +63,43 @@ fn what_replicas_signed_can_be_shown_and_is_judged_without_a_cluster() {
     assert_eq!(cluster.ok(&["get", "k", "--verify", "--proof", file]), "v");
     assert_eq!(cluster.ok(&["proof", "check", file, "--genesis", genesis]), "v");
     let proof = std::fs::read_to_string(file).unwrap();
-    let (key, changed) = (r#""key": "k""#, r#""key": "other""#);
-    std::fs::write(file, proof.replace(key, changed)).unwrap();
-    assert_eq!(cluster.code(&["proof", "check", file, "--genesis", genesis]), 9, "it is about another key");
-    // "v" is the byte 118, on a line of its own; other numbers may have these digits too.
-    let (before, found) = proof.split_once(r#""found""#).unwrap();
-    let changed = found.replacen(" 118\n", " 119\n", 1);
-    assert_ne!(found, changed);
-    std::fs::write(file, format!(r#"{before}"found"{changed}"#)).unwrap();
-    assert_eq!(cluster.code(&["proof", "check", file, "--genesis", genesis]), 9, "nobody signed that");
+    let mut time = String::new();
+    for (told, changed) in [
+        (r#""text": "k""#, r#""text": "other""#),
+        (r#""text": "v""#, r#""text": "w""#),
+        (r#""time_us": "1"#, r#""time_us": "2"#),
+    ] {
+        assert_eq!(proof.matches(told).count(), 1, "{proof}");
+        std::fs::write(file, proof.replace(told, changed)).unwrap();
+        let check = cluster.run(&["proof", "check", file, "--genesis", genesis]);
+        assert_eq!(check.status.code(), Some(9), "nobody signed {changed}");
+        time = String::from_utf8_lossy(&check.stderr).to_string();
+    }
+    assert!(!time.contains("so it was"), "{time}");
+    // A client has all that it takes to judge a proof, and it is told how old it is.
+    std::fs::write(file, proof).unwrap();
+    let host = cluster.dir.path().join("client");
+    std::fs::create_dir(&host).unwrap();
+    for name in ["cluster.toml", "client.key", "client-signing.key"] {
+        std::fs::copy(cluster.path().join(name), host.join(name)).unwrap();
+    }
+    let there = |args: &[&str]| {
+        program().env("TETRACHORD_CLUSTER", host.join("cluster.toml")).args(args).output().unwrap()
+    };
+    let check = there(&["proof", "check", file]);
+    let said = String::from_utf8_lossy(&check.stderr).to_string();
+    assert!(
+        check.status.success() && said.contains(" UTC ") && said.contains("may have changed since"),
+        "{said}"
+    );
+    let check: serde_json::Value =
+        serde_json::from_slice(&there(&["proof", "check", file, "--json"]).stdout).unwrap();
+    assert!(check["holds"] == true && check["age_us"].as_i64().unwrap() < 600_000_000, "{check}");
+    let read = there(&["get", "nothing", "--verify"]);
+    let said = String::from_utf8_lossy(&read.stderr).to_string();
+    assert!(read.status.code() == Some(3) && said.contains("signed no such key"), "{said}");
+    let (code, said) = (program().args(["proof", "check", file]).output().unwrap(), "--genesis FILE");
+    assert!(code.status.code() == Some(2) && String::from_utf8_lossy(&code.stderr).contains(said));
 }
 
 #[test]

@@ -5,12 +5,18 @@ mod common;
 
 use common::{Cluster, program, wait_for};
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 fn of_cluster(cluster: &Cluster, args: &[&str]) -> Command {
     let mut command = program();
     command.arg("--cluster").arg(cluster.path().join("cluster.toml")).args(args);
     command
+}
+
+/// Runs a client command whose standard input is a file.
+fn fed(cluster: &Cluster, args: &[&str], input: &Path) -> Output {
+    of_cluster(cluster, args).stdin(std::fs::File::open(input).unwrap()).output().unwrap()
 }
 
 fn full() -> Stdio {
@@ -153,6 +159,74 @@ fn status_says_whether_groups_serve_and_which_node_has_what_trouble() {
     let status = cluster.run(&["status", "--json"]);
     assert_eq!(status.status.code(), Some(5));
     assert_eq!(json(&status)["serves"], false);
+}
+
+#[test]
+fn values_may_hold_any_bytes_and_come_from_files_and_standard_input() {
+    let cluster = Cluster::start(3, 1);
+    let largest: Vec<u8> = (0..1 << 20).map(|index: u32| (index % 251) as u8).collect();
+    let (fits, too_large) = (cluster.dir.path().join("fits"), cluster.dir.path().join("too-large"));
+    std::fs::write(&fits, &largest).unwrap();
+    std::fs::write(&too_large, [&largest[..], b"x"].concat()).unwrap();
+    let raw = |key: &str| cluster.run(&["get", key, "--raw"]).stdout;
+    let put = fed(&cluster, &["put", "piped", "-"], &fits);
+    assert!(put.status.success(), "{put:?}");
+    assert!(raw("piped") == largest, "byte for byte");
+    cluster.ok(&["put", "filed", "--value-file", fits.to_str().unwrap()]);
+    assert!(raw("filed") == largest, "byte for byte");
+    let lines = cluster.dir.path().join("lines");
+    std::fs::write(&lines, "one\ntwo\n").unwrap();
+    assert!(
+        fed(&cluster, &["cas", "piped", "--expect-file", fits.to_str().unwrap(), "-"], &lines)
+            .status
+            .success()
+    );
+    assert_eq!(raw("piped"), b"one\ntwo\n", "nothing is cut off");
+    for args in [&["put", "no", "-"][..], &["append", "no", "-"], &["cas", "no", "--absent", "-"]] {
+        let (code, said) = code_and_errors(&fed(&cluster, args, &too_large));
+        assert!(code == 1 && said.contains("1048576 bytes"), "{args:?}: {code}: {said}");
+    }
+    assert_eq!(cluster.code(&["exists", "no"]), 3);
+    assert_eq!(cluster.code(&["put", "no", "--value-file", "/nowhere"]), 1);
+    for args in
+        [&["put", "no"][..], &["put", "no", "v", "--value-file", "f"], &["get", "piped", "--raw", "--json"]]
+    {
+        assert_eq!(cluster.code(args), 2, "{args:?}");
+    }
+    let (code, said) = code_and_errors(&cluster.run(&["cas", "k", "new"]));
+    let ways = ["--expect", "--expect-file", "--absent", "--version"];
+    assert!(code == 2 && ways.iter().all(|way| said.contains(way)), "it says what may be expected: {said}");
+    let (code, said) = code_and_errors(&cluster.run(&["cas", "k", "--absent"]));
+    assert!(code == 2 && said.contains("--delete"), "{said}");
+}
+
+#[test]
+fn keys_may_hold_any_bytes_in_every_command() {
+    let cluster = Cluster::start(3, 1);
+    let key = |args: &[&str]| cluster.ok(&[args, &["--key-hex"]].concat());
+    assert_eq!(key(&["append", "FF00", "a"]), "1");
+    assert_eq!(key(&["append", "ff00", "bc"]), "3");
+    assert_eq!(key(&["exists", "ff00"]), "yes");
+    assert_eq!(key(&["get", "ff00"]), "abc");
+    let read: serde_json::Value = serde_json::from_str(&key(&["get", "ff00", "--json"])).unwrap();
+    assert_eq!((&read["key"], &read["key_encoding"]), (&"ff00".into(), &"hex".into()), "{read}");
+    assert_eq!(key(&["cas", "ff00", "--expect", "abc", "5"]), "ok");
+    assert_eq!(key(&["incr", "ff00", "2"]), "7");
+    assert_eq!(key(&["put", "ff00", "v"]), "ok");
+    assert_eq!(key(&["del", "ff00"]), "ok");
+    let gone = cluster.run(&["exists", "ff00", "--key-hex", "--json"]);
+    assert_eq!((gone.status.code(), &json(&gone)["exists"]), (Some(3), &false.into()));
+    // It is another key than its digits.
+    cluster.ok(&["put", "6b", "digits"]);
+    assert_eq!(cluster.code(&["get", "6b", "--key-hex"]), 3);
+    for wrong in ["f", "xy", "0xff"] {
+        let (code, said) = code_and_errors(&cluster.run(&["get", wrong, "--key-hex"]));
+        assert!(code == 1 && said.contains("hexadecimal"), "{said}");
+    }
+    let (code, said) = code_and_errors(&cluster.run(&["put", &"k".repeat(4_097), "v"]));
+    assert!(code == 1 && said.contains("1 to 4096 bytes"), "the limit is named: {said}");
+    let (code, said) = code_and_errors(&cluster.run(&["get", "k", "--verify"]));
+    assert!(code == 1 && said.contains("proofs are for Byzantine mode"), "{said}");
 }
 
 #[test]

@@ -31,7 +31,9 @@ impl Command {
             Self::Serve { .. } => (false, false, false),
             Self::Status | Self::Proof(_) => (true, true, false),
             Self::Get(_)
+            | Self::Exists(_)
             | Self::Put(_)
+            | Self::Append(_)
             | Self::Del(_)
             | Self::Cas(_)
             | Self::Incr(_)

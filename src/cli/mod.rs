@@ -14,6 +14,7 @@ macro_rules! eprintln {
 }
 
 mod bench;
+mod bytes;
 mod check;
 mod cluster;
 mod demo;
@@ -29,8 +30,10 @@ mod log;
 mod output;
 mod picture;
 mod proof;
+mod proof_file;
 mod record;
 mod status;
+mod when;
 mod workload;
 
 use clap::{Args, Parser, Subcommand};
@@ -97,8 +100,12 @@ enum Command {
     },
     /// Read a key
     Get(kv::GetArgs),
+    /// Say whether a key exists
+    Exists(kv::ExistsArgs),
     /// Set a key
     Put(kv::PutArgs),
+    /// Add bytes behind a value
+    Append(kv::AppendArgs),
     /// Remove a key
     Del(kv::DelArgs),
     /// Set a key if it is as expected
@@ -269,7 +276,9 @@ async fn run_async(common: &Common, command: Command) -> anyhow::Result<Exit> {
         Command::Demo(args) => demo::run(common, &args).await,
         Command::Dev(args) => dev::run(common, &args).await,
         Command::Get(args) => kv::get(common, &args).await,
+        Command::Exists(args) => kv::exists(common, &args).await,
         Command::Put(args) => kv::put(common, &args).await,
+        Command::Append(args) => kv::append(common, &args).await,
         Command::Del(args) => kv::del(common, &args).await,
         Command::Cas(args) => kv::cas(common, &args).await,
         Command::Incr(args) => kv::incr(common, &args).await,

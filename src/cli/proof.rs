@@ -1,19 +1,23 @@
 //! `get --verify` and `proof check`: what replicas signed about an answer, shown and judged.
 
-use super::output::{bytes_json, not_done, print_bytes, print_json};
-use super::{Common, Exit};
-use crate::config::{Genesis, Mode, cluster_digest};
-use crate::group::Byzantine;
+use super::bytes::{in_words, put_bytes};
+use super::kv::{RAW_AND_JSON, print_value, put_found};
+use super::output::{not_done, print_json};
+use super::proof_file::ProofFile;
+use super::{Common, Exit, usage, when};
+use crate::client::wall_micros;
+use crate::config::{ClusterConfig, Genesis, GenesisNode, Mode, cluster_digest};
 use crate::kv::{Operation, Reply};
-use crate::limits::WINDOW;
 use crate::proof::Proof;
-use crate::ring::NodeId;
+use crate::ring::{NodeId, RingMap};
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tetrachord_consensus::pbft::{Domain, Keyring};
 use tetrachord_consensus::quorum::liars;
+use tetrachord_consensus::{Digest, Epoch};
 
 /// Judge what replicas have signed
 #[derive(Debug, Args)]
@@ -26,28 +30,19 @@ pub(crate) struct ProofArgs {
 enum What {
     /// Check a file that `get --proof FILE` wrote; needs no cluster
     #[command(
-        after_help = "Example:\n  tetrachord proof check k.json --genesis c/genesis.toml\n\nExits 0 if enough replicas signed the answer that one of them is honest, 9 if not."
+        after_help = "Examples:\n  tetrachord proof check k.json --genesis c/genesis.toml\n  tetrachord --cluster c/cluster.toml proof check k.json\n\nSays what the key was and when, not what it is: it may have changed since. Exits 0 if enough replicas signed the answer that one of them is honest (3 if it is that there was no such key), 9 if not."
     )]
     Check {
         /// The proof
         file: PathBuf,
-        /// The genesis record of the cluster, which holds the keys
+        /// The genesis record of the cluster, which holds the keys [default: a client's cluster file holds them, too]
+        #[arg(long, value_name = "FILE")]
+        genesis: Option<PathBuf>,
+        /// Print the value's bytes and nothing else, no newline
         #[arg(long)]
-        genesis: PathBuf,
+        raw: bool,
     },
 }
-
-/// A proof with what it belongs to.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ProofFile {
-    version: u32,
-    cluster: String,
-    key: String,
-    proof: Proof,
-}
-
-const VERSION: u32 = 1;
 
 /// Who signed what, and whether that is enough.
 struct Judgement {
@@ -62,104 +57,149 @@ impl Judgement {
     }
 }
 
-/// Judges a proof by the keys of a genesis record alone.
-fn judge(genesis: &Genesis, proof: &Proof) -> anyhow::Result<Judgement> {
-    anyhow::ensure!(genesis.mode == Mode::Byzantine, "a cluster in crash mode signs nothing");
-    let ring = genesis.ring();
-    let place = ring.group(proof.group).context("the proof names a group that this cluster does not have")?;
-    let nodes = genesis.nodes.iter().filter_map(|node| Some((node.id, node.signing_key?.0)));
-    let keys = Byzantine {
-        cluster: cluster_digest(&genesis.protocol_name()),
-        secret: [0; 32],
-        nodes: nodes.collect(),
-        clients: Vec::new(),
-        request_millis: genesis.timing.request_millis,
-        window: WINDOW,
-        scrub_millis: 0,
-        chaos: None,
-    };
-    let (slot, signers) = proof.signers(&keys.keyring(place)?);
-    let signers = signers.iter().map(|signer| place.nodes[usize::from(signer.0)]).collect();
-    Ok(Judgement { slot, signers, needed: liars(place.nodes.len()) + 1 })
+/// What a proof is judged by: who has a replica of which group, and with which key it signs.
+struct Keys {
+    cluster: String,
+    ring: RingMap,
+    signing: BTreeMap<NodeId, [u8; 32]>,
 }
 
-/// Reads a key, and shows which replicas signed the answer. The genesis record lies beside the cluster file.
-pub(crate) async fn get(common: &Common, key: &str, file: Option<&Path>) -> anyhow::Result<Exit> {
+impl Keys {
+    fn new(cluster: String, ring: RingMap, nodes: &[GenesisNode]) -> Self {
+        let signing = nodes.iter().filter_map(|node| Some((node.id, node.signing_key?.0))).collect();
+        Self { cluster, ring, signing }
+    }
+
+    fn of_genesis(genesis: &Genesis) -> anyhow::Result<Self> {
+        anyhow::ensure!(genesis.mode == Mode::Byzantine, "{CRASH_MODE}");
+        Ok(Self::new(genesis.protocol_name(), genesis.ring(), &genesis.nodes))
+    }
+
+    /// A cluster file holds what a client believes, which is all that it takes.
+    fn of_cluster(cluster: &ClusterConfig) -> anyhow::Result<Self> {
+        let ring = cluster.ring.clone().filter(|_| cluster.signing.is_some()).context(CRASH_MODE)?;
+        Ok(Self::new(cluster.protocol.clone(), ring, &cluster.nodes))
+    }
+
+    fn judge(&self, proof: &Proof) -> anyhow::Result<Judgement> {
+        let place = self
+            .ring
+            .group(proof.group)
+            .context("the proof names a group that this cluster does not have")?;
+        let cluster = Digest(cluster_digest(&self.cluster));
+        let domain = Domain { cluster, group: place.id.0, epoch: Epoch(1) };
+        let keys = place.nodes.iter().map(|node| self.signing.get(node).copied().unwrap_or_default());
+        let (slot, signers) = proof.signers(&Keyring::new(domain, &keys.collect::<Vec<_>>(), [])?);
+        let signers = signers.iter().map(|signer| place.nodes[usize::from(signer.0)]).collect();
+        Ok(Judgement { slot, signers, needed: liars(place.nodes.len()) + 1 })
+    }
+}
+
+const CRASH_MODE: &str =
+    "proofs are for Byzantine mode: this cluster runs in crash mode, in which nodes sign nothing";
+
+/// Reads a key, and shows which replicas signed the answer.
+pub(crate) async fn get(
+    common: &Common,
+    key: &[u8],
+    is_raw: bool,
+    file: Option<&Path>,
+) -> anyhow::Result<Exit> {
+    let keys =
+        Keys::of_cluster(&common.cluster_config()?).context("--verify and --proof mean nothing here")?;
     let client = common.client()?;
-    let cluster_file = common.cluster_file()?;
-    let genesis = Genesis::load(&cluster_file.with_file_name("genesis.toml"))?;
     let proven = match client.read_proven(key).await.done() {
         Ok(proven) => proven,
         Err(error) => return Ok(not_done(&error, common.json)),
     };
-    let judgement = judge(&genesis, &proven.proof)?;
+    let judgement = keys.judge(&proven.proof)?;
     if let Some(path) = file {
-        let written = ProofFile {
-            version: VERSION,
-            cluster: genesis.protocol_name(),
-            key: key.to_string(),
-            proof: proven.proof.clone(),
-        };
+        let written = ProofFile::of(keys.cluster, &proven.proof)?;
         std::fs::write(path, serde_json::to_string_pretty(&written)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    print(common, key, &proven.proof, &judgement)
+    print(common, &proven.proof, &judgement, Printed { is_raw, is_old: false })
 }
 
 /// Judges a file.
 pub(crate) fn run(common: &Common, args: &ProofArgs) -> anyhow::Result<Exit> {
-    let What::Check { file, genesis } = &args.what;
-    let genesis = Genesis::load(genesis)?;
+    let What::Check { file, genesis, raw } = &args.what;
+    if *raw && common.json {
+        return Err(usage(RAW_AND_JSON));
+    }
+    let keys = match (genesis, &common.cluster) {
+        (Some(path), _) => Keys::of_genesis(&Genesis::load(path)?),
+        (None, Some(path)) => Keys::of_cluster(&ClusterConfig::load(path)?),
+        (None, None) => Err(usage(
+            "by which keys? Name the cluster's genesis record with --genesis FILE, or a client's cluster file with --cluster FILE or \
+             in TETRACHORD_CLUSTER",
+        )),
+    }?;
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let found: ProofFile =
-        serde_json::from_str(&text).with_context(|| format!("{} is not a proof", file.display()))?;
-    anyhow::ensure!(found.version == VERSION, "proof version {} is not supported", found.version);
+    let what = || format!("{} is not a proof", file.display());
+    let found: ProofFile = serde_json::from_str(&text).with_context(what)?;
     anyhow::ensure!(
-        found.cluster == genesis.protocol_name(),
-        "the proof is of cluster {}, the genesis record of {}",
+        found.cluster == keys.cluster,
+        "the proof is of cluster {}, the keys are those of {}",
         found.cluster,
-        genesis.protocol_name()
+        keys.cluster
     );
-    let judgement = judge(&genesis, &found.proof)?;
-    print(common, &found.key, &found.proof, &judgement)
+    let proof = found.proof().with_context(what)?;
+    let judgement = keys.judge(&proof)?;
+    print(common, &proof, &judgement, Printed { is_raw: *raw, is_old: true })
 }
 
-fn print(common: &Common, key: &str, proof: &Proof, judgement: &Judgement) -> anyhow::Result<Exit> {
-    let is_about_key =
-        matches!(&proof.operation, Operation::Get { key: asked } if asked.as_ref() == key.as_bytes());
-    let Reply::Value { found } = &proof.reply else {
+/// How a proof is shown.
+struct Printed {
+    is_raw: bool,
+    /// It was read some time ago.
+    is_old: bool,
+}
+
+fn print(common: &Common, proof: &Proof, judgement: &Judgement, how: Printed) -> anyhow::Result<Exit> {
+    let (Operation::Get { key }, Reply::Value { found, time }) = (&proof.operation, &proof.reply) else {
         anyhow::bail!("the proof is not about a value that was read");
     };
-    let holds = judgement.holds() && is_about_key;
+    let now = wall_micros();
+    let holds = judgement.holds();
     let names: Vec<String> = judgement.signers.iter().map(ToString::to_string).collect();
     if common.json {
-        let value = found.as_ref().map(|(_, value)| bytes_json(value));
-        print_json(&json!({
-            "key": key,
-            "value": value.as_ref().map(|(value, _)| value),
-            "encoding": value.as_ref().map(|(_, encoding)| encoding),
-            "version": found.as_ref().map(|(version, _)| version),
+        let mut object = Map::new();
+        put_bytes(&mut object, "key", "key_encoding", key);
+        put_found(&mut object, found.as_ref());
+        let more = json!({
             "group": proof.group.0,
             "slot": judgement.slot,
+            "time_us": time,
+            "age_us": i128::from(now) - i128::from(*time),
             "signed_by": names,
             "needed": judgement.needed,
             "holds": holds,
-        }));
+        });
+        object.extend(more.as_object().cloned().unwrap_or_default());
+        print_json(&Value::Object(object));
     } else {
         if let Some((_, value)) = found {
-            print_bytes(value);
-            print_bytes(b"\n");
+            print_value(Some(value), how.is_raw);
         }
         let what = if found.is_some() { "this value" } else { "no such key" };
         let names = if names.is_empty() { vec!["nobody".to_string()] } else { names };
         eprintln!(
-            "{}: {} of {} signed {what} for {key} in slot {}; {} are enough",
+            "{}: {} of {} signed {what} for {} in slot {}; {} are enough",
             if holds { "proved" } else { "NOT proved" },
             names.join(", "),
             proof.group,
+            in_words(key),
             judgement.slot,
             judgement.needed
         );
+        if holds && how.is_old {
+            eprintln!(
+                "so it was at {} by the cluster's clock, by this machine's {}; it may have changed since",
+                when::date(*time),
+                when::ago(*time, now)
+            );
+        }
     }
     Ok(match (holds, found) {
         (false, _) => Exit::ProofFailed,

@@ -243,7 +243,7 @@ mod tests {
         use tetrachord_consensus::{Digest, Epoch, ReplicaId};
         let domain = Domain { cluster: Digest([1; 32]), group: 1, epoch: Epoch(1) };
         let (client, operation) = ([9; 32], Bytes::from_static(b"get"));
-        let reply = Reply::Value { found: None };
+        let reply = Reply::Value { found: None, time: 1 };
         let leaf = outcome_leaf(&client, REQUEST, &operation, &reply);
         let prove = |replica| {
             let signer = Signer::toy(ReplicaId(replica), domain);

@@ -255,9 +255,9 @@ impl Client {
             }
         };
         match called.agreed {
-            Some(Agreed { slot, reply: Reply::Value { found }, proofs }) => {
+            Some(Agreed { slot, reply: Reply::Value { found, time }, proofs }) => {
                 self.inner.sessions.saw(group, slot);
-                let reply = Reply::Value { found: found.clone() };
+                let reply = Reply::Value { found: found.clone(), time };
                 let client = signed.client();
                 let proof = Proof { group, client, request: called.request, operation, reply, proofs };
                 let served = Served { group, slot, consistency: Consistency::Linearizable };
@@ -435,7 +435,7 @@ fn cut(requests: Vec<SignedRequest>) -> Vec<Vec<SignedRequest>> {
     pieces
 }
 
-pub(super) fn wall_micros() -> u64 {
+pub(crate) fn wall_micros() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

@@ -64,10 +64,10 @@ impl Chaos {
         }
         match reply {
             Reply::Put { version } => Reply::Put { version: version + 1 },
-            Reply::Value { found: Some((version, _)) } => {
-                Reply::Value { found: Some((version, Bytes::from_static(b"a lie"))) }
+            Reply::Value { found, time } => {
+                let version = found.map_or(1, |(version, _)| version);
+                Reply::Value { found: Some((version, Bytes::from_static(b"a lie"))), time }
             }
-            Reply::Value { found: None } => Reply::Value { found: Some((1, Bytes::from_static(b"a lie"))) },
             Reply::Incr { value, version } => Reply::Incr { value: value.wrapping_add(1), version },
             Reply::Cas { swapped, version } => Reply::Cas { swapped: !swapped, version },
             Reply::Deleted { existed } => Reply::Deleted { existed: !existed },

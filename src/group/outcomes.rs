@@ -61,7 +61,7 @@ fn cut(slot: u64, told: impl Iterator<Item = (Client, Told)>) -> Vec<Outcomes> {
         let empty = || (Outcomes { client, slot, replies: Vec::new() }, 0);
         let (of_client, bytes) = by_client.entry(client).or_insert_with(empty);
         *bytes += OUTCOME_BYTES + proof.as_ref().map_or(0, OutcomeProof::bytes);
-        if let Reply::Value { found: Some((_, value)) } = &reply {
+        if let Reply::Value { found: Some((_, value)), .. } = &reply {
             *bytes += value.len();
         }
         of_client.replies.push((request, reply, proof));
@@ -105,7 +105,8 @@ mod tests {
         };
         let told = |number| {
             let request = RequestId { session: SessionId(u128::MAX), number };
-            let reply = Reply::Value { found: Some((u64::MAX, bytes::Bytes::from_static(b"value"))) };
+            let reply =
+                Reply::Value { found: Some((u64::MAX, bytes::Bytes::from_static(b"value"))), time: u64::MAX };
             ([3; 32], (request, reply, Some(proof())))
         };
         let frames = cut(9, (u64::MAX - 10_000..u64::MAX).map(told));

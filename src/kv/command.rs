@@ -141,6 +141,8 @@ pub enum Reply {
     Value {
         /// Version and value, if the key exists.
         found: Option<(u64, Bytes)>,
+        /// The ordered time at which it was read, in microseconds since 1970.
+        time: u64,
     },
 }
 

@@ -152,7 +152,8 @@ impl Machine {
                 if *read_bytes > READ_BYTES_PER_SLOT_MAX {
                     return Ok(Reply::Failed(Failure::ReadTooMuch));
                 }
-                Ok(Reply::Value { found: found.map(|found| (found.version, found.value)) })
+                let found = found.map(|found| (found.version, found.value));
+                Ok(Reply::Value { found, time: self.applied.time })
             }
             Err(None) => Ok(Reply::Failed(Failure::WrongGroup)),
             Err(Some(error)) => Err(error),

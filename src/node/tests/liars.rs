@@ -470,7 +470,7 @@ impl World {
         };
         let action = match (action, reply) {
             (Action::Incr(by, _), Reply::Incr { value, .. }) => Action::Incr(by, value),
-            (Action::Get(_), Reply::Value { found }) => Action::Get(
+            (Action::Get(_), Reply::Value { found, .. }) => Action::Get(
                 found.map(|(_, value)| std::str::from_utf8(&value).expect("only text was written").into()),
             ),
             (action @ Action::Put(_), Reply::Put { .. }) => action,

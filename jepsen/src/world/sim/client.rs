@@ -294,7 +294,7 @@ impl World {
                 mine.filter_map(|(_, reply, _)| open.note(from, slot, reply, needed)).next()
             }
             Answer::Reply { reply, .. } if open.ids.contains(&answer.id) => Some(reply),
-            Answer::Value { found, .. } if open.ids.contains(&answer.id) => Some(Reply::Value { found }),
+            Answer::Value { found, .. } if open.ids.contains(&answer.id) => Some(Reply::Value { found, time: 0 }),
             Answer::Unavailable { .. } if self.nodes[index_of(from)].is_short => {
                 return self.count(Nemesis::DiskFull, 0, 1);
             }
@@ -319,7 +319,7 @@ impl World {
             (Action::Cas(expect, value, _), Reply::Cas { swapped, .. }) => {
                 Action::Cas(expect, value, swapped)
             }
-            (Action::Get(_), Reply::Value { found }) => {
+            (Action::Get(_), Reply::Value { found, .. }) => {
                 Action::Get(found.map(|(_, value)| Value::from(String::from_utf8_lossy(&value).into_owned())))
             }
             (action @ Action::Put(_), Reply::Put { .. })
