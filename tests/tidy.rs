@@ -254,3 +254,30 @@ fn documents_point_to_what_exists() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+#[test]
+fn the_list_of_documents_names_each() {
+    let list = std::fs::read_to_string(root().join("docs/README.md")).unwrap();
+    let names = files_below("docs", ".md").into_iter().map(|(name, _)| name);
+    let is_listed = |name: &String| {
+        let name = name.trim_start_matches("docs/");
+        name == "README.md" || name.starts_with("decisions/") || list.contains(&format!("]({name})"))
+    };
+    let missing: Vec<String> = names.filter(|name| !is_listed(name)).collect();
+    assert!(missing.is_empty() && list.contains("](decisions)"), "docs/README.md does not name {missing:?}");
+}
+
+/// A registry's page of a library says less than the library's own, and registries change.
+#[test]
+fn documents_name_no_registry() {
+    let mut texts = files_below("docs", ".md");
+    texts.extend(files_below("jepsen", ".md"));
+    for name in ["README.md", "CHANGELOG.md"] {
+        texts.push((name.to_string(), std::fs::read_to_string(root().join(name)).unwrap()));
+    }
+    for (name, text) in texts {
+        for host in ["crates.io", "lib.rs/", "npmjs.com", "pypi.org", "proxy.golang.org", "repo1.maven.org"] {
+            assert!(!text.contains(host), "{name} names {host}");
+        }
+    }
+}
