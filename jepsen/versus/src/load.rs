@@ -138,12 +138,13 @@ pub(crate) async fn measure(
     for task in tasks {
         total.add(task.await??)?;
     }
+    let answered = shared.answered.load(Ordering::Relaxed);
     Ok(Measured {
-        ops_per_s: total.len() as f64 / elapsed.as_secs_f64(),
+        ops_per_s: answered as f64 / elapsed.as_secs_f64(),
         p50_micros: total.value_at_quantile(0.5),
         p99_micros: total.value_at_quantile(0.99),
         errors: shared.errors.load(Ordering::Relaxed),
-        operations: total.len(),
+        operations: answered,
         usage,
         signatures,
     })
@@ -153,6 +154,9 @@ pub(crate) async fn measure(
 struct Shared {
     measuring: AtomicBool,
     stop: AtomicBool,
+    /// Done within the measured time, whenever they began.
+    answered: AtomicU64,
+    /// Begun within the measured time and not done, whenever they ended.
     errors: AtomicU64,
 }
 
@@ -169,16 +173,16 @@ async fn work(
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let key = name((random >> 33) % KEYS);
         let is_read = (random >> 20) % 100 < cell.read_percent;
-        let started = Instant::now();
+        // What begins within the measured time counts, however late and however it ends: an outage must not make figures better.
+        let (counts, started) = (shared.measuring.load(Ordering::Relaxed), Instant::now());
         let is_done =
             if is_read { target.get(client, &key).await } else { target.put(client, &key, &value).await };
-        if shared.measuring.load(Ordering::Relaxed) {
-            if is_done {
-                histogram.saturating_record(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
-            } else {
-                shared.errors.fetch_add(1, Ordering::Relaxed);
-            }
+        if counts {
+            histogram.saturating_record(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
+            shared.errors.fetch_add(u64::from(!is_done), Ordering::Relaxed);
         }
+        let is_answered = is_done && shared.measuring.load(Ordering::Relaxed);
+        shared.answered.fetch_add(u64::from(is_answered), Ordering::Relaxed);
         if !is_done {
             // A store that refuses at once must not become a busy loop.
             tokio::time::sleep(Duration::from_millis(1)).await;
