@@ -28,7 +28,7 @@ impl Command {
     fn meant(&self) -> [(&'static str, &'static str, bool); 3] {
         let (cluster, json, deadline) = match self {
             Self::Demo(_) | Self::Dev(_) | Self::Init(_) | Self::Check(_) => (false, true, false),
-            Self::Serve { .. } => (false, false, false),
+            Self::Serve(_) => (false, false, false),
             Self::Status | Self::Proof(_) => (true, true, false),
             Self::Get(_)
             | Self::Exists(_)

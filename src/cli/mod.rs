@@ -32,13 +32,13 @@ mod picture;
 mod proof;
 mod proof_file;
 mod record;
+mod serve;
 mod status;
 mod when;
 mod workload;
 
 use clap::{Args, Parser, Subcommand};
 use log::Log;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -90,14 +90,7 @@ enum Command {
     /// Write keys, the genesis record and one file per node
     Init(init::InitArgs),
     /// Run one node
-    Serve {
-        /// The node's file
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-        /// End when standard input ends, for a parent whose nodes must not outlive it
-        #[arg(long)]
-        until_stdin_ends: bool,
-    },
+    Serve(serve::ServeArgs),
     /// Read a key
     Get(kv::GetArgs),
     /// Say whether a key exists
@@ -170,9 +163,9 @@ impl From<Exit> for ExitCode {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = flags::parse();
-    let is_node = matches!(&cli, Ok(Cli { command: Command::Serve { .. }, .. }));
+    let is_node = matches!(&cli, Ok(Cli { command: Command::Serve(_), .. }));
     if is_node {
-        be_thrifty();
+        serve::be_thrifty();
     }
     let log = start_logging(is_node);
     let exit = cli.and_then(|cli| run(cli, &log)).unwrap_or_else(|error| {
@@ -212,12 +205,7 @@ fn start_logging(is_node: bool) -> Log {
 fn run(cli: Cli, log: &Log) -> anyhow::Result<Exit> {
     let common = &cli.common;
     match cli.command {
-        Command::Serve { config, until_stdin_ends } => {
-            if until_stdin_ends {
-                end_with_stdin()?;
-            }
-            serve(&config, log)
-        }
+        Command::Serve(args) => serve::run(&args, log),
         Command::Init(args) => init::run(common, &args),
         Command::Check(args) => check::run(common, &args),
         Command::Proof(args) => proof::run(common, &args),
@@ -225,49 +213,6 @@ fn run(cli: Cli, log: &Log) -> anyhow::Result<Exit> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(run_async(common, command))
         }
-    }
-}
-
-/// Runs a node. A panic of it is a fault like any other: the log says what it was, the exit code that it was one.
-fn serve(config: &Path, log: &Log) -> anyhow::Result<Exit> {
-    log.tell_panics();
-    // What a node keeps is for its owner's eyes alone, whoever makes the files.
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let config = crate::config::NodeConfig::load(config)?;
-    let run = AssertUnwindSafe(|| crate::node::run::run(config));
-    catch_unwind(run).unwrap_or_else(|_| Err(anyhow::anyhow!("the node panicked; see above")))?;
-    Ok(Exit::Ok)
-}
-
-/// Asks this process to end, as by SIGTERM, when its standard input ends.
-fn end_with_stdin() -> anyhow::Result<()> {
-    let wait = || {
-        // Whatever stops it from being read: the parent is not there any more.
-        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-        let me = rustix::process::getpid();
-        let _ = rustix::process::kill_process(me, rustix::process::Signal::TERM);
-    };
-    std::thread::Builder::new().name("stdin".to_string()).spawn(wait)?;
-    Ok(())
-}
-
-/// Starts this program anew, in the same process, with an allocator that keeps little: glibc reads these settings when a
-/// program begins, and by default keeps an arena for every thread and much of what was freed. What that
-/// saves and costs: docs/performance.md. Where the settings mean nothing they do nothing; if they are set already, or
-/// it does not work, everything goes on as it is.
-fn be_thrifty() {
-    use std::os::unix::process::CommandExt;
-    const SETTINGS: [(&str, &str); 5] = [
-        ("GLIBC_TUNABLES", "glibc.malloc.mxfast=0"),
-        ("MALLOC_ARENA_MAX", "1"),
-        ("MALLOC_TRIM_THRESHOLD_", "1048576"),
-        ("MALLOC_TOP_PAD_", "65536"),
-        ("MALLOC_MMAP_THRESHOLD_", "131072"),
-    ];
-    let is_chosen = SETTINGS.iter().any(|(name, _)| std::env::var_os(name).is_some());
-    if let (false, Ok(program)) = (is_chosen, std::env::current_exe()) {
-        // If it fails the allocator stays as it is.
-        let _ = std::process::Command::new(program).args(std::env::args_os().skip(1)).envs(SETTINGS).exec();
     }
 }
 
@@ -285,7 +230,7 @@ async fn run_async(common: &Common, command: Command) -> anyhow::Result<Exit> {
         Command::Status => status::run(common).await,
         Command::Bench(args) => bench::run(common, &args).await,
         Command::Record(args) => record::run(common, &args).await,
-        Command::Serve { .. } | Command::Init(_) | Command::Check(_) | Command::Proof(_) => {
+        Command::Serve(_) | Command::Init(_) | Command::Check(_) | Command::Proof(_) => {
             unreachable!("these need no runtime")
         }
     }
