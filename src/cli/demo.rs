@@ -285,6 +285,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn histories_are_kept_in_no_folder_of_another_user() {
+        let (user, name) =
+            (rustix::process::getuid().as_raw(), format!("tetrachord-test-{}", std::process::id()));
+        let folder = own_folder(&name, user).unwrap();
+        let of_another = own_folder(&name, user + 1).unwrap_err().to_string();
+        assert!(of_another.contains("is somebody else's"), "{of_another}");
+        std::fs::remove_dir(&folder).unwrap();
+        std::os::unix::fs::symlink("/", &folder).unwrap();
+        let elsewhere = own_folder(&name, user);
+        std::fs::remove_file(&folder).unwrap();
+        assert!(elsewhere.is_err(), "where a name leads to may change at any time");
+    }
+
+    #[test]
     fn what_could_not_be_read_is_not_counted_as_lost() {
         let incr = |process: u64, end| {
             let (key, action) = ("counter-1@x".to_string(), Action::Incr(1, 1));
