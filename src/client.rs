@@ -168,7 +168,8 @@ impl Client {
         outcome.pick(|reply| if let Reply::Deleted { existed } = reply { Some(*existed) } else { None })
     }
 
-    /// Sets a key, or removes it, if it is as expected. Returns whether it was, and the key's version afterwards.
+    /// Sets a key, or removes it, if it is as expected ([`Expect::value`], [`Expect::ABSENT`], [`Expect::Version`]). Returns whether it
+    /// was, and the key's version afterwards.
     pub async fn cas(
         &self,
         key: impl AsRef<[u8]>,

@@ -119,7 +119,7 @@ impl CasArgs {
     fn expectation(&self) -> anyhow::Result<Expect> {
         match self.version {
             Some(version) => Ok(Expect::Version(version)),
-            None if self.absent => Ok(Expect::Value(None)),
+            None if self.absent => Ok(Expect::ABSENT),
             None if self.expect_file.as_deref() == Some(Path::new(STANDARD_INPUT)) => {
                 Err(usage("--expect-file names a file: standard input is for the new value"))
             }

@@ -96,6 +96,16 @@ pub enum Expect {
     Version(u64),
 }
 
+impl Expect {
+    /// No such key.
+    pub const ABSENT: Self = Self::Value(None);
+
+    /// This value.
+    pub fn value(value: impl Into<Bytes>) -> Self {
+        Self::Value(Some(value.into()))
+    }
+}
+
 /// What a command answered. Small on purpose: replies are remembered for retries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
