@@ -105,7 +105,8 @@ impl Client {
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, reason));
         }
         let links = Arc::new(Links::new(cluster.clone())?);
-        let signed = Signed::start(&cluster, &links);
+        let signed =
+            Signed::start(&cluster, &links).map_err(|error| std::io::Error::other(error.to_string()))?;
         Ok(Self { inner: Arc::new(Inner { links, sessions: Sessions::default(), signed, options }) })
     }
 

@@ -89,20 +89,31 @@ pub(super) struct Signed {
     keys: BTreeMap<NodeId, [u8; 32]>,
     collectors: Arc<Collectors>,
     queue: mpsc::UnboundedSender<Queued>,
+    /// Names of reads, which need no session: 128 random bits, and a number that grows.
+    reads: (SessionId, AtomicU64),
 }
 
 impl Signed {
     /// Starts what gathers requests into bundles; none if the cluster file names no signing key.
-    pub(super) fn start(cluster: &ClusterConfig, links: &Arc<Links>) -> Option<Self> {
-        let signer = ClientSigner::new(&cluster.signing.as_ref()?.seed());
-        let ring = cluster.ring.clone()?;
+    pub(super) fn start(
+        cluster: &ClusterConfig,
+        links: &Arc<Links>,
+    ) -> Result<Option<Self>, getrandom::Error> {
+        let (Some(signing), Some(ring)) = (&cluster.signing, cluster.ring.clone()) else { return Ok(None) };
+        let signer = ClientSigner::new(&signing.seed());
         let keys = cluster.nodes.iter().filter_map(|node| Some((node.id, node.signing_key?.0))).collect();
         let cluster = Digest(cluster_digest(&cluster.protocol));
         let (queue, queued) = mpsc::unbounded_channel();
         let collectors = links.collectors();
         let bundler = Bundler { signer: signer.clone(), cluster, links: Arc::downgrade(links) };
         tokio::spawn(bundler.run(queued));
-        Some(Self { usual: Usual::default(), signer, cluster, ring, keys, collectors, queue })
+        let (usual, reads) = (Usual::default(), (opening()?.session, AtomicU64::new(0)));
+        Ok(Some(Self { usual, signer, cluster, ring, keys, collectors, queue, reads }))
+    }
+
+    /// A name for a read.
+    fn read_name(&self) -> RequestId {
+        RequestId { session: self.reads.0, number: self.reads.1.fetch_add(1, Ordering::Relaxed) + 1 }
     }
 
     /// The keys of a group's replicas.
@@ -195,11 +206,11 @@ impl Client {
         }
         let group = signed.ring.owner(Position::of_key(write.key())).id;
         let operation = Operation::Write(write);
-        let called = match self.call_in_session(signed, group, &operation, None, deadline).await {
-            Ok(called) => called,
+        let agreed = match self.call_in_session(signed, group, &operation, deadline).await {
+            Ok(agreed) => agreed,
             Err(refusal) => return Outcome::Refused(refusal),
         };
-        match called.agreed {
+        match agreed {
             None => Outcome::Unknown(self.no_agreement(group, asked_at)),
             Some(Agreed { reply: Reply::Failed(failure), .. }) => {
                 let surely =
@@ -240,26 +251,22 @@ impl Client {
             Ok(keyring) => keyring,
             Err(error) => return Outcome::Refused(Refusal::Invalid(format!("the keys of {group}: {error}"))),
         };
-        let called = loop {
-            let keyring = keyring.clone();
-            let called = match self.call_in_session(signed, group, &operation, keyring, deadline).await {
-                Ok(called) => called,
-                Err(refusal) => return Outcome::Refused(refusal),
-            };
-            let is_too_much = called
-                .agreed
-                .as_ref()
-                .is_some_and(|agreed| agreed.reply == Reply::Failed(Failure::ReadTooMuch));
+        let (request, agreed) = loop {
+            let (request, keyring) = (signed.read_name(), keyring.clone());
+            let ask = Ask { operation: &operation, ack_below: 0, keyring, deadline };
+            let agreed = signed.call(&self.inner.links, group, request, ask).await;
+            let is_too_much =
+                agreed.as_ref().is_some_and(|agreed| agreed.reply == Reply::Failed(Failure::ReadTooMuch));
             if !is_too_much || Instant::now() >= deadline {
-                break called;
+                break (request, agreed);
             }
         };
-        match called.agreed {
+        match agreed {
             Some(Agreed { slot, reply: Reply::Value { found, time }, proofs }) => {
                 self.inner.sessions.saw(group, slot);
                 let reply = Reply::Value { found: found.clone(), time };
                 let client = signed.client();
-                let proof = Proof { group, client, request: called.request, operation, reply, proofs };
+                let proof = Proof { group, client, request, operation, reply, proofs };
                 let served = Served { group, slot, consistency: Consistency::Linearizable };
                 Outcome::Done(Proven { read: Read { found, served }, proof })
             }
@@ -279,21 +286,20 @@ impl Client {
         signed: &Signed,
         group: GroupId,
         operation: &Operation,
-        keyring: Option<Arc<Keyring>>,
         deadline: Instant,
-    ) -> Result<Called, Refusal> {
+    ) -> Result<Option<Agreed>, Refusal> {
         let links = &self.inner.links;
         loop {
             let session = self.signed_session(signed, group, deadline).await?;
             let Some(number) = session.begin(deadline).await else {
                 return Err(Refusal::Unavailable(NO_ROOM.to_string()));
             };
-            let ask = Ask { operation, ack_below: number.ack_below(), keyring: keyring.clone(), deadline };
+            let ask = Ask { operation, ack_below: number.ack_below(), keyring: None, deadline };
             let agreed = signed.call(links, group, number.request(), ask).await;
             let is_expired =
                 agreed.as_ref().is_some_and(|agreed| agreed.reply == Reply::Failed(Failure::SessionExpired));
             if !is_expired {
-                return Ok(Called { request: number.request(), agreed });
+                return Ok(agreed);
             }
             // The session was unknown when the request was ordered. If it had been ordered before, its session would
             // have been active then, and could not have been forgotten while the request is still valid.
@@ -349,12 +355,6 @@ impl Client {
             }
         }
     }
-}
-
-/// What a call in a session came to.
-struct Called {
-    request: RequestId,
-    agreed: Option<Agreed>,
 }
 
 /// A value that was read, and what replicas signed about it.

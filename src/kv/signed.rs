@@ -28,7 +28,7 @@ pub enum Operation {
     Open,
     /// Changes one key.
     Write(Write),
-    /// Reads one key, in order with all changes.
+    /// Reads one key, in order with all changes. Needs no session.
     Get {
         /// The key.
         key: Bytes,
@@ -57,7 +57,8 @@ impl Operation {
 pub struct SignedRequest {
     /// Who asks.
     pub client: Client,
-    /// Which request of which session; for an opening, the client's choice of 128 bits and 0.
+    /// Which request of which session; for an opening, the client's choice of 128 bits and 0; for a read any name that the client has
+    /// not used before.
     pub request: RequestId,
     /// The client has the outcomes of all requests below this number.
     pub ack_below: u64,
@@ -105,10 +106,16 @@ impl Machine {
         let Some(operation) = Operation::decode(&request.operation) else {
             return Ok(Reply::Failed(Failure::Malformed));
         };
-        if operation == Operation::Open {
-            let id = self.session_of(&request.client, request.request.session.0);
-            return Ok(self.sessions.open_for(id, request.client, self.applied.session_time));
-        }
+        let write = match &operation {
+            Operation::Open => {
+                let id = self.session_of(&request.client, request.request.session.0);
+                return Ok(self.sessions.open_for(id, request.client, self.applied.session_time));
+            }
+            // Nothing is remembered of a read: asked again, it reads again, and the client takes answers of one slot only. So it
+            // needs no session.
+            Operation::Get { key } => return self.read_in_order(storage, key, read_bytes),
+            Operation::Write(write) => write,
+        };
         let (id, number) = (request.request.session, request.request.number);
         if self.sessions.owner(id) != Some(request.client) {
             return Ok(Reply::Failed(Failure::SessionExpired));
@@ -119,14 +126,9 @@ impl Machine {
             Lookup::Refused(failure) => return Ok(Reply::Failed(failure)),
             Lookup::Fresh => {}
         }
-        let reply = match &operation {
-            Operation::Get { key } => self.read_in_order(storage, key, read_bytes)?,
-            Operation::Write(write) => self.write_in_order(storage, write, request)?,
-            Operation::Open => unreachable!("answered above"),
-        };
-        // A read is not remembered: asked again, it reads again, and the client takes answers of one slot only.
+        let reply = self.write_in_order(storage, write, request)?;
         let is_outcome = !matches!(&reply, Reply::Failed(failure) if !failure.is_outcome());
-        if is_outcome && matches!(operation, Operation::Write(_)) {
+        if is_outcome {
             self.sessions.remember(id, number, digest, reply.clone());
         }
         Ok(reply)
@@ -391,5 +393,13 @@ mod tests {
         assert_eq!(replies.iter().filter(told).count(), READ_BYTES_PER_SLOT_MAX >> 20);
         assert_eq!(replies.last(), Some(&Reply::Failed(Failure::ReadTooMuch)));
         assert!(matches!(world.ask(OWNER, session, 21, &get), Reply::Value { .. }), "asked again");
+    }
+
+    #[test]
+    fn a_read_needs_no_session() {
+        let mut world = World::new();
+        let get = Operation::Get { key: Bytes::from_static(b"k") };
+        assert_eq!(world.ask(OWNER, SessionId(99), 1, &get), Reply::Value { found: None });
+        assert_eq!(world.machine.sessions(), 0);
     }
 }
