@@ -83,6 +83,9 @@ struct Inner {
 /// Why a request was not even sent: the oldest of the session's open requests is not answered, and the group remembers no more.
 const NO_ROOM: &str = "too many requests of this client wait behind one that is not answered";
 
+/// Whose session it is says the node that has admitted the connection.
+const OF_THE_CONNECTION: crate::kv::Client = [0; 32];
+
 /// What a series of attempts has come to.
 struct Attempts {
     deadline: Instant,
@@ -339,7 +342,7 @@ impl Client {
         }
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|error| Refusal::Unavailable(error.to_string()))?;
-        let command = Command::Open { nonce: u128::from_be_bytes(nonce) };
+        let command = Command::Open { nonce: u128::from_be_bytes(nonce), client: OF_THE_CONNECTION };
         let request = Request::Command { group, command: command.encode() };
         loop {
             match self.attempt(ring, group, &request, attempts).await {

@@ -138,12 +138,21 @@ impl Watchers {
     }
 }
 
-/// Checks a request where it enters: its form and its sizes. What is wrong here is wrong everywhere.
-pub fn check(request: &Request, limits: &Limits) -> Result<Option<Command>, String> {
+/// Checks a request where it enters: its form and its sizes. What is wrong here is wrong everywhere. Where a client brings it, and not
+/// another node, it is written into it whose session is opened or closed: the client that the connection was admitted for.
+pub fn check(
+    request: &mut Request,
+    client: Option<&Client>,
+    limits: &Limits,
+) -> Result<Option<Command>, String> {
     match request {
-        Request::Command { command, .. } => {
-            let command = Command::decode(command).map_err(|error| error.to_string())?;
+        Request::Command { command: bytes, .. } => {
+            let mut command = Command::decode(bytes).map_err(|error| error.to_string())?;
             command.check(limits).map_err(|error| error.to_string())?;
+            if let (Some(client), Some(owner)) = (client, command.client_mut()) {
+                *owner = *client;
+                *bytes = command.encode();
+            }
             Ok(Some(command))
         }
         Request::Get { key, .. } => check_key(key, limits).map(|()| None).map_err(|error| error.to_string()),
@@ -199,11 +208,29 @@ mod tests {
     #[test]
     fn what_is_malformed_or_too_large_is_refused_where_it_enters() {
         let limits = Limits { key_bytes_max: 4, value_bytes_max: 4 };
-        let nonsense =
+        let mut nonsense =
             Request::Command { group: crate::ring::GroupId(1), command: Bytes::from_static(&[9, 9]) };
-        assert!(check(&nonsense, &limits).unwrap_err().contains("not a command"));
+        assert!(check(&mut nonsense, None, &limits).unwrap_err().contains("not a command"));
         let consistency = crate::wire::Consistency::Linearizable;
-        let long = Request::Get { key: Bytes::from_static(b"12345"), consistency };
-        assert!(check(&long, &limits).unwrap_err().contains("1 to 4 bytes"));
+        let mut long = Request::Get { key: Bytes::from_static(b"12345"), consistency };
+        assert!(check(&mut long, None, &limits).unwrap_err().contains("1 to 4 bytes"));
+    }
+
+    #[test]
+    fn a_session_is_opened_and_closed_for_the_key_of_the_connection_whatever_the_client_says() {
+        let group = crate::ring::GroupId(1);
+        let (mine, other) = ([1; 32], [2; 32]);
+        let open = |client| Command::Open { nonce: 9, client };
+        let request = crate::kv::RequestId::default();
+        let close = |client| Command::Close { request, client };
+        for (said, meant) in [(open(other), open(mine)), (close(other), close(mine))] {
+            let mut request = Request::Command { group, command: said.encode() };
+            let command = check(&mut request, Some(&mine), &Limits::default()).unwrap();
+            assert_eq!(command, Some(meant.clone()));
+            assert_eq!(request, Request::Command { group, command: meant.encode() });
+            // Another node has looked at the key already.
+            let mut request = Request::Command { group, command: said.encode() };
+            assert_eq!(check(&mut request, None, &Limits::default()), Ok(Some(said)));
+        }
     }
 }

@@ -44,8 +44,27 @@ pub const OPEN_REQUESTS_MAX: usize = 64 << 10;
 /// Requests of one session that may be unacknowledged at a time.
 pub const SESSION_WINDOW: u64 = 1024;
 
-/// Sessions that one group remembers.
-pub const SESSIONS_MAX: usize = 100_000;
+/// Sessions that one group remembers, of all clients.
+pub const SESSIONS_MAX: u64 = 64 << 10;
+
+/// What a remembered outcome counts in bytes, whatever its reply: replies are small.
+pub const OUTCOME_BYTES: u64 = 64;
+
+/// Bytes of outcomes that are remembered for one session: a full window. Then it gets nothing new until the client acknowledges.
+pub const SESSION_OUTCOMES_BYTES_MAX: u64 = SESSION_WINDOW * OUTCOME_BYTES;
+
+/// Bytes of outcomes that one group remembers, of all clients.
+pub const OUTCOMES_BYTES_MAX: u64 = 256 << 20;
+
+/// A client may hold one part in so many of what the others leave free of a group's sessions, and of its remembered outcomes.
+pub const CLIENT_SHARE: u64 = 16;
+
+/// A client that holds as many sessions as it may loses the one that was silent longest, if that was for so long, in log time.
+/// Microseconds.
+pub const SESSION_IDLE_MICROS: u64 = 600 * 1_000_000;
+
+/// That a session is used is noted only this often, in log time, so that a busy one costs little. Microseconds.
+pub const SESSION_GRAIN_MICROS: u64 = 60 * 1_000_000;
 
 /// One step of log time, from one slot to the next, counts for sessions as this much at most. Log time may leap: the cluster was down,
 /// or clocks were put right. Whoever was active a moment before the leap has not been silent. Microseconds.
@@ -121,6 +140,12 @@ const _: () = assert!(
     REQUEST_VALID_MICROS_MAX < SESSION_RETENTION_MICROS / 2,
     "a request that is played again finds its session, or is void"
 );
+const _: () = assert!(
+    REQUEST_VALID_MICROS_MAX + SESSION_GRAIN_MICROS < SESSION_IDLE_MICROS
+        && SESSION_IDLE_MICROS < SESSION_RETENTION_MICROS,
+    "no request of a session that makes room for another is still good"
+);
+const _: () = assert!(SESSION_OUTCOMES_BYTES_MAX == 64 << 10, "what is remembered for a session is bounded");
 const _: () = assert!(KEY_BYTES_CAP + 64 < RECORD_BYTES_MAX, "a stored record has room for its key");
 const _: () = assert!(
     NUMBER_BYTES_MAX + KEY_BYTES_CAP + 128 < RECORD_BYTES_MAX,

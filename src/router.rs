@@ -33,7 +33,7 @@ mod tests {
         let command = Command::Write { request, ack_below: 1, write: Write::Delete { key: key.clone() } };
         let wrong_guess = Request::Command { group: GroupId(99), command: command.encode() };
         assert_eq!(group_of(&ring, &wrong_guess, Some(&command)), Some(owner));
-        let open = Command::Open { nonce: 1 };
+        let open = Command::Open { nonce: 1, client: [1; 32] };
         let ask = |group| Request::Command { group: GroupId(group), command: open.encode() };
         assert_eq!(group_of(&ring, &ask(2), Some(&open)), Some(GroupId(2)));
         assert_eq!(group_of(&ring, &ask(99), Some(&open)), None);

@@ -133,7 +133,7 @@ impl World {
         let body = wire::encode(&RequestFrame { id: self.last_id, request }).slice(4..);
         self.frames.insert((Kind::FromClient, body.clone()));
         let index = self.last_id as usize % 2;
-        self.step(index, NodeEvent::Client { connection: ConnectionId(1), body }, None);
+        self.step(index, NodeEvent::Client { connection: ConnectionId(1), client: [7; 32], body }, None);
         self.run(10, Some(2));
     }
 }
@@ -149,7 +149,7 @@ fn golden() -> Vec<(Kind, Bytes)> {
         while world.session.is_none() {
             nonce += 1;
             assert!(nonce < 1_000, "{group} has a leader and answers");
-            world.ask(Request::Command { group, command: Command::Open { nonce }.encode() });
+            world.ask(Request::Command { group, command: Command::Open { nonce, client: [0; 32] }.encode() });
         }
         let session = world.session.unwrap();
         for number in 1..40 {
@@ -279,7 +279,7 @@ fn feed_nodes(golden: &[(Kind, Bytes)]) -> usize {
             let index = turn % NODES as usize;
             let event = match kind {
                 Kind::FromPeer => NodeEvent::Peer { from: NodeId((index as u32 + 1) % NODES + 1), body },
-                _ => NodeEvent::Client { connection: ConnectionId(turn as u64), body },
+                _ => NodeEvent::Client { connection: ConnectionId(turn as u64), client: [7; 32], body },
             };
             world.cores[index].step(event);
             let effects = world.cores[index].flush();

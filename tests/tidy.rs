@@ -55,7 +55,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("node/core", &["gateway", "group", "kv", "ring", "router", "storage", "wire"]),
     ("node/run", &["config", "group", "node", "ring", "storage", "transport", "wire"]),
-    ("node/face", &["gateway", "group", "ring", "storage", "wire"]),
+    ("node/face", &["gateway", "group", "kv", "ring", "storage", "wire"]),
     ("node/roster", &["ring", "storage", "wire"]),
     ("node/status", &["group", "ring", "wire"]),
     ("proof", &["kv", "ring"]),

@@ -226,7 +226,7 @@ impl Client {
                 self.inner.sessions.saw(group, slot);
                 match &operation {
                     Operation::Write(write) => Outcome::Done(reply).of(write),
-                    Operation::Open | Operation::Get { .. } => unreachable!("it is a write"),
+                    _ => unreachable!("it is a write"),
                 }
             }
         }

@@ -3,6 +3,7 @@
 //! A command travels as the bytes that the client encoded: they are checked where they enter, ordered as they are,
 //! and decoded again when they are applied.
 
+use super::signed::Client;
 use crate::limits::Limits;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ impl fmt::Debug for SessionId {
 }
 
 /// Names a request: retries carry the same one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RequestId {
     /// The session; for the opening of a session, the client's own choice of 128 bits.
     pub session: SessionId,
@@ -35,6 +36,8 @@ pub enum Command {
     Open {
         /// The client's choice, to find the answer by. Asking twice opens two sessions; the unused one expires.
         nonce: u128,
+        /// Whose session it is to be: the node that has admitted the client's connection says so, whatever the client says.
+        client: Client,
     },
     /// Changes one key.
     Write {
@@ -44,6 +47,13 @@ pub enum Command {
         ack_below: u64,
         /// The change.
         write: Write,
+    },
+    /// Closes a session.
+    Close {
+        /// The session, and a number of it that was not used.
+        request: RequestId,
+        /// Who asks; the same node says so.
+        client: Client,
     },
 }
 
@@ -154,6 +164,8 @@ pub enum Reply {
         /// The ordered time at which it was read, in microseconds since 1970.
         time: u64,
     },
+    /// The session is closed: nothing is applied for it any more.
+    Closed,
 }
 
 /// Why a command changed nothing. It surely did not, in this group, under this request number.
@@ -173,7 +185,7 @@ pub enum Failure {
         /// The limit.
         max: u64,
     },
-    /// The session is unknown here: it was forgotten after long silence, or never opened.
+    /// The session is unknown here: it was closed, forgotten after long silence, or never opened.
     #[error("the session has expired: nothing was applied now, but an earlier attempt may have been")]
     SessionExpired,
     /// The client had said that it needs this outcome no more.
@@ -201,10 +213,16 @@ pub enum Failure {
     /// The key belongs to another group.
     #[error("this group does not own the key")]
     WrongGroup,
-    /// The group remembers as many sessions as it may.
-    #[error("the group has {max} open sessions; close clients or wait until idle sessions expire")]
+    /// The client holds as many sessions of the group as it may at the moment.
+    #[error(
+        "this client's key holds {held} sessions of the group, and its share is {max} now, a sixteenth of what other keys leave: \
+         end programs that are not needed by `Client::close` (dropping a client keeps its session), or ask again later: a session \
+         that was silent for 10 minutes makes room for another"
+    )]
     TooManySessions {
-        /// The limit.
+        /// Its sessions.
+        held: u64,
+        /// Its share.
         max: u64,
     },
     /// Byzantine mode: the request was ordered after the time that its client had set.
@@ -236,6 +254,18 @@ pub enum Failure {
     /// Byzantine mode: the reads of this slot have answered as much as they may.
     #[error("too many large values are read at once; ask again")]
     ReadTooMuch,
+    /// So much is remembered for the client's sessions that no more may be at the moment.
+    #[error(
+        "the group remembers outcomes of {held} bytes for this client's key, and its share is {max} now, a sixteenth of what other \
+         keys leave: a session's are forgotten when its next requests say that the client has them, and when it is closed \
+         (`Client::close`)"
+    )]
+    TooMuchRemembered {
+        /// Bytes that are remembered for it.
+        held: u64,
+        /// Its share.
+        max: u64,
+    },
 }
 
 impl Failure {
@@ -295,16 +325,24 @@ impl Command {
     #[must_use]
     pub fn request(&self) -> RequestId {
         match self {
-            Self::Open { nonce } => RequestId { session: SessionId(*nonce), number: 0 },
-            Self::Write { request, .. } => *request,
+            Self::Open { nonce, .. } => RequestId { session: SessionId(*nonce), number: 0 },
+            Self::Close { request, .. } | Self::Write { request, .. } => *request,
         }
     }
 
-    /// The key that decides which group owns the command; the opening of a session has none.
+    /// Whose session is opened or closed, for the node that knows.
+    pub fn client_mut(&mut self) -> Option<&mut Client> {
+        match self {
+            Self::Open { client, .. } | Self::Close { client, .. } => Some(client),
+            Self::Write { .. } => None,
+        }
+    }
+
+    /// The key that decides which group owns the command; the opening of a session has none, nor has its end.
     #[must_use]
     pub fn key(&self) -> Option<&Bytes> {
         match self {
-            Self::Open { .. } => None,
+            Self::Open { .. } | Self::Close { .. } => None,
             Self::Write { write, .. } => Some(write.key()),
         }
     }

@@ -7,6 +7,7 @@
 //! * slots are applied without a gap, each once; what is applied is a prefix of what is decided;
 //! * versions grow with every change of any key of the group;
 //! * a request `(session, number)` is applied at most once, and its outcome is given again to every retry;
+//! * no client keeps others from opening a session, or from having outcomes remembered;
 //! * what reaches the tree is the state at one slot: data, sessions and the applied position in one atomic batch;
 //! * replicas that applied the same slots have the same digest.
 //!
@@ -17,6 +18,7 @@ mod lattice;
 mod overlay;
 mod record;
 mod sessions;
+mod shares;
 mod signed;
 mod state_root;
 
@@ -25,6 +27,7 @@ pub use command::{
 };
 pub use record::Versioned;
 pub(crate) use record::{seal, unseal};
+pub use shares::Held;
 pub use signed::{Client, Operation, SignedRequest};
 #[cfg(test)]
 pub(crate) use state_root::LEAVES_OUT_SESSIONS;
@@ -158,10 +161,15 @@ impl Machine {
         &self.applied
     }
 
-    /// How many sessions are open.
+    /// How many sessions are remembered.
     #[must_use]
     pub fn sessions(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// What each client holds of the group's memory that holds anything.
+    pub fn held(&self) -> impl Iterator<Item = (&Client, &Held)> {
+        self.sessions.shares().iter()
     }
 
     /// What the group owns.
@@ -224,7 +232,12 @@ impl Machine {
     ) -> Result<Reply, StorageError> {
         let time = self.applied.session_time;
         let (request, ack_below, write) = match command {
-            Command::Open { nonce } => return Ok(self.sessions.open(self.session_id(*nonce, index), time)),
+            Command::Open { nonce, client } => {
+                return Ok(self.sessions.open(self.session_id(*nonce, index), *client, 0, time));
+            }
+            Command::Close { request, client } => {
+                return Ok(self.sessions.close(request.session, client, time));
+            }
             Command::Write { request, ack_below, write } => (*request, *ack_below, write),
         };
         assert!(index < u32::MAX as usize, "a batch has few commands");
@@ -242,7 +255,7 @@ impl Machine {
         let reply = self.apply_write(storage, position, write)?;
         let is_outcome = !matches!(&reply, Reply::Failed(failure) if !failure.is_outcome());
         if is_outcome {
-            self.sessions.remember(request.session, request.number, digest, reply.clone());
+            self.sessions.remember(request.session, request.number, digest, reply.clone(), 0);
         }
         Ok(reply)
     }

@@ -2,13 +2,30 @@
 //!
 //! A session keeps a *set* of outcomes by request number, not only the highest, because a client may have many
 //! requests open and they may arrive in any order. The client says which outcomes it has (`ack_below`); those are
-//! forgotten. A session that was silent for long is forgotten as a whole, by log time, so that every replica forgets
-//! it in the same slot.
+//! forgotten. A session that was silent for long is forgotten as a whole, by *session time*, which is log time without its leaps and
+//! never passes faster, so that every replica forgets it in the same slot.
+//!
+//! A session belongs to the client that opened it: in Byzantine mode the one that signed, in crash mode the key of the connection, as
+//! the node says that admitted it. What a client may hold is bounded ([`super::shares`]). One that holds all it may loses its own
+//! session that was silent longest when it opens another, if that was for long; nobody else's.
+//!
+//! In Byzantine mode the name of a session follows from what its client has signed, and whoever has the signed requests may play them
+//! again. So a session that its client closes stays, without its outcomes, until nothing that was applied for it is good any more: else it could
+//! be opened a second time, and its writes be applied a second time. The others outlive their requests by far.
+//!
+//! Invariants:
+//! * no session is forgotten while a request that was applied for it is still good;
+//! * indices and shares follow from the sessions: [`Sessions::load`] makes them anew.
 
 use super::command::{Failure, Reply, SessionId};
 use super::record::{seal, unseal};
+use super::shares::{Held, Shares};
+use super::signed::Client;
 use crate::error::StorageError;
-use crate::limits::{RECORD_BYTES_MAX, SESSION_RETENTION_MICROS, SESSION_WINDOW, SESSIONS_MAX};
+use crate::limits::{
+    OUTCOME_BYTES, RECORD_BYTES_MAX, SESSION_GRAIN_MICROS, SESSION_IDLE_MICROS, SESSION_RETENTION_MICROS,
+    SESSION_WINDOW,
+};
 use crate::ring::GroupId;
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::{Bytes, BytesMut};
@@ -16,20 +33,71 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One client's outcomes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Session {
+    owner: Client,
     active: u64,
     ack_below: u64,
     outcomes: BTreeMap<u64, (u64, Reply)>,
-    /// In Byzantine mode, the client whose session it is.
-    owner: Option<[u8; 32]>,
+    /// Byzantine mode: when session time is later, nothing is good any more of what was applied for this session; 0 in crash mode.
+    good_until: u64,
+    is_closed: bool,
+}
+
+impl Session {
+    /// The session is forgotten when session time is later.
+    fn ends_after(&self) -> u64 {
+        if self.is_closed { self.good_until } else { self.active.saturating_add(SESSION_RETENTION_MICROS) }
+    }
+
+    fn holds(&self) -> Held {
+        Held { sessions: 1, bytes: bytes_of(self.outcomes.len()) }
+    }
+}
+
+/// What so many remembered outcomes count.
+fn bytes_of(outcomes: usize) -> u64 {
+    outcomes as u64 * OUTCOME_BYTES
+}
+
+/// Sessions by when they end, and those that are not closed by their client, the most silent one first.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Index {
+    by_end: BTreeSet<(u64, SessionId)>,
+    by_owner: BTreeSet<(Client, u64, SessionId)>,
+}
+
+impl Index {
+    fn insert(&mut self, id: SessionId, session: &Session) {
+        self.by_end.insert((session.ends_after(), id));
+        if !session.is_closed {
+            self.by_owner.insert((session.owner, session.active, id));
+        }
+    }
+
+    fn remove(&mut self, id: SessionId, session: &Session) {
+        self.by_end.remove(&(session.ends_after(), id));
+        self.by_owner.remove(&(session.owner, session.active, id));
+    }
+
+    /// The session is used. True if that is noted: a busy one is not moved by every request.
+    fn touch(&mut self, id: SessionId, session: &mut Session, time: u64) -> bool {
+        let is_noted = time.saturating_sub(session.active) >= SESSION_GRAIN_MICROS;
+        if is_noted {
+            self.remove(id, session);
+            session.active = time;
+            self.insert(id, session);
+        }
+        is_noted
+    }
 }
 
 /// All sessions of a group.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     by_id: BTreeMap<SessionId, Session>,
-    by_activity: BTreeSet<(u64, SessionId)>,
+    index: Index,
+    shares: Shares,
     dirty: BTreeSet<SessionId>,
     stored_pieces: BTreeMap<SessionId, usize>,
 }
@@ -45,39 +113,89 @@ pub(super) enum Lookup {
     Refused(Failure),
 }
 
-/// Activity is recorded only this often, so that a busy session is not moved in the index by every command.
-const ACTIVITY_GRAIN_MICROS: u64 = SESSION_RETENTION_MICROS / 64;
-
 /// Room for the key, the checksum, and the longer key of a snapshot's row.
 const PIECE_BYTES: usize = RECORD_BYTES_MAX - 64;
 
 impl Sessions {
-    /// Opens a session, or finds the one that was opened with this name before.
-    pub(super) fn open(&mut self, id: SessionId, time: u64) -> Reply {
-        self.open_owned(id, None, time)
-    }
-
-    /// The same, for one client alone. The name follows from the client, so nobody else's session has it.
-    pub(super) fn open_for(&mut self, id: SessionId, owner: [u8; 32], time: u64) -> Reply {
-        self.open_owned(id, Some(owner), time)
-    }
-
-    /// Whose session it is; none if it is unknown or belongs to nobody.
-    pub(super) fn owner(&self, id: SessionId) -> Option<[u8; 32]> {
-        self.by_id.get(&id)?.owner
-    }
-
-    fn open_owned(&mut self, id: SessionId, owner: Option<[u8; 32]>, time: u64) -> Reply {
-        if !self.by_id.contains_key(&id) {
-            if self.by_id.len() >= SESSIONS_MAX {
-                return Reply::Failed(Failure::TooManySessions { max: SESSIONS_MAX as u64 });
+    /// Opens a session for a client, or finds the one that was opened with this name before. In Byzantine mode the opening is good
+    /// until then; 0 in crash mode.
+    pub(super) fn open(&mut self, id: SessionId, owner: Client, good_until: u64, time: u64) -> Reply {
+        if let Some(session) = self.by_id.get_mut(&id) {
+            if session.is_closed || session.owner != owner {
+                return Reply::Failed(Failure::SessionExpired);
             }
-            self.by_id.insert(id, Session { active: time, ack_below: 1, outcomes: BTreeMap::new(), owner });
-            self.by_activity.insert((time, id));
-            self.dirty.insert(id);
+            // One that is opened again lives on: it outlives whatever is good for it.
+            let is_later = good_until > session.good_until;
+            session.good_until = session.good_until.max(good_until);
+            if self.index.touch(id, session, time) || is_later {
+                self.dirty.insert(id);
+            }
+            return Reply::Opened { session: id };
         }
-        assert_eq!(self.by_id.len(), self.by_activity.len(), "every session has its place in the index");
+        if let Err(share) = self.shares.may_open(&owner)
+            && !self.make_room(&owner, time)
+        {
+            let (held, max) = (share.held, share.max);
+            return Reply::Failed(Failure::TooManySessions { held, max });
+        }
+        let (outcomes, is_closed) = (BTreeMap::new(), false);
+        self.insert(id, Session { owner, active: time, ack_below: 1, outcomes, good_until, is_closed });
+        self.dirty.insert(id);
         Reply::Opened { session: id }
+    }
+
+    /// Takes the session from the client that was silent longest, if that was for long enough.
+    fn make_room(&mut self, owner: &Client, time: u64) -> bool {
+        let is_fit = |(of, active, _): &&(Client, u64, SessionId)| {
+            of == owner && time.saturating_sub(*active) >= SESSION_IDLE_MICROS
+        };
+        let oldest = self.index.by_owner.range((*owner, 0, SessionId(0))..).next().filter(is_fit);
+        let Some((.., id)) = oldest.copied() else { return false };
+        self.forget(id, time);
+        true
+    }
+
+    /// Closes a session of this client. It is forgotten once it cannot come back.
+    pub(super) fn close(&mut self, id: SessionId, owner: &Client, time: u64) -> Reply {
+        let Some(session) = self.by_id.get(&id).filter(|session| session.owner == *owner) else {
+            return Reply::Failed(Failure::SessionExpired);
+        };
+        if !session.is_closed {
+            let mut closed = self.take(id);
+            (closed.is_closed, closed.outcomes) = (true, BTreeMap::new());
+            let is_over = closed.good_until < time;
+            self.insert(id, closed);
+            self.dirty.insert(id);
+            if is_over {
+                self.forget(id, time);
+            }
+        }
+        Reply::Closed
+    }
+
+    /// Whose session it is; none if it is unknown.
+    pub(super) fn owner(&self, id: SessionId) -> Option<Client> {
+        Some(self.by_id.get(&id)?.owner)
+    }
+
+    fn insert(&mut self, id: SessionId, session: Session) {
+        self.index.insert(id, &session);
+        self.shares.add(session.owner, session.holds());
+        self.by_id.insert(id, session);
+        assert_eq!(self.by_id.len(), self.index.by_end.len(), "every session has its place in the index");
+    }
+
+    fn take(&mut self, id: SessionId) -> Session {
+        let session = self.by_id.remove(&id).expect("the caller has found it");
+        self.index.remove(id, &session);
+        self.shares.remove(&session.owner, session.holds());
+        session
+    }
+
+    fn forget(&mut self, id: SessionId, time: u64) {
+        let session = self.take(id);
+        assert!(session.good_until < time.max(1), "nothing that was applied for it is good any more");
+        self.dirty.insert(id);
     }
 
     /// Looks a request up, notes that the session lives, and forgets what the client has.
@@ -89,18 +207,20 @@ impl Sessions {
         digest: u64,
         time: u64,
     ) -> Lookup {
-        let Some(session) = self.by_id.get_mut(&id) else {
+        let Some(session) = self.by_id.get_mut(&id).filter(|session| !session.is_closed) else {
             return Lookup::Refused(Failure::SessionExpired);
         };
-        if time.saturating_sub(session.active) >= ACTIVITY_GRAIN_MICROS {
-            self.by_activity.remove(&(session.active, id));
-            session.active = time;
-            self.by_activity.insert((time, id));
+        if self.index.touch(id, session, time) {
             self.dirty.insert(id);
         }
         if ack_below > session.ack_below {
             session.ack_below = ack_below;
+            let before = session.outcomes.len();
             session.outcomes = session.outcomes.split_off(&ack_below);
+            let bytes = bytes_of(before - session.outcomes.len());
+            if bytes > 0 {
+                self.shares.remove(&session.owner, Held { sessions: 0, bytes });
+            }
             self.dirty.insert(id);
         }
         match session.outcomes.get(&number) {
@@ -112,34 +232,52 @@ impl Sessions {
             None if number - session.ack_below >= SESSION_WINDOW => {
                 Lookup::Refused(Failure::WindowFull { number, window: SESSION_WINDOW })
             }
-            None => Lookup::Fresh,
+            None if self.shares.have_plenty() => Lookup::Fresh,
+            None => match self.shares.may_remember(&session.owner) {
+                Ok(()) => Lookup::Fresh,
+                Err(share) => {
+                    let (held, max) = (share.held, share.max);
+                    Lookup::Refused(Failure::TooMuchRemembered { held, max })
+                }
+            },
         }
     }
 
-    /// Remembers the outcome of a request that was just looked up.
-    pub(super) fn remember(&mut self, id: SessionId, number: u64, digest: u64, reply: Reply) {
+    /// Remembers the outcome of a request that was just looked up. In Byzantine mode the request is good until then; 0 in crash mode.
+    pub(super) fn remember(
+        &mut self,
+        id: SessionId,
+        number: u64,
+        digest: u64,
+        reply: Reply,
+        good_until: u64,
+    ) {
         let session = self.by_id.get_mut(&id).expect("it was just looked up");
         let before = session.outcomes.insert(number, (digest, reply));
         assert!(before.is_none(), "a request is applied once");
+        session.good_until = session.good_until.max(good_until);
+        self.shares.add(session.owner, Held { sessions: 0, bytes: OUTCOME_BYTES });
         self.dirty.insert(id);
     }
 
-    /// Forgets the sessions that were silent for too long at this session time.
+    /// Forgets the sessions that were silent for too long at this session time, and closed ones that cannot come back.
     pub(super) fn expire(&mut self, time: u64) {
-        while let Some(&(active, id)) = self.by_activity.first() {
-            if active.saturating_add(SESSION_RETENTION_MICROS) >= time {
+        while let Some(&(end, id)) = self.index.by_end.first() {
+            if end >= time {
                 break;
             }
-            self.by_activity.pop_first();
-            self.by_id.remove(&id);
-            self.dirty.insert(id);
+            self.forget(id, time);
         }
-        assert_eq!(self.by_id.len(), self.by_activity.len(), "every session has its place in the index");
     }
 
-    /// How many sessions are open.
+    /// How many sessions are remembered.
     pub(super) fn len(&self) -> usize {
         self.by_id.len()
+    }
+
+    /// Who holds how much.
+    pub(super) fn shares(&self) -> &Shares {
+        &self.shares
     }
 
     /// The writes that store what has changed since the last call.
@@ -186,8 +324,7 @@ impl Sessions {
             sessions.stored_pieces.insert(SessionId(id), pieces);
             let session: Session = postcard::from_bytes(&body)
                 .map_err(|error| StorageError::corrupt(format!("session {:?}", SessionId(id)), error))?;
-            sessions.by_activity.insert((session.active, SessionId(id)));
-            sessions.by_id.insert(SessionId(id), session);
+            sessions.insert(SessionId(id), session);
         }
         Ok(sessions)
     }
@@ -203,70 +340,4 @@ impl Sessions {
 const PIECES_MAX: usize = 16;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::storage::memory::MemoryDisk;
-    use crate::storage::{Commit, CommitId};
-
-    const ID: SessionId = SessionId(7);
-
-    fn opened() -> Sessions {
-        let mut sessions = Sessions::default();
-        assert_eq!(sessions.open(ID, 0), Reply::Opened { session: ID });
-        sessions
-    }
-
-    #[test]
-    fn requests_may_arrive_in_any_order_and_are_applied_once() {
-        let mut sessions = opened();
-        for number in [3, 1, 2] {
-            assert_eq!(sessions.lookup(ID, number, 1, number, 1), Lookup::Fresh);
-            sessions.remember(ID, number, number, Reply::Put { version: number });
-        }
-        assert_eq!(sessions.lookup(ID, 1, 1, 1, 1), Lookup::Known(Reply::Put { version: 1 }));
-        assert_eq!(sessions.lookup(ID, 1, 1, 99, 1), Lookup::Refused(Failure::NumberReused { number: 1 }));
-        assert_eq!(sessions.lookup(ID, 4, 4, 4, 1), Lookup::Fresh);
-        assert_eq!(
-            sessions.lookup(ID, 3, 4, 3, 1),
-            Lookup::Refused(Failure::Stale { number: 3, ack_below: 4 })
-        );
-        let far = 4 + SESSION_WINDOW;
-        assert!(matches!(sessions.lookup(ID, far, 4, 0, 1), Lookup::Refused(Failure::WindowFull { .. })));
-    }
-
-    #[test]
-    fn silence_is_measured_in_log_time() {
-        let mut sessions = opened();
-        sessions.expire(SESSION_RETENTION_MICROS);
-        assert_eq!(sessions.len(), 1);
-        assert_eq!(sessions.lookup(ID, 1, 1, 0, SESSION_RETENTION_MICROS), Lookup::Fresh);
-        sessions.expire(SESSION_RETENTION_MICROS + 1);
-        assert_eq!(sessions.len(), 1, "it was active since");
-        sessions.expire(2 * SESSION_RETENTION_MICROS + 1);
-        assert_eq!(sessions.lookup(ID, 1, 1, 0, 0), Lookup::Refused(Failure::SessionExpired));
-    }
-
-    #[test]
-    fn sessions_survive_storage_with_a_full_window_and_shrink_again() {
-        let disk = MemoryDisk::default();
-        let (mut storage, _) = disk.open();
-        let mut sessions = opened();
-        for number in 1..=SESSION_WINDOW {
-            assert_eq!(sessions.lookup(ID, number, 1, number, 1), Lookup::Fresh);
-            sessions.remember(ID, number, u64::MAX, Reply::Incr { value: i64::MIN, version: u64::MAX });
-        }
-        for (id, ack_below) in [(1, 1), (2, SESSION_WINDOW + 1)] {
-            sessions.lookup(ID, SESSION_WINDOW + 1, ack_below, 0, 1);
-            let mut out = Vec::new();
-            sessions.take_writes(GroupId(1), &mut out);
-            storage.submit(Commit { id: CommitId(id), state: vec![out], ..Commit::default() });
-            disk.settle();
-            if id == 1 {
-                let loaded = Sessions::load(&storage, GroupId(1)).unwrap();
-                assert_eq!(loaded.by_id, sessions.by_id);
-            }
-            let pieces = storage.scan(b"m", b"n", usize::MAX).unwrap().len();
-            assert!(if id == 1 { pieces > 2 } else { pieces == 1 }, "{pieces} pieces");
-        }
-    }
-}
+mod tests;

@@ -4,8 +4,8 @@
 //! judged here, by the state and ordered time alone, so every replica comes to the same verdict:
 //!
 //! * it is void after the time that its client set, and before a time that is too far ahead: a signed request is good for
-//!   minutes, a session is remembered for longer, so a request that is played again never applies again;
-//! * a session belongs to the client that opened it;
+//!   minutes, its session is remembered for longer, so a request that is played again never applies again;
+//! * a session belongs to the client that opened it, and what was signed for one that is closed is void;
 //! * sizes are within the limits.
 
 use super::command::{Failure, Reply, RequestId, SessionId, Write, check_key};
@@ -33,6 +33,8 @@ pub enum Operation {
         /// The key.
         key: Bytes,
     },
+    /// Closes the session that the request names.
+    Close,
 }
 
 impl Operation {
@@ -106,10 +108,16 @@ impl Machine {
         let Some(operation) = Operation::decode(&request.operation) else {
             return Ok(Reply::Failed(Failure::Malformed));
         };
+        // Sessions count the time that passes without its leaps: for them the request is good for the same time, and perhaps longer.
+        let now = self.applied.session_time;
+        let good_until = now + (request.not_after - time);
         let write = match &operation {
             Operation::Open => {
                 let id = self.session_of(&request.client, request.request.session.0);
-                return Ok(self.sessions.open_for(id, request.client, self.applied.session_time));
+                return Ok(self.sessions.open(id, request.client, good_until, now));
+            }
+            Operation::Close => {
+                return Ok(self.sessions.close(request.request.session, &request.client, now));
             }
             // Nothing is remembered of a read: asked again, it reads again, and the client takes answers of one slot only. So it
             // needs no session.
@@ -121,7 +129,7 @@ impl Machine {
             return Ok(Reply::Failed(Failure::SessionExpired));
         }
         let digest = digest64(&request.operation);
-        match self.sessions.lookup(id, number, request.ack_below, digest, self.applied.session_time) {
+        match self.sessions.lookup(id, number, request.ack_below, digest, now) {
             Lookup::Known(reply) => return Ok(reply),
             Lookup::Refused(failure) => return Ok(Reply::Failed(failure)),
             Lookup::Fresh => {}
@@ -129,7 +137,7 @@ impl Machine {
         let reply = self.write_in_order(storage, write, request)?;
         let is_outcome = !matches!(&reply, Reply::Failed(failure) if !failure.is_outcome());
         if is_outcome {
-            self.sessions.remember(id, number, digest, reply.clone());
+            self.sessions.remember(id, number, digest, reply.clone(), good_until);
         }
         Ok(reply)
     }
@@ -180,8 +188,8 @@ impl Machine {
         self.apply_write(storage, position, write)
     }
 
-    /// The name of a client's session. A signed opening is void long before its session can be forgotten, so the name of a
-    /// forgotten session never comes back.
+    /// The name of a client's session. A signed opening is void before its session can be forgotten, so the name of a forgotten
+    /// session never comes back.
     fn session_of(&self, client: &Client, nonce: u128) -> SessionId {
         let mut hasher = blake3::Hasher::new_derive_key("tetrachord v1 session of a client");
         hasher.update(client).update(&nonce.to_be_bytes()).update(&self.group.0.to_be_bytes());
@@ -399,7 +407,56 @@ mod tests {
     fn a_read_needs_no_session() {
         let mut world = World::new();
         let get = Operation::Get { key: Bytes::from_static(b"k") };
-        assert_eq!(world.ask(OWNER, SessionId(99), 1, &get), Reply::Value { found: None });
+        assert_eq!(world.ask(OWNER, SessionId(99), 1, &get), Reply::Value { found: None, time: world.time });
         assert_eq!(world.machine.sessions(), 0);
+    }
+
+    #[test]
+    fn a_client_that_opens_sessions_as_fast_as_it_can_cannot_keep_another_from_one() {
+        let mut world = World::new();
+        let mut opened = 0;
+        loop {
+            let asked = (0..1_000)
+                .map(|nonce| world.request([9; 32], SessionId(opened + nonce), 0, &Operation::Open));
+            let asked: Vec<SignedRequest> = asked.collect();
+            let replies = world.apply(&asked);
+            let more = replies.iter().take_while(|reply| matches!(reply, Reply::Opened { .. })).count();
+            opened += more as u128;
+            if more < 1_000 {
+                break;
+            }
+        }
+        let session = world.open();
+        assert!(matches!(world.ask(OWNER, session, 1, &put("v")), Reply::Put { .. }));
+    }
+
+    /// Whoever has what a client signed plays it again, at every moment, after the client has closed its session.
+    #[test]
+    fn a_closed_session_does_not_come_back_and_nothing_is_applied_twice() {
+        let mut world = World::new();
+        let opening = world.request(OWNER, SessionId(7), 0, &Operation::Open);
+        let Reply::Opened { session } = world.apply(std::slice::from_ref(&opening)).remove(0) else {
+            panic!("not opened");
+        };
+        let incr = Operation::Write(Write::Incr { key: Bytes::from_static(b"k"), by: 1 });
+        world.time += 3;
+        let first = world.request(OWNER, session, 1, &incr);
+        let mut lasting = world.request(OWNER, session, 2, &incr);
+        lasting.not_after += 20;
+        for write in [&first, &lasting] {
+            assert!(matches!(world.apply(std::slice::from_ref(write))[0], Reply::Incr { .. }));
+        }
+        assert_eq!(world.ask([2; 32], session, 3, &Operation::Close), Reply::Failed(Failure::SessionExpired));
+        let close = world.request(OWNER, session, 3, &Operation::Close);
+        assert_eq!(world.apply(std::slice::from_ref(&close)), [Reply::Closed]);
+        let last = lasting.not_after;
+        while world.time < last + 3 {
+            world.time += 1;
+            let replies = world.apply(&[opening.clone(), first.clone(), lasting.clone(), close.clone()]);
+            assert!(replies[..3].iter().all(|reply| matches!(reply, Reply::Failed(_))), "{replies:?}");
+            assert_eq!(world.machine.sessions(), usize::from(world.time <= last), "at {}", world.time);
+        }
+        let found = world.machine.get(&world.storage, &Bytes::from_static(b"k")).unwrap().unwrap();
+        assert_eq!(found.value, Bytes::from_static(b"2"));
     }
 }

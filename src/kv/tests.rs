@@ -26,7 +26,7 @@ impl Bench {
         let (storage, _) = disk.open();
         let machine = Machine::load(&storage, GroupId(1), RANGE, Limits::default()).unwrap();
         let mut bench = Self { disk, storage, machine, session: SessionId(0), number: 0, commits: 0 };
-        let Reply::Opened { session } = bench.apply(&Command::Open { nonce: 1 }) else {
+        let Reply::Opened { session } = bench.apply(&Command::Open { nonce: 1, client: [1; 32] }) else {
             panic!("not opened")
         };
         bench.session = session;
@@ -166,7 +166,7 @@ fn silent() -> (Bench, Command) {
     assert_eq!(steps * SESSION_STEP_MICROS_MAX, SESSION_RETENTION_MICROS);
     for nonce in 2..steps + 2 {
         let late = bench.machine.applied().time + SESSION_STEP_MICROS_MAX;
-        bench.apply_at(&Command::Open { nonce: nonce.into() }, late);
+        bench.apply_at(&Command::Open { nonce: nonce.into(), client: [2; 32] }, late);
     }
     let put = bench.command(1, Write::Put { key: bytes("k"), value: bytes("v") });
     (bench, put)
@@ -295,4 +295,42 @@ fn a_slot_that_is_no_batch_means_nothing() {
     let slot = bench.machine.applied().slot + 1;
     let slot = Slot { slot, chain: [0; 32], sealed: false, time: 5, batch: Some(bytes("nonsense")) };
     assert_eq!(bench.machine.apply(&bench.storage, slot).unwrap(), Vec::new());
+}
+
+#[test]
+fn a_client_that_opens_sessions_as_fast_as_it_can_cannot_keep_another_from_one() {
+    let mut bench = Bench::new();
+    let greedy = |nonce| Command::Open { nonce, client: [9; 32] };
+    let mut opened = 0;
+    while matches!(bench.apply(&greedy(opened)), Reply::Opened { .. }) {
+        opened += 1;
+        assert!(opened < 10_000, "it takes all");
+    }
+    assert!(opened > 1_000, "{opened}");
+    let Reply::Opened { session } = bench.apply(&Command::Open { nonce: 1, client: [2; 32] }) else {
+        panic!("the other client is refused");
+    };
+    (bench.session, bench.number) = (session, 0);
+    bench.put("k", "v");
+    let refused = bench.apply(&greedy(opened));
+    let Reply::Failed(failure) = &refused else { panic!("{refused:?}") };
+    assert!(failure.to_string().contains(&format!("holds {opened} sessions")), "{failure}");
+}
+
+#[test]
+fn a_session_that_was_closed_takes_nothing_and_gives_its_place_back() {
+    let mut bench = Bench::new();
+    bench.put("k", "v");
+    let (request, other) = (RequestId { session: bench.session, number: 2 }, [7; 32]);
+    let not_its_own = bench.apply(&Command::Close { request, client: other });
+    assert_eq!(not_its_own, Reply::Failed(Failure::SessionExpired));
+    let close = Command::Close { request, client: [1; 32] };
+    assert_eq!(bench.apply(&close), Reply::Closed);
+    assert_eq!(bench.machine.held().count(), 0);
+    assert_eq!(bench.apply(&close), Reply::Failed(Failure::SessionExpired));
+    let late = bench.write(Write::Put { key: bytes("k"), value: bytes("late") });
+    assert_eq!(late, Reply::Failed(Failure::SessionExpired));
+    bench.checkpoint();
+    bench.restart();
+    assert_eq!((bench.machine.sessions(), bench.get("k").as_deref()), (0, Some("v")));
 }

@@ -173,7 +173,7 @@ impl NodeCore {
                     self.give_up_forwards(|forward| forward.to == node);
                 }
             }
-            NodeEvent::Client { connection, body } => self.on_client(connection, &body)?,
+            NodeEvent::Client { connection, client, body } => self.on_client(connection, &client, &body)?,
             NodeEvent::ClientGone { connection } => {
                 self.gateway.close(connection);
                 self.watchers.close(connection);
@@ -352,7 +352,7 @@ impl NodeCore {
                 Ok(())
             }
             Ok(PeerMessage::Forward { id, request }) => {
-                self.take_request(Origin::Peer { node: from, id }, request)
+                self.take_request(Origin::Peer { node: from, id }, None, request)
             }
             Ok(PeerMessage::Forwarded { id, answer }) => {
                 self.on_forwarded(from, id, answer);
@@ -380,9 +380,16 @@ impl NodeCore {
         }
     }
 
-    fn on_client(&mut self, connection: ConnectionId, body: &[u8]) -> Result<(), StorageError> {
+    fn on_client(
+        &mut self,
+        connection: ConnectionId,
+        client: &kv::Client,
+        body: &[u8],
+    ) -> Result<(), StorageError> {
         match wire::decode::<RequestFrame>(body) {
-            Ok(RequestFrame { id, request }) => self.take_request(Origin::Client { connection, id }, request),
+            Ok(RequestFrame { id, request }) => {
+                self.take_request(Origin::Client { connection, id }, Some(client), request)
+            }
             Err(error) => {
                 self.effects.push(NodeEffect::Disconnect { connection, reason: error.to_string() });
                 Ok(())
@@ -391,8 +398,13 @@ impl NodeCore {
     }
 
     /// Lets a request in and gives it to the group that it is for.
-    fn take_request(&mut self, origin: Origin, request: Request) -> Result<(), StorageError> {
-        let command = match gateway::check(&request, &self.settings.group.limits) {
+    fn take_request(
+        &mut self,
+        origin: Origin,
+        client: Option<&kv::Client>,
+        mut request: Request,
+    ) -> Result<(), StorageError> {
+        let command = match gateway::check(&mut request, client, &self.settings.group.limits) {
             Ok(command) => command,
             Err(error) => {
                 self.send_answer(origin, Answer::Refused { error });

@@ -3,6 +3,7 @@
 use crate::error::StorageError;
 use crate::gateway::ConnectionId;
 use crate::group::Settings;
+use crate::kv;
 use crate::ring::{GroupId, NodeId, RingMap};
 use crate::storage::CommitId;
 use crate::wire::ProcessStats;
@@ -39,6 +40,8 @@ pub enum NodeEvent {
     Client {
         /// Its connection.
         connection: ConnectionId,
+        /// The key by which the connection was admitted: whose sessions are opened on it.
+        client: kv::Client,
         /// The request frame.
         body: Bytes,
     },

@@ -342,7 +342,9 @@ fn event_of(inbound: Inbound) -> NodeEvent {
         Inbound::PeerUp { node } => NodeEvent::PeerLink { node, is_up: true },
         Inbound::PeerDown { node } => NodeEvent::PeerLink { node, is_up: false },
         Inbound::PeerFrame { from, frame } => NodeEvent::Peer { from, body: frame.body },
-        Inbound::ClientFrame { connection, frame } => NodeEvent::Client { connection, body: frame.body },
+        Inbound::ClientFrame { connection, client, frame } => {
+            NodeEvent::Client { connection, client: client.0, body: frame.body }
+        }
         Inbound::ClientGone { connection } => NodeEvent::ClientGone { connection },
     }
 }

@@ -199,7 +199,7 @@ fn acknowledgements_before_the_barrier_are_noticed() {
 fn hostile_frames_are_answered_or_ignored_and_never_stop_a_node() {
     let mut sim = Sim::new(Plan { nodes: 3, ..Plan::default() }, 9);
     sim.run(2_000);
-    let golden = Command::Open { nonce: 7 }.encode();
+    let golden = Command::Open { nonce: 7, client: CLIENT }.encode();
     sim.bombard(&golden, 3_000);
     sim.work(2, 2);
     sim.run(2_000);
@@ -248,7 +248,7 @@ impl Alone {
 
     fn ask(&mut self, request: Request) -> Vec<NodeEffect> {
         let body = wire::encode(&RequestFrame { id: 1, request }).slice(4..);
-        self.core.step(NodeEvent::Client { connection: ConnectionId(1), body });
+        self.core.step(NodeEvent::Client { connection: ConnectionId(1), client: CLIENT, body });
         self.core.flush()
     }
 
@@ -288,6 +288,8 @@ fn answer_in(effects: Vec<NodeEffect>) -> Option<Answer> {
 fn one_of_four(disk: &MemoryDisk) -> Alone {
     Alone::start(NodeId(4), RingMap::even(4, 4, 3), disk)
 }
+
+const CLIENT: crate::kv::Client = [7; 32];
 
 const BUSY: Answer = Answer::Retry { reason: RetryReason::Busy, leader: None, maybe_applied: false };
 

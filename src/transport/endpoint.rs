@@ -42,6 +42,8 @@ pub enum Inbound {
     ClientFrame {
         /// Its connection.
         connection: ConnectionId,
+        /// The key that it proved to have.
+        client: PublicKey,
         /// The frame.
         frame: Frame,
     },
@@ -327,7 +329,7 @@ async fn serve_client(connection: quinn::Connection, key: PublicKey, shared: &Sh
     place.outbox.push(greeting);
     let writer = shared.watch.spawn("write to a client", write_frames(place.outbox.clone(), send));
     let allowance = Allowance::new(connection.clone(), Arc::clone(&place.share));
-    let wrap = move |frame| Inbound::ClientFrame { connection: id, frame };
+    let wrap = move |frame| Inbound::ClientFrame { connection: id, client: key, frame };
     frames_of(recv, CLIENT_FRAME_BYTES_MAX, shared.clone(), Some(allowance), wrap).await;
     writer.abort();
     connection.close(0u32.into(), b"");

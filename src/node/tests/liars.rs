@@ -333,8 +333,11 @@ impl World {
                     self.step(to.0 as usize - 1, NodeEvent::Peer { from, body: frame.slice(4..) });
                 }
                 Parcel::Request { to, client, frame } => {
-                    let event =
-                        NodeEvent::Client { connection: ConnectionId(client as u64), body: frame.slice(4..) };
+                    let event = NodeEvent::Client {
+                        connection: ConnectionId(client as u64),
+                        client: [7; 32],
+                        body: frame.slice(4..),
+                    };
                     self.step(to.0 as usize - 1, event);
                 }
                 Parcel::Answer { from, client, frame } => self.on_answer(from, client, &frame),

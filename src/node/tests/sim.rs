@@ -411,7 +411,7 @@ impl Sim {
             let event = if self.random.chance(50) {
                 NodeEvent::Peer { from: NodeId(1 + self.random.below(self.plan.nodes as u64) as u32), body }
             } else {
-                NodeEvent::Client { connection: ConnectionId(99), body }
+                NodeEvent::Client { connection: ConnectionId(99), client: [99; 32], body }
             };
             self.step(index, event);
         }
@@ -574,7 +574,10 @@ impl Sim {
                 }
             }
             Parcel::Request { to, connection, frame } => {
-                self.step(to.0 as usize - 1, NodeEvent::Client { connection, body: frame.slice(4..) });
+                self.step(
+                    to.0 as usize - 1,
+                    NodeEvent::Client { connection, client: [7; 32], body: frame.slice(4..) },
+                );
             }
             Parcel::Answer { client, frame } => self.on_answer(client, &frame),
         }
@@ -639,7 +642,7 @@ impl Sim {
         let is_read = self.random.chance(35);
         let Some(session) = self.clients[index].sessions.get(&group).copied() else {
             let nonce = u128::from(self.random.below(u64::MAX));
-            let command = Command::Open { nonce }.encode();
+            let command = Command::Open { nonce, client: [0; 32] }.encode();
             return self.open(index, group, key, None, Request::Command { group, command });
         };
         if is_read {

@@ -159,7 +159,9 @@ impl World {
             let request = RequestId { session: SessionId(nonce), number: 0 };
             let frame = match is_byzantine {
                 true => client.signed(group, request, &kv::Operation::Open, self.now),
-                false => Request::Command { group, command: Command::Open { nonce }.encode() },
+                false => {
+                    Request::Command { group, command: Command::Open { nonce, client: [0; 32] }.encode() }
+                }
             };
             return self.ask(index, group, request, frame, None);
         };
@@ -294,7 +296,9 @@ impl World {
                 mine.filter_map(|(_, reply, _)| open.note(from, slot, reply, needed)).next()
             }
             Answer::Reply { reply, .. } if open.ids.contains(&answer.id) => Some(reply),
-            Answer::Value { found, .. } if open.ids.contains(&answer.id) => Some(Reply::Value { found, time: 0 }),
+            Answer::Value { found, .. } if open.ids.contains(&answer.id) => {
+                Some(Reply::Value { found, time: 0 })
+            }
             Answer::Unavailable { .. } if self.nodes[index_of(from)].is_short => {
                 return self.count(Nemesis::DiskFull, 0, 1);
             }

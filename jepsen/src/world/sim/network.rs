@@ -121,7 +121,9 @@ impl World {
             }
             Parcel::Request { to, client, frame } => {
                 let connection = ConnectionId(*client as u64);
-                Some((index_of(*to), NodeEvent::Client { connection, body: frame.slice(4..) }))
+                let (client, body) =
+                    (super::node::secret(super::node::CLIENT_SECRETS + *client), frame.slice(4..));
+                Some((index_of(*to), NodeEvent::Client { connection, client, body }))
             }
             Parcel::Answer { .. } => None,
         };
