@@ -97,6 +97,9 @@ pub enum Mutation {
     /// PBFT: patience that grew with views that failed stays where nothing is asked.
     #[cfg(feature = "mutants")]
     PatienceOnlyGrows,
+    /// PBFT: whatever a primary proposes within its window is kept until it is decided.
+    #[cfg(feature = "mutants")]
+    KeepEveryProposal,
     /// PBFT: whoever comes first gets all the room for requests that wait.
     #[cfg(feature = "mutants")]
     FirstComeCustody,
@@ -152,12 +155,13 @@ impl Mutation {
 
     /// Every defect of PBFT that a liar needs to make use of it, and that costs liveness or memory, never agreement.
     #[cfg(feature = "mutants")]
-    pub const PBFT_LIVENESS: [Self; 5] = [
+    pub const PBFT_LIVENESS: [Self; 6] = [
         Self::RestartWait,
         Self::PaceOfManyAlone,
         Self::IgnorePassedOn,
         Self::PatienceOnlyGrows,
         Self::FirstComeCustody,
+        Self::KeepEveryProposal,
     ];
 
     /// Every defect of what a node does around its engines.

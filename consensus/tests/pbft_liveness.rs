@@ -9,7 +9,7 @@ use pbft::{Envelope, Group};
 use tetrachord_consensus::pbft::message::Vote;
 use tetrachord_consensus::pbft::sign::Statement;
 use tetrachord_consensus::pbft::{Batch, Bundle, Message, Options, RequestName, Signer, Window};
-use tetrachord_consensus::{Digest, Mutation, ReplicaId, Slot, Timestamp, View, codec};
+use tetrachord_consensus::{Digest, Engine, Mutation, ReplicaId, Slot, Timestamp, View, codec};
 
 /// In epoch 4 the first view belongs to replica 0.
 const PRIMARY: usize = 0;
@@ -362,6 +362,38 @@ fn clients_that_ask_for_all_they_are_let_leave_room_for_another() {
     assert!(is_there_room_beside_two(Mutation::None));
 }
 
+/// A primary fills its window with large batches, tells one backup alone, and nothing comes of them. The most that the backup keeps of
+/// them, in bytes.
+fn propose_a_window(mutation: Mutation) -> usize {
+    let options = Options { request_ticks: 1_000, open_bytes: OPEN_BYTES, mutation, ..Options::default() };
+    let mut group = Group::new(4, Window::default(), options);
+    let puppet = Puppet::take_the_place_of_the_primary(&mut group);
+    let operation = "x".repeat(100 << 10);
+    let mut most = 0;
+    // The next slot comes last: it is taken however much is kept.
+    for slot in (1..=100).rev() {
+        let bundle = group.request(1, slot, &operation);
+        let batch = batch(&group, 0, vec![bundle]);
+        puppet.propose(&mut group, 1, slot, &batch);
+        turn(&mut group);
+        most = most.max(group.replica(1).log_bytes());
+    }
+    let next = group.replica(1).undecided();
+    assert!(next > 1 && !has_lost_its_view(&group), "nothing was accepted");
+    let asked = group.request(2, 1, "go on");
+    BACKUPS.into_iter().for_each(|index| group.submit(index, &asked));
+    assert!(is_ordered_soon(&mut group, &asked), "what is kept stops nothing");
+    most
+}
+
+const OPEN_BYTES: usize = 1 << 20;
+
+#[test]
+fn a_primary_that_proposes_more_than_it_has_decided_fills_no_memory() {
+    let most = propose_a_window(Mutation::None);
+    assert!((OPEN_BYTES / 2..OPEN_BYTES + (101 << 10)).contains(&most), "{most}");
+}
+
 /// The story of each rule, told with the rule switched off: whether it still ends well.
 fn ends_well(mutation: Mutation) -> bool {
     match mutation {
@@ -370,6 +402,7 @@ fn ends_well(mutation: Mutation) -> bool {
         Mutation::IgnorePassedOn => replay(mutation) == View(0),
         Mutation::PatienceOnlyGrows => fail_and_be_idle(mutation) <= 2_000,
         Mutation::FirstComeCustody => is_there_room_beside_two(mutation),
+        Mutation::KeepEveryProposal => propose_a_window(mutation) < 2 * OPEN_BYTES,
         other => panic!("{other:?} has no story"),
     }
 }

@@ -105,6 +105,10 @@ impl Replica {
         if vote.slot < self.first_fresh {
             return;
         }
+        if !self.has_room_for(vote.slot, batch.bytes().len()) {
+            return;
+        }
+        let state = self.slots.entry(vote.slot).or_default();
         if batch.time().is_some_and(|time| time.0 > ahead) {
             state.held = Some((vote, batch));
             return;
@@ -112,6 +116,19 @@ impl Replica {
         state.batches.insert(vote.digest, batch);
         (state.is_fresh, state.times) = (true, Times { proposed_at: came_at, ..state.times });
         self.accept(vote);
+    }
+
+    /// Whether a proposal of so many bytes may be accepted: a window of large batches, in one view after the other, would be more
+    /// than a replica can keep, and it may drop none of them before its slot is decided. The next slot is always filled: what is
+    /// decided makes room.
+    pub(super) fn has_room_for(&self, slot: Slot, bytes: usize) -> bool {
+        let next = self.executed.slot.next();
+        if slot == next || mutated!(self.options, KeepEveryProposal) {
+            return true;
+        }
+        let open = self.slots.range(next..).map(|(_, state)| state.open_bytes(self.view));
+        let (of_view, all) = open.fold((0, 0), |sum, more| (sum.0 + more.0, sum.1 + more.1));
+        of_view + bytes <= self.options.open_bytes && all + bytes <= 4 * self.options.open_bytes
     }
 
     /// Proposals whose time has come.
@@ -287,6 +304,7 @@ impl Replica {
         }
         if state.decided.replace(digest).is_none() {
             state.times.decided_at = self.now;
+            state.settle();
         }
         if self.is_repairing || self.is_stalled {
             self.note_decided(slot, digest);

@@ -73,12 +73,13 @@ impl Replica {
             return false;
         }
         match message {
-            Message::PrePrepare { vote, .. } => {
+            Message::PrePrepare { vote, batch } => {
                 let state = self.slots.get(&vote.slot);
                 let known = state.and_then(|state| state.accepted_in(self.view));
                 let is_ours = self.is_active && vote.view == self.view && vote.signer == from;
                 let is_in_window = self.config.is_in_window(self.stable_slot(), vote.slot);
-                is_ours && is_in_window && known.is_none_or(|known| known.digest != vote.digest)
+                let is_news = known.is_none_or(|known| known.digest != vote.digest);
+                is_ours && is_in_window && is_news && self.has_room_for(vote.slot, batch.len())
             }
             Message::Prepare(vote) => {
                 let state = self.slots.get(&vote.slot);

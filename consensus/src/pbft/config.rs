@@ -95,6 +95,9 @@ pub struct Options {
     pub batch_requests: usize,
     /// Bytes of one batch, no more than all agree on; a batch always takes at least one bundle.
     pub batch_bytes: usize,
+    /// Bytes of batches of one view that are accepted and not decided, besides the next one; over all views four times as much. A
+    /// primary that does its work has no more under way.
+    pub open_bytes: usize,
     /// A fresh batch whose time is further ahead than this, in microseconds, waits until the clock is there.
     pub clock_micros: u64,
     /// A primary whose batches are stamped further behind than this, in microseconds, is suspected.
@@ -119,6 +122,7 @@ impl Default for Options {
             pipeline: 8,
             batch_requests: BATCH_REQUESTS_MAX,
             batch_bytes: BATCH_BYTES_MAX,
+            open_bytes: 32 << 20,
             clock_micros: 500_000,
             lag_micros: 5_000_000,
             client_bytes: 8 << 20,

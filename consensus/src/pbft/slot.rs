@@ -75,9 +75,35 @@ impl SlotState {
     pub(super) fn keep_earlier(&mut self, digest: Digest) {
         self.earlier.retain(|known| *known != digest);
         self.earlier.push_back(digest);
-        while self.earlier.len() > EARLIER_MAX {
-            self.earlier.pop_front();
+        while self.earlier.len() > EARLIER_MAX
+            && let Some(oldest) = self.earlier.pop_front()
+        {
+            self.drop_batch(oldest);
         }
+    }
+
+    /// A batch that nothing refers to any more.
+    fn drop_batch(&mut self, digest: Digest) {
+        if !self.used().contains(&Some(digest)) {
+            self.batches.remove(&digest);
+            self.recorded.remove(&digest);
+        }
+    }
+
+    /// Nothing else will ever be decided here, whatever certificates of earlier views turn up: what was voted for in those is
+    /// needed no more.
+    pub(super) fn settle(&mut self) {
+        self.earlier.clear();
+        self.drop_unused();
+    }
+
+    fn used(&self) -> [Option<Digest>; 4] {
+        [
+            self.accepted.map(|vote| vote.digest),
+            self.awaited.map(|vote| vote.digest),
+            self.prepared.as_ref().map(|certificate| certificate.digest),
+            self.decided,
+        ]
     }
 
     /// Whether the slot was prepared in this view.
@@ -143,12 +169,7 @@ impl SlotState {
 
     /// Drops batches that nothing refers to any more.
     pub(super) fn drop_unused(&mut self) {
-        let used = [
-            self.accepted.map(|vote| vote.digest),
-            self.awaited.map(|vote| vote.digest),
-            self.prepared.as_ref().map(|certificate| certificate.digest),
-            self.decided,
-        ];
+        let used = self.used();
         let earlier = &self.earlier;
         self.batches.retain(|digest, _| used.contains(&Some(*digest)) || earlier.contains(digest));
         self.recorded.retain(|digest| used.contains(&Some(*digest)) || earlier.contains(digest));
@@ -156,8 +177,22 @@ impl SlotState {
 
     /// Bytes of the batches, about.
     pub(super) fn bytes(&self) -> usize {
-        self.batches.values().map(|batch| 256 + batch.bytes().len()).sum()
+        self.batches.values().map(|batch| bytes_of(batch)).sum()
     }
+
+    /// Bytes of batches while none is decided: what this view's primary proposed, and all.
+    pub(super) fn open_bytes(&self, view: View) -> (usize, usize) {
+        if self.decided.is_some() {
+            return (0, 0);
+        }
+        let held = self.held.as_ref().map_or(0, |(_, batch)| bytes_of(batch));
+        let accepted = self.accepted_in(view).and_then(|vote| self.batches.get(&vote.digest));
+        (held + accepted.map_or(0, |batch| bytes_of(batch)), held + self.bytes())
+    }
+}
+
+fn bytes_of(batch: &Batch) -> usize {
+    256 + batch.bytes().len()
 }
 
 #[cfg(test)]
@@ -178,9 +213,15 @@ mod tests {
                 Vote { signer: ReplicaId(0), view: View(u64::from(view)), slot: Slot(1), digest, signature };
             state.batches.insert(digest, batch);
             state.accept(vote);
+            assert!(state.batches.len() <= 1 + EARLIER_MAX, "not only when the log is rewritten");
         }
         state.drop_unused();
         assert_eq!(state.batches.len(), 1 + EARLIER_MAX, "the last and so many before it");
+        let (last, all) = state.open_bytes(View(11));
+        assert_eq!((all, state.open_bytes(View(12)).0), ((1 + EARLIER_MAX) * last, 0));
+        state.decided = state.accepted.map(|vote| vote.digest);
+        state.settle();
+        assert_eq!((state.batches.len(), state.open_bytes(View(11))), (1, (0, 0)));
     }
 
     fn one_request(time: u8) -> bytes::Bytes {
