@@ -15,7 +15,7 @@
 //! * [`group`] is one replica of one group: it drives an engine of `tetrachord-consensus` and applies what is decided.
 //! * [`kv`] is what commands mean; [`storage`] is what survives.
 //! * [`ring`] says who owns what; [`config`] reads files; [`cli`] is the command line.
-//! * [`limits`] holds every bound, [`error`] sorts errors by what their reader must do.
+//! * [`limits`] holds every bound, [`shares`] divides what many clients ask for, [`error`] sorts errors by what their reader must do.
 
 pub mod cli;
 pub mod client;
@@ -29,6 +29,7 @@ pub mod node;
 pub mod proof;
 pub mod ring;
 pub mod router;
+pub mod shares;
 pub mod storage;
 pub mod transport;
 pub mod wire;

@@ -9,6 +9,7 @@ use tetrachord::Client;
 use tetrachord::client::{NotDone, Outcome, Refusal};
 use tetrachord::config::{ClusterConfig, NodeConfig};
 use tetrachord::ring::{GroupId, StoreId};
+use tetrachord::shares::ClientId;
 use tetrachord::transport::{
     ClientEndpoint, ClientLink, Patience, PeerAddress, Transport, TransportSettings,
 };
@@ -280,7 +281,7 @@ async fn flood(config: NodeConfig, stop: std::sync::Arc<std::sync::atomic::Atomi
     let transport = Transport::start(settings, inbound).unwrap();
     let forward = |id| {
         let request = Request::Get { key: "k".into(), consistency: Consistency::Linearizable };
-        wire::encode(&PeerMessage::Forward { id, request })
+        wire::encode(&PeerMessage::Forward { id, client: ClientId([1; 32]), request })
     };
     let (mut sent, mut taken) = (0, 0);
     while !stop.load(std::sync::atomic::Ordering::SeqCst) {

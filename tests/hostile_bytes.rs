@@ -15,6 +15,7 @@ use tetrachord::kv::{Batch, Command, Expect, Reply, RequestId, SessionId, Write}
 use tetrachord::limits::{Limits, PEER_FRAME_BYTES_MAX};
 use tetrachord::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};
 use tetrachord::ring::{GroupId, NodeId, RingMap};
+use tetrachord::shares::ClientId;
 use tetrachord::storage::memory::MemoryDisk;
 use tetrachord::wire::{
     self, Answer, AnswerFrame, Consistency, Hello, PeerMessage, ProcessStats, Request, RequestFrame,
@@ -133,7 +134,11 @@ impl World {
         let body = wire::encode(&RequestFrame { id: self.last_id, request }).slice(4..);
         self.frames.insert((Kind::FromClient, body.clone()));
         let index = self.last_id as usize % 2;
-        self.step(index, NodeEvent::Client { connection: ConnectionId(1), client: [7; 32], body }, None);
+        self.step(
+            index,
+            NodeEvent::Client { connection: ConnectionId(1), client: ClientId([7; 32]), body },
+            None,
+        );
         self.run(10, Some(2));
     }
 }
@@ -279,7 +284,11 @@ fn feed_nodes(golden: &[(Kind, Bytes)]) -> usize {
             let index = turn % NODES as usize;
             let event = match kind {
                 Kind::FromPeer => NodeEvent::Peer { from: NodeId((index as u32 + 1) % NODES + 1), body },
-                _ => NodeEvent::Client { connection: ConnectionId(turn as u64), client: [7; 32], body },
+                _ => NodeEvent::Client {
+                    connection: ConnectionId(turn as u64),
+                    client: ClientId([7; 32]),
+                    body,
+                },
             };
             world.cores[index].step(event);
             let effects = world.cores[index].flush();

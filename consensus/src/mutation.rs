@@ -112,6 +112,10 @@ pub enum Mutation {
     /// Around the engines: whatever store a node comes with is noted anew.
     #[cfg(feature = "mutants")]
     NoteAnew,
+    /// Nodes around PBFT: signatures are checked in one line for all, first come, first served, and whoever brings bad ones may go
+    /// on.
+    #[cfg(feature = "mutants")]
+    OneLine,
     /// Nodes around PBFT: whatever comes from whoever gives a state counts as progress, also if nothing of it holds.
     #[cfg(feature = "mutants")]
     AnySignOfLife,
@@ -198,6 +202,15 @@ impl Mutation {
     /// Every defect of what is around PBFT in a node: the cores alone cannot show them.
     #[cfg(feature = "mutants")]
     pub const BYZANTINE_NODES: [Self; 1] = [Self::AnySignOfLife];
+
+    /// Whether signatures are checked in one line for all.
+    #[must_use]
+    pub fn checks_in_one_line(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::OneLine;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
 
     /// Whether any sign of life counts as progress of a state that is given.
     #[must_use]

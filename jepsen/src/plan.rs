@@ -93,6 +93,8 @@ pub struct Plan {
     pub window: Window,
     /// Byzantine mode: what waits for so long costs a primary its view, in milliseconds.
     pub request_millis: u64,
+    /// Requests in one burst of a client that means no good.
+    pub flood_requests: u32,
     /// Byzantine mode: the only lie that liars tell, if they do not tell one after the other.
     pub lie: Option<Lie>,
     /// A deliberate defect, in tests of the tests.
@@ -118,7 +120,8 @@ impl Plan {
             Mode::Byzantine => !nemesis.needs_crash(),
             Mode::Crash => !nemesis.is_byzantine(),
         };
-        let nemeses = Nemesis::of(Kind::Sim).filter(is_possible).filter(|_| random.coin()).collect();
+        let drawn = Nemesis::of(Kind::Sim).filter(is_possible).filter(|nemesis| *nemesis != Nemesis::Flood);
+        let nemeses = drawn.filter(|_| random.coin()).collect();
         let (nodes, replicas) = match mode {
             Mode::Byzantine => [(4, 4), (4, 4), (4, 4), (7, 7)][random.index(4)],
             Mode::Crash => [(3, 3), (3, 3), (5, 3), (5, 5)][random.index(4)],
@@ -154,6 +157,7 @@ impl Plan {
                 Window::default(),
             ][random.index(3)],
             request_millis: [400, 400, 1_000][random.index(3)],
+            flood_requests: 20,
             lie: (random.below(4) == 0).then(|| Lie::ALL[random.index(Lie::ALL.len())]),
             mutation: Mutation::None,
             defect: Defect::None,
@@ -163,6 +167,10 @@ impl Plan {
             plan.replicas = 4;
         }
         plan.row_micros = [0, 0, 0, 20_000][random.index(4)];
+        // Its messages are many: they must not hide in every other run what few do.
+        if random.below(4) == 0 {
+            plan.nemeses.insert(Nemesis::Flood);
+        }
         plan
     }
 

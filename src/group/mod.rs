@@ -37,6 +37,7 @@ use crate::limits::{
     BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, LOG_OVERLAYS_MAX, Limits, PEER_FRAME_BYTES_MAX,
 };
 use crate::ring::{GroupId, GroupPlace, NodeId};
+use crate::shares::Account;
 use crate::storage::{CommitId, StateWrite, Storage, keys};
 use bytes::Bytes;
 use driver::Driver;
@@ -431,10 +432,10 @@ impl Group {
     }
 
     /// Takes a command to be ordered.
-    pub fn write(&mut self, ticket: Ticket, request: RequestId, command: Bytes) {
+    pub fn write(&mut self, account: Account, ticket: Ticket, request: RequestId, command: Bytes) {
         if !self.is_leading() {
             self.answer(ticket, Outcome::NotLeader);
-        } else if !self.requests.push(ticket, request, command) {
+        } else if !self.requests.push(account, ticket, request, command) {
             self.answer(ticket, Outcome::Busy);
         }
     }

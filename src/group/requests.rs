@@ -2,6 +2,7 @@
 
 use crate::kv::{Batch, RequestId};
 use crate::limits::{BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, QUEUED_BYTES_MAX, QUEUED_COMMANDS_MAX};
+use crate::shares::{Account, Shares};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use tetrachord_consensus::ReadId;
@@ -11,39 +12,63 @@ use tetrachord_consensus::ReadId;
 pub struct Ticket(pub u64);
 
 /// Requests of one group.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Requests {
-    queue: VecDeque<(Ticket, RequestId, Bytes)>,
-    queued_bytes: usize,
+    queue: VecDeque<(Account, Ticket, RequestId, Bytes)>,
+    queued: Shares,
+    queued_bytes: Shares,
     waiting: BTreeMap<RequestId, Vec<Ticket>>,
     reads: BTreeMap<ReadId, (Ticket, Bytes)>,
     arrived_reads: Vec<ReadId>,
     last_read: u64,
 }
 
-impl Requests {
-    /// Takes a command to be proposed; false if too many wait.
-    pub(super) fn push(&mut self, ticket: Ticket, request: RequestId, command: Bytes) -> bool {
-        let is_full =
-            self.queue.len() >= QUEUED_COMMANDS_MAX || self.queued_bytes + command.len() > QUEUED_BYTES_MAX;
-        if !is_full {
-            self.queued_bytes += command.len();
-            self.queue.push_back((ticket, request, command));
+impl Default for Requests {
+    fn default() -> Self {
+        Self {
+            queue: VecDeque::new(),
+            queued: Shares::of(QUEUED_COMMANDS_MAX),
+            queued_bytes: Shares::of(QUEUED_BYTES_MAX),
+            waiting: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            arrived_reads: Vec::new(),
+            last_read: 0,
         }
-        !is_full
+    }
+}
+
+impl Requests {
+    /// Takes a command to be proposed; false if too many wait, of all or of whoever answers for it.
+    pub(super) fn push(
+        &mut self,
+        account: Account,
+        ticket: Ticket,
+        request: RequestId,
+        command: Bytes,
+    ) -> bool {
+        if !self.queued.take(account, 1) {
+            return false;
+        }
+        if !self.queued_bytes.take(account, command.len()) {
+            self.queued.give_back(account, 1);
+            return false;
+        }
+        self.queue.push_back((account, ticket, request, command));
+        true
     }
 
     /// The next batch, in order of arrival; its commands now wait for their outcome.
     pub(super) fn next_batch(&mut self) -> Option<Bytes> {
         let mut batch = Batch::default();
-        while let Some((_, _, command)) = self.queue.front() {
+        while let Some((.., command)) = self.queue.front() {
             let is_full =
                 batch.len() >= BATCH_COMMANDS_MAX || batch.bytes() + command.len() > BATCH_BYTES_MAX;
             if is_full && !batch.is_empty() {
                 break;
             }
-            let (ticket, request, command) = self.queue.pop_front().expect("the queue has a front");
-            self.queued_bytes -= command.len();
+            let (account, ticket, request, command) = self.queue.pop_front().expect("the queue has a front");
+            self.queued.give_back(account, 1);
+            self.queued_bytes.give_back(account, command.len());
             batch.push(&command);
             self.waiting.entry(request).or_default().push(ticket);
         }
@@ -81,8 +106,9 @@ impl Requests {
 
     /// The leadership is lost: commands that were never proposed, and those that were.
     pub(super) fn abandon(&mut self) -> (Vec<Ticket>, Vec<Ticket>) {
-        self.queued_bytes = 0;
-        let queued = std::mem::take(&mut self.queue).into_iter().map(|(ticket, _, _)| ticket).collect();
+        self.queued.clear();
+        self.queued_bytes.clear();
+        let queued = std::mem::take(&mut self.queue).into_iter().map(|(_, ticket, ..)| ticket).collect();
         let proposed = std::mem::take(&mut self.waiting).into_values().flatten().collect();
         (queued, proposed)
     }
@@ -92,16 +118,21 @@ impl Requests {
 mod tests {
     use super::*;
     use crate::kv::SessionId;
+    use crate::shares::ClientId;
 
     fn request(number: u64) -> RequestId {
         RequestId { session: SessionId(1), number }
+    }
+
+    fn client(number: u8) -> Account {
+        Account::Client(ClientId([number; 32]))
     }
 
     #[test]
     fn what_waits_is_bounded_and_leaves_in_order() {
         let mut requests = Requests::default();
         for number in 0..(BATCH_COMMANDS_MAX as u64 + 1) {
-            assert!(requests.push(Ticket(number), request(number), Bytes::from_static(b"c")));
+            assert!(requests.push(client(1), Ticket(number), request(number), Bytes::from_static(b"c")));
         }
         let first = Batch::split(requests.next_batch().unwrap()).unwrap();
         assert_eq!(first.len(), BATCH_COMMANDS_MAX);
@@ -109,10 +140,28 @@ mod tests {
         assert_eq!(requests.finish(&request(0)), vec![]);
         let (queued, proposed) = requests.abandon();
         assert_eq!((queued.len(), proposed.len()), (1, BATCH_COMMANDS_MAX - 1));
-        let huge = Bytes::from(vec![0; QUEUED_BYTES_MAX]);
-        assert!(requests.push(Ticket(1), request(1), huge.clone()));
-        assert!(!requests.push(Ticket(2), request(2), Bytes::from_static(b"c")));
+        let huge = Bytes::from(vec![0; QUEUED_BYTES_MAX / 2]);
+        assert!(requests.push(client(1), Ticket(1), request(1), huge.clone()));
+        assert!(!requests.push(client(1), Ticket(2), request(2), Bytes::from_static(b"c")));
         assert!(requests.next_batch().is_some(), "even a command larger than a batch is proposed");
         assert!(!requests.has_queued());
+    }
+
+    #[test]
+    fn a_client_that_fills_its_share_leaves_room_for_others() {
+        let mut requests = Requests::default();
+        let command = Bytes::from(vec![0; 1 << 20]);
+        let mut push =
+            |client, number: u64| requests.push(client, Ticket(number), request(number), command.clone());
+        let taken = (0..100).filter(|number| push(client(1), *number)).count();
+        assert_eq!(taken, (QUEUED_BYTES_MAX / 2) >> 20);
+        assert!((200..205).all(|number| push(client(2), number)));
+        let small = Bytes::from_static(b"c");
+        let mut requests = Requests::default();
+        let mut push =
+            |client, number: u64| requests.push(client, Ticket(number), request(number), small.clone());
+        let taken = (0..QUEUED_COMMANDS_MAX as u64).filter(|number| push(client(1), *number)).count();
+        assert_eq!(taken, QUEUED_COMMANDS_MAX / 2);
+        assert!(push(client(2), 1 << 20));
     }
 }

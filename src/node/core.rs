@@ -13,6 +13,9 @@
 //! * replicas take part in their groups only once others know which store they have, and hear only nodes whose store they
 //!   know ([`super::roster`]).
 
+mod verdicts;
+
+use super::askers::Askers;
 pub use super::face::{Class, NodeEffect, NodeEvent, NodeSettings, Room};
 use super::roster::{self, OWN, Roster};
 use super::status;
@@ -22,6 +25,7 @@ use crate::group::{Freshness, Group, OpenError, Outcome, Outcomes, Output, Ticke
 use crate::kv::{self, Command};
 use crate::ring::{GroupId, NodeId};
 use crate::router;
+use crate::shares::{Account, ClientId};
 use crate::storage::{Commit, CommitId, Recovery, Storage};
 use crate::wire::{
     self, Answer, AnswerFrame, Consistency, NodeStatus, PeerMessage, ProcessStats, Request, RequestFrame,
@@ -57,6 +61,7 @@ pub struct NodeCore {
     groups: BTreeMap<GroupId, Group>,
     gateway: Gateway,
     watchers: Watchers,
+    askers: Askers,
     forwards: BTreeMap<u64, Forward>,
     leaders: BTreeMap<GroupId, Option<NodeId>>,
     last_forward: u64,
@@ -126,6 +131,7 @@ impl NodeCore {
             return Err(OpenError::Storage(StorageError::StateLost(lost)));
         }
         let compact_above = settings.log_bytes_max;
+        let askers = Askers::new(settings.group.options.mutation.checks_in_one_line());
         Ok(Self {
             settings,
             storage,
@@ -133,6 +139,7 @@ impl NodeCore {
             groups,
             gateway: Gateway::default(),
             watchers: Watchers::default(),
+            askers,
             forwards: BTreeMap::new(),
             leaders: BTreeMap::new(),
             // Never the number of an earlier life: an answer to that one may still be on its way.
@@ -173,13 +180,14 @@ impl NodeCore {
                     self.give_up_forwards(|forward| forward.to == node);
                 }
             }
-            NodeEvent::Client { connection, client, body } => self.on_client(connection, &client, &body)?,
+            NodeEvent::Client { connection, client, body } => self.on_client(connection, client, &body)?,
             NodeEvent::ClientGone { connection } => {
                 self.gateway.close(connection);
                 self.watchers.close(connection);
             }
             NodeEvent::Lie(lie) => self.groups.values_mut().for_each(|group| group.tell(lie)),
             NodeEvent::Verified { group, result } => {
+                self.note_verdict(&result);
                 if let Some(group) = self.groups.get_mut(&group) {
                     group.verified(self.storage.as_ref(), result)?;
                 }
@@ -272,7 +280,7 @@ impl NodeCore {
     }
 
     fn on_tick(&mut self, now: Ticks, wall: Timestamp) -> Result<(), StorageError> {
-        (self.now, self.wall) = (now, wall);
+        (self.now, self.wall, self.askers.now) = (now, wall, now);
         self.started.get_or_insert(now);
         self.roster.tick(now, self.storage.log_end());
         if self.roster.may_vote() {
@@ -351,8 +359,11 @@ impl NodeCore {
                 self.roster.on_said(from, said);
                 Ok(())
             }
-            Ok(PeerMessage::Forward { id, request }) => {
-                self.take_request(Origin::Peer { node: from, id }, None, request)
+            Ok(PeerMessage::Forward { id, client, request }) => {
+                // Where nodes may lie, one answers itself for what it passes on.
+                let is_trusted = self.settings.group.byzantine.is_none();
+                let account = if is_trusted { Account::Client(client) } else { Account::Node(from) };
+                self.take_request(Origin::Peer { node: from, id }, (account, None), request)
             }
             Ok(PeerMessage::Forwarded { id, answer }) => {
                 self.on_forwarded(from, id, answer);
@@ -383,12 +394,13 @@ impl NodeCore {
     fn on_client(
         &mut self,
         connection: ConnectionId,
-        client: &kv::Client,
+        client: ClientId,
         body: &[u8],
     ) -> Result<(), StorageError> {
         match wire::decode::<RequestFrame>(body) {
             Ok(RequestFrame { id, request }) => {
-                self.take_request(Origin::Client { connection, id }, Some(client), request)
+                let who = (Account::Client(client), Some(&client.0));
+                self.take_request(Origin::Client { connection, id }, who, request)
             }
             Err(error) => {
                 self.effects.push(NodeEffect::Disconnect { connection, reason: error.to_string() });
@@ -401,7 +413,7 @@ impl NodeCore {
     fn take_request(
         &mut self,
         origin: Origin,
-        client: Option<&kv::Client>,
+        (account, client): (Account, Option<&kv::Client>),
         mut request: Request,
     ) -> Result<(), StorageError> {
         let command = match gateway::check(&mut request, client, &self.settings.group.limits) {
@@ -411,7 +423,7 @@ impl NodeCore {
                 return Ok(());
             }
         };
-        let ticket = match self.gateway.admit(origin) {
+        let ticket = match self.gateway.admit(origin, account) {
             Ok(ticket) => ticket,
             Err(answer) => {
                 self.send_answer(origin, answer);
@@ -520,11 +532,18 @@ impl NodeCore {
             self.finish(ticket, Answer::Unavailable { reason });
             return Ok(());
         }
+        let account = self.gateway.account(ticket).expect("what is served is open");
+        if let Request::Submit { bundle, .. } = &request
+            && let Err(denied) = self.askers.admit(ticket, account, bundle.len())
+        {
+            self.deny(ticket, denied);
+            return Ok(());
+        }
         let storage = self.storage.as_ref();
         let group = self.groups.get_mut(&owner).expect("the caller has found the group here");
         match (request, command) {
             (Request::Command { command: bytes, .. }, Some(command)) => {
-                group.write(ticket, command.request(), bytes);
+                group.write(account, ticket, command.request(), bytes);
                 Ok(())
             }
             (Request::Get { key, consistency: Consistency::Linearizable }, _) => {
@@ -551,7 +570,10 @@ impl NodeCore {
         self.last_forward += 1;
         let id = self.last_forward;
         self.forwards.insert(id, Forward { ticket, since: self.now, owner, to });
-        let frame = wire::encode(&PeerMessage::Forward { id, request });
+        let Some(Account::Client(client)) = self.gateway.account(ticket) else {
+            unreachable!("only what a client brought here is passed on")
+        };
+        let frame = wire::encode(&PeerMessage::Forward { id, client, request });
         self.effects.push(NodeEffect::Send { to, class: Class::Request, frame });
     }
 
@@ -670,10 +692,14 @@ impl NodeCore {
                         self.effects.push(NodeEffect::Send { to, class, frame });
                     }
                     Output::Answer { ticket, outcome } => {
+                        self.askers.release(ticket);
                         let answer = self.answer_of(name, outcome);
                         self.finish(ticket, answer);
                     }
-                    Output::Verify(job) => self.effects.push(NodeEffect::Verify { group: name, job }),
+                    Output::Verify(job) => {
+                        let line = self.line_of(name, &job);
+                        self.effects.push(NodeEffect::Verify { group: name, line, job });
+                    }
                     Output::Outcomes(outcomes) => self.tell_watchers(name, outcomes),
                     Output::RebuildTree { reason } => rebuild = Some(reason),
                     Output::Fatal { reason } => self.effects.push(NodeEffect::Stop { reason }),

@@ -1,10 +1,11 @@
 //! The face of a node: what happens to it, and what it wants done.
 
+use super::checks::Line;
 use crate::error::StorageError;
 use crate::gateway::ConnectionId;
 use crate::group::Settings;
-use crate::kv;
 use crate::ring::{GroupId, NodeId, RingMap};
+use crate::shares::ClientId;
 use crate::storage::CommitId;
 use crate::wire::ProcessStats;
 use bytes::Bytes;
@@ -40,8 +41,8 @@ pub enum NodeEvent {
     Client {
         /// Its connection.
         connection: ConnectionId,
-        /// The key by which the connection was admitted: whose sessions are opened on it.
-        client: kv::Client,
+        /// Who it is: the transport vouches for the key.
+        client: ClientId,
         /// The request frame.
         body: Bytes,
     },
@@ -128,6 +129,8 @@ pub enum NodeEffect {
     Verify {
         /// The group.
         group: GroupId,
+        /// Where it waits for its turn.
+        line: Line,
         /// What to check.
         job: Box<Unverified>,
     },

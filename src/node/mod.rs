@@ -1,5 +1,7 @@
 //! One node: a pure core that decides, and a shell that acts.
 
+mod askers;
+pub mod checks;
 pub mod core;
 mod face;
 mod pool;

@@ -313,7 +313,7 @@ impl Shell {
         let mut jobs = Vec::new();
         for effect in effects {
             match effect {
-                NodeEffect::Verify { group, job } => jobs.push((group, job)),
+                NodeEffect::Verify { group, line, job } => jobs.push((line, (group, job))),
                 NodeEffect::Send { to, class, frame } => {
                     let class = match class {
                         Class::Consensus => 0,
@@ -343,7 +343,7 @@ fn event_of(inbound: Inbound) -> NodeEvent {
         Inbound::PeerDown { node } => NodeEvent::PeerLink { node, is_up: false },
         Inbound::PeerFrame { from, frame } => NodeEvent::Peer { from, body: frame.body },
         Inbound::ClientFrame { connection, client, frame } => {
-            NodeEvent::Client { connection, client: client.0, body: frame.body }
+            NodeEvent::Client { connection, client, body: frame.body }
         }
         Inbound::ClientGone { connection } => NodeEvent::ClientGone { connection },
     }

@@ -10,6 +10,7 @@ use crate::group::Settings;
 use crate::kv::Command;
 use crate::limits::Limits;
 use crate::ring::{GroupId, NodeId, Position, RingMap};
+use crate::shares::ClientId;
 use crate::storage::memory::MemoryDisk;
 use crate::wire::{
     self, Answer, AnswerFrame, Consistency, Introduction, Life, PeerMessage, Request, RequestFrame,
@@ -248,7 +249,7 @@ impl Alone {
 
     fn ask(&mut self, request: Request) -> Vec<NodeEffect> {
         let body = wire::encode(&RequestFrame { id: 1, request }).slice(4..);
-        self.core.step(NodeEvent::Client { connection: ConnectionId(1), client: CLIENT, body });
+        self.core.step(NodeEvent::Client { connection: ConnectionId(1), client: ClientId([1; 32]), body });
         self.core.flush()
     }
 

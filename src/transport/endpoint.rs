@@ -10,6 +10,7 @@ use super::watch::{Watch, WatchedRuntime};
 use crate::gateway::ConnectionId;
 use crate::limits::CLIENT_FRAME_BYTES_MAX;
 use crate::ring::NodeId;
+use crate::shares::ClientId;
 use bytes::Bytes;
 use quinn_proto::HashedConnectionIdGenerator;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,8 +43,8 @@ pub enum Inbound {
     ClientFrame {
         /// Its connection.
         connection: ConnectionId,
-        /// The key that it proved to have.
-        client: PublicKey,
+        /// The client, as proved by its key.
+        client: ClientId,
         /// The frame.
         frame: Frame,
     },
@@ -329,7 +330,7 @@ async fn serve_client(connection: quinn::Connection, key: PublicKey, shared: &Sh
     place.outbox.push(greeting);
     let writer = shared.watch.spawn("write to a client", write_frames(place.outbox.clone(), send));
     let allowance = Allowance::new(connection.clone(), Arc::clone(&place.share));
-    let wrap = move |frame| Inbound::ClientFrame { connection: id, client: key, frame };
+    let wrap = move |frame| Inbound::ClientFrame { connection: id, client: ClientId(key.0), frame };
     frames_of(recv, CLIENT_FRAME_BYTES_MAX, shared.clone(), Some(allowance), wrap).await;
     writer.abort();
     connection.close(0u32.into(), b"");

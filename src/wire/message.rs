@@ -4,6 +4,7 @@ use crate::kv::{self, Reply, RequestId};
 use crate::limits::Limits;
 use crate::proof::OutcomeProof;
 use crate::ring::{GroupId, NodeId, RingMap, StoreId};
+use crate::shares::ClientId;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -320,6 +321,8 @@ pub enum PeerMessage {
     Forward {
         /// Unique on the sending node.
         id: u64,
+        /// Whose it is, as the sending node says.
+        client: ClientId,
         /// The request.
         request: Request,
     },

@@ -88,6 +88,12 @@ impl Batch {
         read(bytes).map(|(_, bundles)| bundles)
     }
 
+    /// How many bundles these bytes say they have, if they are a batch.
+    pub(super) fn count_of(bytes: &[u8]) -> usize {
+        let count = bytes.get(HEADER - 2..HEADER).map_or(0, |mut count| usize::from(count.get_u16()));
+        count.min(BATCH_BUNDLES_MAX)
+    }
+
     /// The exact bytes.
     #[must_use]
     pub fn bytes(&self) -> &Bytes {

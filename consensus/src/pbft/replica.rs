@@ -331,7 +331,8 @@ impl Replica {
     }
 
     fn on_submit(&mut self, id: SubmitId, bundle: Bytes, is_passed_on: bool) {
-        if self.client_bytes_in_check + bundle.len() > self.options.client_bytes {
+        // Whose they are is not known here: whoever brings them shares this out among clients.
+        if self.client_bytes_in_check + bundle.len() > self.options.custody_bytes {
             return self.effect(Effect::Submitted { id, result: Err(SubmitRefusal::Full) });
         }
         self.client_bytes_in_check += bundle.len();

@@ -41,7 +41,8 @@ pub enum Origin {
 
 impl Origin {
     /// The submission, if it is one, of which somebody waits to hear.
-    pub(super) fn submission(self) -> Option<SubmitId> {
+    #[must_use]
+    pub fn submission(self) -> Option<SubmitId> {
         match self {
             Self::Client(id) | Self::Node(id) => Some(id),
             Self::Replica(_) => None,
@@ -101,7 +102,42 @@ impl Unverified {
     pub fn origin(&self) -> Origin {
         self.origin
     }
+
+    /// The replica that sent it, if one did.
+    #[must_use]
+    pub fn replica(&self) -> Option<ReplicaId> {
+        match self.origin {
+            Origin::Replica(replica) => Some(replica),
+            Origin::Client(_) | Origin::Node(_) => None,
+        }
+    }
+
+    /// Whether it is a client's bundle, whoever shows it, and no word of a replica.
+    #[must_use]
+    pub fn is_bundle(&self) -> bool {
+        matches!(self.message, Message::Requests(_))
+    }
+
+    /// About how many signatures the check of it costs. What hashing takes is counted, too.
+    #[must_use]
+    pub fn cost(&self) -> u32 {
+        let signatures = match &self.message {
+            Message::PrePrepare { batch, .. } => 1 + Batch::count_of(batch),
+            Message::Prepare(_) | Message::Commit(_) | Message::Checkpoint(_) => 1,
+            Message::Requests(_) => 1,
+            Message::Body { .. } | Message::Status(_) | Message::Fetch { .. } => 0,
+            Message::Certified { certificate, .. } => certificate.commits.len(),
+            Message::ViewChange(_) | Message::NewView(_) | Message::Stable(_) => self.bytes / SIGNATURE_BYTES,
+        };
+        u32::try_from(signatures + self.bytes / HASHED_BYTES).unwrap_or(u32::MAX)
+    }
 }
+
+/// Bytes of a signature with its signer in a certificate.
+const SIGNATURE_BYTES: usize = 64;
+
+/// Bytes that are hashed in the time that a signature takes, about.
+const HASHED_BYTES: usize = 32 << 10;
 
 /// What was checked, and is true as far as signatures can tell. Only a [`Verifier`] makes one.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -52,6 +52,8 @@ pub enum Nemesis {
     Rot,
     /// Byzantine mode: nodes lie.
     Lies,
+    /// A client sends as fast as it may what costs work.
+    Flood,
 }
 
 /// A row of the register.
@@ -79,7 +81,7 @@ const PACKETS_CUT_OFF: Option<&str> = Some("packets cut off");
 
 /// The register of all nemeses.
 #[rustfmt::skip]
-const REGISTER: [Entry; 22] = [
+const REGISTER: [Entry; 23] = [
     entry(Nemesis::Kill, "kill", "a node ends at once; in the simulator it loses what it had not synced",
         Some("nodes killed"), Some("nodes killed")),
     entry(Nemesis::PowerCut, "power-cut", "all nodes end in one moment, and lose what they had not synced",
@@ -113,6 +115,8 @@ const REGISTER: [Entry; 22] = [
         Some("nodes that refused")),
     entry(Nemesis::Halt, "halt", "a replica is told what cannot be, and stops its node while the node's other groups go on (crash mode)",
         Some("nodes that stopped"), None),
+    entry(Nemesis::Flood, "flood", "a client with a key of its own sends what costs work as fast as it may, and waits for nothing: bundles that are not signed in Byzantine mode",
+        Some("requests refused"), None),
 ];
 
 impl Nemesis {

@@ -8,6 +8,7 @@ use crate::kv::{Operation, Reply, RequestId, SessionId, Write};
 use crate::limits::Limits;
 use crate::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};
 use crate::ring::{GroupId, NodeId, RingMap};
+use crate::shares::ClientId;
 use crate::storage::memory::MemoryDisk;
 use crate::wire::{self, Answer, AnswerFrame, Request, RequestFrame};
 use bytes::Bytes;
@@ -333,11 +334,8 @@ impl World {
                     self.step(to.0 as usize - 1, NodeEvent::Peer { from, body: frame.slice(4..) });
                 }
                 Parcel::Request { to, client, frame } => {
-                    let event = NodeEvent::Client {
-                        connection: ConnectionId(client as u64),
-                        client: [7; 32],
-                        body: frame.slice(4..),
-                    };
+                    let (connection, body) = (ConnectionId(client as u64), frame.slice(4..));
+                    let event = NodeEvent::Client { connection, client: ClientId([client as u8; 32]), body };
                     self.step(to.0 as usize - 1, event);
                 }
                 Parcel::Answer { from, client, frame } => self.on_answer(from, client, &frame),
@@ -723,7 +721,8 @@ fn a_node_that_passes_executed_requests_on_takes_no_view() {
         let Some(bundle) = world.last_bundle.clone() else { continue };
         for index in (0..3).filter(|index| *index != primary) {
             let request = Request::Submit { group: GROUP, bundle: bundle.clone() };
-            let frame = wire::encode(&wire::PeerMessage::Forward { id: 7, request });
+            let frame =
+                wire::encode(&wire::PeerMessage::Forward { id: 7, client: ClientId([1; 32]), request });
             world.step(index, NodeEvent::Peer { from: NodeId(4), body: frame.slice(4..) });
             passed_on += 1;
         }

@@ -8,6 +8,7 @@ use crate::limits::Limits;
 use crate::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings, Room};
 use crate::node::roster::OWN;
 use crate::ring::{GroupId, NodeId, Position, RingMap};
+use crate::shares::ClientId;
 use crate::storage::memory::MemoryDisk;
 use crate::wire::{self, Answer, AnswerFrame, Consistency, PeerMessage, ProcessStats, Request, RequestFrame};
 use bytes::Bytes;
@@ -397,7 +398,11 @@ impl Sim {
                 request: Request::Command { group: GroupId(1), command: golden.clone() },
             }),
             wire::encode(&PeerMessage::Group { group: GroupId(1), body: golden.clone() }),
-            wire::encode(&PeerMessage::Forward { id: 1, request: Request::Status }),
+            wire::encode(&PeerMessage::Forward {
+                id: 1,
+                client: ClientId([1; 32]),
+                request: Request::Status,
+            }),
         ];
         for round in 0..count {
             let mut body = golden[round % golden.len()][4..].to_vec();
@@ -411,7 +416,7 @@ impl Sim {
             let event = if self.random.chance(50) {
                 NodeEvent::Peer { from: NodeId(1 + self.random.below(self.plan.nodes as u64) as u32), body }
             } else {
-                NodeEvent::Client { connection: ConnectionId(99), client: [99; 32], body }
+                NodeEvent::Client { connection: ConnectionId(99), client: ClientId([99; 32]), body }
             };
             self.step(index, event);
         }
@@ -574,10 +579,9 @@ impl Sim {
                 }
             }
             Parcel::Request { to, connection, frame } => {
-                self.step(
-                    to.0 as usize - 1,
-                    NodeEvent::Client { connection, client: [7; 32], body: frame.slice(4..) },
-                );
+                let client = ClientId([connection.0 as u8; 32]);
+                let body = frame.slice(4..);
+                self.step(to.0 as usize - 1, NodeEvent::Client { connection, client, body });
             }
             Parcel::Answer { client, frame } => self.on_answer(client, &frame),
         }

@@ -122,6 +122,28 @@ impl Client {
     }
 }
 
+/// A bundle in the name of a client, whose signature does not hold.
+pub(super) fn unsigned_bundle(client: usize, number: u64) -> Bytes {
+    thread_local! {
+        /// Signing costs more than all else here, and nobody looks at what is signed.
+        static SIGNED: std::cell::RefCell<BTreeMap<usize, Bytes>> = const { std::cell::RefCell::new(BTreeMap::new()) };
+    }
+    let sign = || {
+        let signer = ClientSigner::new(&secret(CLIENT_SECRETS + client));
+        let name = RequestName { client: ClientKey(signer.name().0), session: 1, number: 0 };
+        let (not_after, operation) = (Timestamp(EPOCH_MICROS), kv::Operation::Open.encode());
+        let (ack_below, wants_proof, ends_epoch) = (0, false, false);
+        let request = SignedRequest { name, ack_below, not_after, wants_proof, ends_epoch, operation };
+        let domain = Domain { cluster: Digest(CLUSTER), group: 1, epoch: Epoch(1) };
+        Bundle::sign(&domain, &signer, &[request]).bytes().clone()
+    };
+    let signed = SIGNED.with_borrow_mut(|signed| signed.entry(client).or_insert_with(sign).clone());
+    let mut bytes = signed.to_vec();
+    let in_signature = 40..48;
+    bytes[in_signature].copy_from_slice(&number.to_be_bytes());
+    Bytes::from(bytes)
+}
+
 impl World {
     /// Time to ask, to ask again, or to give up.
     pub(super) fn patience(&mut self, index: usize) {

@@ -12,7 +12,7 @@ use tetrachord_consensus::paxos::Message;
 use tetrachord_consensus::{Digest, LogBase, Slot, codec};
 
 /// Kinds of faults that strike at a moment; the others are at work all the time.
-const STRIKES: [Nemesis; 14] = [
+const STRIKES: [Nemesis; 15] = [
     Nemesis::Kill,
     Nemesis::PowerCut,
     Nemesis::Pause,
@@ -27,6 +27,7 @@ const STRIKES: [Nemesis; 14] = [
     Nemesis::WipedDisk,
     Nemesis::OldCopy,
     Nemesis::Halt,
+    Nemesis::Flood,
 ];
 
 impl World {
@@ -94,6 +95,7 @@ impl World {
             Nemesis::WipedDisk => self.wipe(victim),
             Nemesis::OldCopy => self.put_back_old_copy(victim),
             Nemesis::Halt => self.halt(victim, None),
+            Nemesis::Flood => self.begin_flood(victim),
             partition => self.cut(partition),
         }
     }

@@ -12,6 +12,7 @@ mod clocks;
 mod disturb;
 mod durable;
 mod end;
+mod flood;
 mod invariant;
 mod network;
 mod node;
@@ -33,6 +34,7 @@ use said::{Said, Statement};
 use std::collections::BTreeMap;
 use tetrachord::gateway::ConnectionId;
 use tetrachord::group::engine_message;
+use tetrachord::node::checks::Line;
 use tetrachord::node::core::{NodeEffect, NodeEvent};
 use tetrachord::ring::{GroupId, NodeId, RingMap};
 use tetrachord::wire::{self, PeerMessage};
@@ -58,6 +60,7 @@ pub(crate) enum Event {
     Link { node: usize, peer: usize },
     Strike,
     Resume { node: usize, life: u64 },
+    Flood { node: usize, left: u32 },
 }
 
 /// What a run came to.
@@ -101,6 +104,8 @@ pub(crate) struct World {
     last_store: u64,
     last_process: u64,
     last_stamp: u64,
+    /// Requests of the client that means no good.
+    flooded: u64,
     is_calm: bool,
     calm_micros: u64,
     invariants: Invariants,
@@ -140,6 +145,7 @@ impl World {
             last_store: plan.nodes as u64,
             last_process: 0,
             last_stamp: 0,
+            flooded: 0,
             is_calm: false,
             calm_micros: 0,
             invariants: Invariants::new(plan),
@@ -222,6 +228,7 @@ impl World {
             Event::Restart { node } => self.restart(node),
             Event::Link { node, peer } => self.link(node, peer),
             Event::Strike => self.strike(),
+            Event::Flood { node, left } => self.flood(node, left),
             _ => {}
         }
     }
@@ -293,12 +300,19 @@ impl World {
                 self.repeat_lies(index, client, &frame);
                 self.send(Parcel::Answer { from, client, frame });
             }
+            NodeEffect::Disconnect { connection: ConnectionId(client), .. }
+                if self.is_flooder(usize::try_from(client).expect("few clients")) =>
+            {
+                self.count(Nemesis::Flood, 0, 1);
+            }
             NodeEffect::Disconnect { reason, .. } => {
                 self.violate(|| format!("{from} closes the connection of a correct client: {reason}"));
             }
-            NodeEffect::Verify { group, job } => {
+            NodeEffect::Verify { group, line, job } => {
+                let is_one_line = self.plan.mutation.checks_in_one_line();
                 let node = &mut self.nodes[index];
-                node.checks.push_back((group, job));
+                let line = if is_one_line { Line::Replica(NodeId(0)) } else { line };
+                node.checks.push(line, job.cost(), (group, job));
                 if !node.is_checking {
                     node.is_checking = true;
                     let life = node.life;

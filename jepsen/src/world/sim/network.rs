@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use tetrachord::gateway::ConnectionId;
 use tetrachord::node::core::{Class, NodeEvent};
 use tetrachord::ring::NodeId;
+use tetrachord::shares::ClientId;
 
 /// A frame on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,11 @@ impl Parcel {
 
 pub(super) fn index_of(node: NodeId) -> usize {
     usize::try_from(node.0).expect("few nodes") - 1
+}
+
+/// The name of a client, by the key of its connections.
+fn client_id(client: usize) -> ClientId {
+    ClientId([u8::try_from(client).expect("few clients"); 32])
 }
 
 /// What is wrong with the links now.
@@ -121,9 +127,8 @@ impl World {
             }
             Parcel::Request { to, client, frame } => {
                 let connection = ConnectionId(*client as u64);
-                let (client, body) =
-                    (super::node::secret(super::node::CLIENT_SECRETS + *client), frame.slice(4..));
-                Some((index_of(*to), NodeEvent::Client { connection, client, body }))
+                let body = frame.slice(4..);
+                Some((index_of(*to), NodeEvent::Client { connection, client: client_id(*client), body }))
             }
             Parcel::Answer { .. } => None,
         };
@@ -133,6 +138,9 @@ impl World {
                 self.nodes[index].stalled.push(parcel);
             }
             (Some((index, event)), _) => self.step(index, event),
+            (None, Parcel::Answer { client, frame, .. }) if self.is_flooder(client) => {
+                self.on_answer_to_flooder(&frame);
+            }
             (None, Parcel::Answer { from, client, frame }) => self.on_answer(from, client, &frame),
             (None, _) => unreachable!("only answers go to clients"),
         }

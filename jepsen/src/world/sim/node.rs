@@ -3,9 +3,9 @@
 use super::{Event, TICK_MICROS, World};
 use crate::nemesis::Nemesis;
 use crate::plan::{Defect, Mode, Plan};
-use std::collections::VecDeque;
 use tetrachord::group::{Byzantine, Settings};
 use tetrachord::limits::Limits;
+use tetrachord::node::checks::Checks;
 use tetrachord::node::core::{NodeCore, NodeEvent, NodeSettings, Room};
 use tetrachord::ring::{GroupId, NodeId, StoreId};
 use tetrachord::storage::memory::MemoryDisk;
@@ -25,7 +25,7 @@ pub(super) struct Node {
     pub(super) core: Option<NodeCore>,
     /// Counts starts: what was under way for an earlier life counts for nothing.
     pub(super) life: u64,
-    pub(super) checks: VecDeque<(GroupId, Box<Unverified>)>,
+    pub(super) checks: Checks<(GroupId, Box<Unverified>)>,
     pub(super) is_checking: bool,
     is_syncing: bool,
     is_writing: bool,
@@ -85,7 +85,7 @@ impl Node {
             disk: MemoryDisk::named(store_name(index as u64)),
             core: None,
             life: 0,
-            checks: VecDeque::new(),
+            checks: Checks::default(),
             is_checking: false,
             is_syncing: false,
             is_writing: false,
@@ -136,7 +136,8 @@ impl World {
             cluster: CLUSTER,
             secret: secret(index),
             nodes: (0..plan.nodes).map(|at| (NodeId(at as u32 + 1), public(at))).collect(),
-            clients: (0..plan.clients).map(|at| public(CLIENT_SECRETS + at)).collect(),
+            // The last one means no good.
+            clients: (0..=plan.clients).map(|at| public(CLIENT_SECRETS + at)).collect(),
             request_millis: plan.request_millis,
             window: plan.window,
             scrub_millis: 3_000,
@@ -331,7 +332,7 @@ impl World {
     /// The pool has done one check.
     pub(super) fn checked(&mut self, index: usize) {
         let node = &mut self.nodes[index];
-        let Some((group, job)) = node.checks.pop_front() else { return };
+        let Some((_, (group, job))) = node.checks.next_job() else { return };
         let verifier = self.verifiers.get_mut(&group).expect("each group of a Byzantine node has one");
         let result = Box::new(verifier.verify(*job));
         node.is_checking = !node.checks.is_empty();

@@ -1,8 +1,10 @@
 //! Runs that are told step by step: one fault, one bound.
 
 use super::World;
+use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
 use tetrachord::group::Group;
+use tetrachord_consensus::Mutation;
 
 /// The replica of the first group on a node.
 fn replica(world: &World, index: usize) -> Option<&Group> {
@@ -50,4 +52,45 @@ fn a_replica_that_needs_a_large_state_needs_one_while_clients_go_on() {
     println!("{states} states, level after {level_after:?} ms");
     assert!(level_after.is_some());
     assert_eq!(states, 1, "it was given a state that it could not go on from");
+}
+
+/// What became of others while one client did, or did not, flood all nodes for a while: the last view, and how many operations were
+/// answered.
+fn beside_a_flood(mutation: Mutation, is_flooded: bool) -> (u64, u64) {
+    let plan = Plan {
+        mutation,
+        flood_requests: if is_flooded { 250 } else { 0 },
+        think_micros: 5_000,
+        ..Plan::quiet(Mode::Byzantine, 1)
+    };
+    let mut world = World::new(&plan, false);
+    run(&mut world, 1_000);
+    let answered = |world: &World| world.clients.iter().map(|client| client.answered).sum::<u64>();
+    let before = answered(&world);
+    for _ in 0..8 {
+        (0..world.nodes.len()).for_each(|node| world.begin_flood(node));
+        run(&mut world, 200);
+    }
+    let refused = world.strikes[&Nemesis::Flood].1;
+    assert!(refused > 10_000 || !is_flooded || mutation != Mutation::None, "{refused} were refused");
+    let groups = (0..world.nodes.len()).filter_map(|index| replica(&world, index));
+    let view = groups.map(|group| group.engine().view.0).max().unwrap_or(0);
+    (view, answered(&world) - before)
+}
+
+/// Checking signatures takes a node more time than it has, if it checks all that it is sent. Votes must not wait for that: else backups
+/// lose their patience with a primary that does its work.
+#[test]
+fn a_client_that_floods_nodes_with_bad_signatures_costs_no_view_and_nobody_an_answer() {
+    let (view, usual) = beside_a_flood(Mutation::None, false);
+    assert!(view == 0 && usual > 100, "{view}, {usual}");
+    let (view, answered) = beside_a_flood(Mutation::None, true);
+    println!("{usual} answers without, {answered} beside the flood");
+    assert!(view == 0 && answered > usual / 2, "{answered} instead of {usual} answers, view {view}");
+    let (view, answered) = beside_a_flood(Mutation::OneLine, true);
+    println!("{answered} with one line for all, view {view}");
+    assert!(
+        view > 0 && answered < usual / 2,
+        "with one line for all nobody notices: {answered}, view {view}"
+    );
 }

@@ -33,6 +33,7 @@ impl Trace {
             Event::Begin { client } => (8, *client),
             Event::Restart { node } => (9, *node),
             Event::Link { node, .. } => (10, *node),
+            Event::Flood { node, .. } => (12, *node),
         };
         head[8] = kind;
         head[9..].copy_from_slice(&(who as u64).to_be_bytes());

@@ -1,0 +1,51 @@
+//! What a node has checked for whom: where a check waits, and what becomes of whoever brought what does not hold.
+
+use super::NodeCore;
+use crate::group::Ticket;
+use crate::node::askers::Denied;
+use crate::node::checks::Line;
+use crate::ring::GroupId;
+use crate::shares::Account;
+use crate::wire::{Answer, RetryReason};
+use tetrachord_consensus::pbft::{Rejected, Unverified, Verified};
+
+impl NodeCore {
+    /// A bundle is not even checked.
+    pub(super) fn deny(&mut self, ticket: Ticket, denied: Denied) {
+        let answer = match denied {
+            Denied::Busy => Answer::Retry { reason: RetryReason::Busy, leader: None, maybe_applied: false },
+            Denied::LeftOut => {
+                let error = "bundles that this client brought lately were not signed; no more are checked for a while";
+                Answer::Refused { error: error.to_string() }
+            }
+        };
+        self.finish(ticket, answer);
+    }
+
+    /// A check is done. Whoever brought a bundle that does not hold is left out for a while.
+    pub(super) fn note_verdict(&mut self, result: &Result<Verified, Rejected>) {
+        let origin = result.as_ref().map_or_else(|rejected| rejected.origin, Verified::origin);
+        let Some(ticket) = origin.submission().map(|id| Ticket(id.0)) else { return };
+        if result.is_ok() {
+            self.askers.release(ticket);
+        } else if let Some((account, millis)) = self.askers.refute(ticket) {
+            tracing::warn!(
+                ?account,
+                millis,
+                "brought a bundle that is not signed, and is left out for a while"
+            );
+        }
+    }
+
+    /// Where a check waits for its turn.
+    pub(super) fn line_of(&self, group: GroupId, job: &Unverified) -> Line {
+        if let Some(id) = job.origin().submission() {
+            let account = self.askers.account(Ticket(id.0));
+            return Line::Bundles(account.unwrap_or(Account::Node(self.settings.node)));
+        }
+        let place = self.settings.ring.group(group).expect("a group of this node is on the ring");
+        let node = job.replica().and_then(|replica| place.nodes.get(usize::from(replica.0)));
+        let node = *node.expect("a message comes from a replica of the group");
+        if job.is_bundle() { Line::Bundles(Account::Node(node)) } else { Line::Replica(node) }
+    }
+}
