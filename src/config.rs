@@ -8,7 +8,11 @@
 //!
 //! Unknown fields are errors: a misspelt setting must not be silently without effect.
 
+mod clients;
 mod ranges;
+
+pub use clients::CLIENTS_MAX;
+use clients::NewClient;
 
 use crate::limits::{GROUPS_MAX, KEY_BYTES_CAP, Limits, NODES_MAX, VALUE_BYTES_CAP};
 use crate::ring::{NodeId, RingMap};
@@ -560,6 +564,8 @@ pub struct InitPlan {
     pub groups: usize,
     /// Replicas of each.
     pub replicas: usize,
+    /// Clients, each with keys of its own.
+    pub clients: usize,
     /// Quorums other than majorities.
     pub quorums: Option<FlexibleQuorums>,
     /// Faults survived.
@@ -570,8 +576,8 @@ pub struct InitPlan {
     pub timing: Timing,
 }
 
-/// Makes keys, the genesis record, a file for each node and one for clients. Nothing that exists is overwritten.
-/// Returns the cluster file's path and the node files' paths.
+/// Makes keys, the genesis record, a file for each node and one for each client. Nothing that exists is overwritten.
+/// Returns the first client's cluster file and the node files.
 pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
     let dir = &plan.dir;
     let genesis_path = dir.join("genesis.toml");
@@ -583,10 +589,14 @@ pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
         |error: getrandom::Error| ConfigError::Form { path: dir.clone(), reason: error.to_string() };
     let identities: Vec<Identity> =
         plan.addresses.iter().map(|_| Identity::generate()).collect::<Result<_, _>>().map_err(randomness)?;
-    let client = Identity::generate().map_err(randomness)?;
+    if plan.clients == 0 || plan.clients > CLIENTS_MAX {
+        let reason = format!("{} clients: a cluster is made with 1 to {CLIENTS_MAX}", plan.clients);
+        return Err(ConfigError::Value { path: genesis_path, reason });
+    }
+    let clients = (1..=plan.clients).map(|number| NewClient::draw(number, plan.mode).map_err(randomness));
+    let clients: Vec<NewClient> = clients.collect::<Result<_, _>>()?;
     let signing = plan.addresses.iter().map(|_| signing_key(plan.mode).map_err(randomness));
     let signing: Vec<Option<Identity>> = signing.collect::<Result<_, _>>()?;
-    let client_signing = signing_key(plan.mode).map_err(randomness)?;
     let public = |key: &Option<Identity>| key.as_ref().map(Identity::public);
     let nodes: Vec<GenesisNode> = (1u32..)
         .zip(plan.addresses.iter().zip(identities.iter().zip(&signing)))
@@ -609,36 +619,33 @@ pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
         limits: Limits::default(),
         timing: plan.timing,
         nodes: nodes.clone(),
-        clients: vec![GenesisClient {
-            name: "client".to_string(),
-            key: client.public(),
-            signing_key: public(&client_signing),
-        }],
+        clients: clients.iter().map(NewClient::record).collect(),
     };
     let first = plan.addresses.first().copied().unwrap_or(NOWHERE);
     let checked = genesis.check().and_then(|()| ranges::check_families(first, &genesis.nodes));
     checked.map_err(|reason| ConfigError::Value { path: genesis_path.clone(), reason })?;
     create_dir(dir)?;
-    write_secret(&dir.join("client.key"), &client.secret_hex())?;
-    if let Some(signing) = &client_signing {
-        write_secret(&dir.join("client-signing.key"), &signing.secret_hex())?;
+    for client in &clients {
+        client.write_keys(dir)?;
     }
     let mut node_files = Vec::new();
     for (node, (identity, signing)) in nodes.iter().zip(identities.iter().zip(&signing)) {
         node_files.push(init_node(dir, node, identity, signing.as_ref(), plan.storage)?);
     }
-    let cluster = ClusterFile {
-        protocol: genesis.protocol_name(),
-        client_key_file: "client.key".into(),
-        groups: client_signing.as_ref().map(|_| plan.groups),
-        replicas: client_signing.as_ref().map(|_| plan.replicas),
-        client_signing_key_file: client_signing.map(|_| "client-signing.key".into()),
-        nodes,
-    };
-    let cluster_path = dir.join("cluster.toml");
-    write_toml(&cluster_path, &cluster)?;
+    let is_byzantine = plan.mode == Mode::Byzantine;
+    for client in &clients {
+        let cluster = ClusterFile {
+            protocol: genesis.protocol_name(),
+            client_key_file: client.key_file(),
+            groups: is_byzantine.then_some(plan.groups),
+            replicas: is_byzantine.then_some(plan.replicas),
+            client_signing_key_file: client.signing_key_file(),
+            nodes: nodes.clone(),
+        };
+        write_toml(&dir.join(client.cluster_file()), &cluster)?;
+    }
     write_toml(&genesis_path, &genesis)?;
-    Ok((cluster_path, node_files))
+    Ok((dir.join(clients[0].cluster_file()), node_files))
 }
 
 fn init_node(
@@ -759,6 +766,7 @@ mod tests {
             addresses: (0..nodes).map(|index| SocketAddr::from(([127, 0, 0, 1], 7101 + index))).collect(),
             groups: 2,
             replicas,
+            clients: 1,
             quorums: None,
             mode: Mode::Crash,
             storage: StorageConfig::default(),
@@ -776,6 +784,27 @@ mod tests {
         assert_eq!(node.genesis.protocol_name(), cluster.protocol);
         assert_eq!(node.listen, node.genesis.nodes[1].address);
         assert!(init(&plan(dir.path(), 3, 3)).unwrap_err().to_string().contains("already made here"));
+    }
+
+    #[test]
+    fn each_client_has_keys_and_a_cluster_file_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = InitPlan { clients: 3, mode: Mode::Byzantine, ..plan(dir.path(), 4, 4) };
+        let (first, nodes) = init(&plan).unwrap();
+        assert_eq!(first, dir.path().join("cluster.toml"));
+        let genesis = NodeConfig::load(&nodes[0]).unwrap().genesis;
+        let names: Vec<&str> = genesis.clients.iter().map(|client| client.name.as_str()).collect();
+        assert_eq!(names, ["client", "client-2", "client-3"]);
+        for (file, client) in
+            ["cluster.toml", "cluster-2.toml", "cluster-3.toml"].iter().zip(&genesis.clients)
+        {
+            let cluster = ClusterConfig::load(&dir.path().join(file)).unwrap();
+            assert_eq!(cluster.identity.public(), client.key);
+            assert_eq!(cluster.signing.map(|signing| signing.public()), client.signing_key);
+        }
+        let elsewhere = tempfile::tempdir().unwrap();
+        let none = InitPlan { clients: 0, dir: elsewhere.path().to_path_buf(), ..plan };
+        assert!(init(&none).unwrap_err().to_string().contains("1 to 1000"));
     }
 
     #[test]

@@ -84,6 +84,7 @@ impl Deployment {
             addresses: sockets.iter().map(|socket| socket.local_addr().unwrap()).collect(),
             groups: 1,
             replicas: 3,
+            clients: 1,
             quorums: None,
             mode: Mode::Crash,
             storage: StorageConfig::default(),

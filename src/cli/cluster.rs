@@ -93,6 +93,7 @@ impl LocalCluster {
                 addresses: free_addresses(size.nodes())?,
                 groups: size.groups(),
                 replicas: config::default_replicas(size.mode(), size.nodes()),
+                clients: 1,
                 quorums: None,
                 mode: size.mode(),
                 storage,

@@ -16,6 +16,7 @@ const EXAMPLES: &str = "\
 Examples:
   tetrachord init --dir c --nodes 3                 three nodes on 127.0.0.1, ports 7101 to 7103
   tetrachord init --dir c --nodes 5 --groups 4      four groups of five replicas
+  tetrachord init --dir c --clients 3               three clients: cluster.toml, cluster-2.toml, cluster-3.toml
   tetrachord init --dir c --address 10.0.0.1:7101 --address 10.0.0.2:7101 --address 10.0.0.3:7101";
 
 /// Write keys, the genesis record and one file per node
@@ -38,6 +39,10 @@ pub(crate) struct InitArgs {
     /// mode [default: at most 7]
     #[arg(long)]
     replicas: Option<usize>,
+    /// Clients, each with keys and a cluster file of its own: cluster.toml, cluster-2.toml and so on. Nodes share what they have out
+    /// among keys: one client that asks for too much, or lies, takes nothing from the others
+    #[arg(long, default_value_t = 1)]
+    clients: usize,
     /// The host of all nodes
     #[arg(long, default_value = "127.0.0.1", conflicts_with = "address")]
     host: IpAddr,
@@ -62,6 +67,7 @@ pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {
         groups: args.groups,
         replicas: args.replicas.unwrap_or(default_replicas(args.mode, addresses.len())),
         addresses,
+        clients: args.clients,
         quorums: args.quorums.as_ref().map(|sizes| FlexibleQuorums {
             phase1: sizes[0],
             phase2: sizes[1],
@@ -80,6 +86,7 @@ pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {
             "mode": plan.mode,
             "groups": plan.groups,
             "replicas": plan.replicas,
+            "clients": plan.clients,
             "idle": idle.iter().map(|node| node.0).collect::<Vec<_>>(),
         }));
         return Ok(Exit::Ok);
@@ -113,6 +120,12 @@ pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {
         );
     }
     println!("Then talk to them:\n  tetrachord --cluster {} put greeting hello", cluster.display());
+    if plan.clients > 1 {
+        println!(
+            "The other {} clients have a cluster file each: cluster-2.toml and so on.",
+            plan.clients - 1
+        );
+    }
     Ok(Exit::Ok)
 }
 

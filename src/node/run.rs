@@ -392,6 +392,7 @@ mod tests {
             addresses: vec![socket.local_addr().unwrap()],
             groups: 1,
             replicas: 1,
+            clients: 1,
             quorums: None,
             mode: Mode::Crash,
             storage: StorageConfig::default(),

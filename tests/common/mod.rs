@@ -41,11 +41,17 @@ impl Cluster {
     }
 
     pub(crate) fn init_in(mode: &str, nodes: usize, groups: usize) -> Self {
+        Self::init_for(mode, nodes, groups, 1)
+    }
+
+    /// The same, with so many clients.
+    pub(crate) fn init_for(mode: &str, nodes: usize, groups: usize, clients: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let sockets: Vec<std::net::UdpSocket> =
             (0..nodes).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         let mut init = program();
-        init.args(["init", "--mode", mode, "--groups", &groups.to_string(), "--dir"])
+        let (groups, clients) = (groups.to_string(), clients.to_string());
+        init.args(["init", "--mode", mode, "--groups", &groups, "--clients", &clients, "--dir"])
             .arg(dir.path().join("c"));
         for socket in &sockets {
             init.args(["--address", &socket.local_addr().unwrap().to_string()]);

@@ -106,6 +106,7 @@ impl RealWorld {
             addresses,
             groups: setup.groups,
             replicas: config::default_replicas(setup.mode, setup.nodes),
+            clients: 1,
             quorums: None,
             mode: setup.mode,
             storage: STORAGE,
