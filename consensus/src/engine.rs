@@ -77,8 +77,8 @@ pub enum Event {
     },
     /// Hand the leadership to another replica (before a planned stop).
     TransferLeadership {
-        /// The replica that should lead.
-        to: ReplicaId,
+        /// The replica that should lead; none for the best one.
+        to: Option<ReplicaId>,
     },
     /// Byzantine mode: a client's signed requests arrived. They are ordered wherever they are brought.
     Submit {

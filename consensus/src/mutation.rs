@@ -52,6 +52,9 @@ pub enum Mutation {
     /// A follower adopts a part of its leader's log, as soon as some of it has come.
     #[cfg(feature = "mutants")]
     AdoptHalfSync,
+    /// A leader whose disk hangs leads on.
+    #[cfg(feature = "mutants")]
+    LeadWithoutDisk,
     /// A leader stamps with its own clock alone.
     #[cfg(feature = "mutants")]
     StampOwnClock,

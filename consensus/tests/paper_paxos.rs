@@ -425,7 +425,7 @@ fn a_replica_of_an_older_epoch_deposes_nobody() {
 fn leadership_is_handed_over_without_an_election_timeout() {
     let mut cluster = led(3, options(Mutation::None));
     cluster.propose(0, "a").unwrap();
-    cluster.step(0, Event::TransferLeadership { to: ReplicaId(2) });
+    cluster.step(0, Event::TransferLeadership { to: Some(ReplicaId(2)) });
     assert!(matches!(cluster.propose(0, "b"), Err(ProposeError::NotLeader { .. })));
     cluster.settle();
     assert_eq!(cluster.leader(), Some(2));

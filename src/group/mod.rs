@@ -18,6 +18,7 @@ mod driver;
 mod install;
 mod message;
 mod outcomes;
+mod pressure;
 mod repair;
 mod requests;
 mod retain;
@@ -33,9 +34,7 @@ pub use requests::Ticket;
 
 use crate::error::StorageError;
 use crate::kv::{self, Machine, Reply, RequestId, Versioned};
-use crate::limits::{
-    BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, LOG_OVERLAYS_MAX, Limits, PEER_FRAME_BYTES_MAX,
-};
+use crate::limits::{BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, Limits, PEER_FRAME_BYTES_MAX};
 use crate::ring::{GroupId, GroupPlace, NodeId};
 use crate::shares::Account;
 use crate::storage::{CommitId, StateWrite, Storage, keys};
@@ -207,6 +206,8 @@ pub struct Group {
     retain_bytes: usize,
     /// The latest durable commit that the engine has not been told of, because too much waits for the tree.
     held_back: Option<CommitId>,
+    /// Since when the group waits for this leader's tree.
+    stuck_since: Option<Ticks>,
     engine: Box<dyn Engine + Send>,
     driver: Driver,
     machine: Machine,
@@ -288,6 +289,7 @@ impl Group {
             overlay_bytes_max: settings.overlay_bytes_max,
             retain_bytes: settings.retain_bytes,
             held_back: None,
+            stuck_since: None,
             engine,
             driver: Driver::default(),
             machine,
@@ -369,6 +371,7 @@ impl Group {
             return Ok(());
         }
         self.engine.step(Event::Tick { now, wall });
+        self.tick_pressure();
         self.carry_out(storage)?;
         self.release_held_back(storage)?;
         self.tick_transfer(storage)?;
@@ -518,9 +521,7 @@ impl Group {
 
     /// The log records of the commit and of all before it are durable.
     pub fn durable(&mut self, storage: &dyn Storage, commit: CommitId) -> Result<(), StorageError> {
-        assert!(self.held_back.is_none_or(|held| held <= commit), "commits become durable in order");
-        self.held_back = self.holds_back().then_some(commit);
-        if self.held_back.is_some() {
+        if self.hold_back(commit) {
             return Ok(());
         }
         let (token, messages) = self.driver.durable(commit);
@@ -538,6 +539,7 @@ impl Group {
     pub fn written(&mut self, storage: &dyn Storage, commit: CommitId) -> Result<(), StorageError> {
         while let Some((_, purpose)) = self.written.front().copied().filter(|(id, _)| *id <= commit) {
             self.written.pop_front();
+            self.stuck_since = None;
             self.on_written(storage, purpose)?;
         }
         self.release_held_back(storage)?;
@@ -590,11 +592,7 @@ impl Group {
 
     /// Gives the leadership away, if this replica has it, before a planned stop.
     pub fn hand_over(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        if self.engine.is_leader() && self.place.nodes.len() > 1 {
-            let me = self.leader.expect("a leader knows itself");
-            let n = u8::try_from(self.place.nodes.len()).expect("a group has few replicas");
-            self.engine.step(Event::TransferLeadership { to: ReplicaId((me.0 + 1) % n) });
-        }
+        self.engine.step(Event::TransferLeadership { to: None });
         self.carry_out(storage)
     }
 
@@ -612,26 +610,6 @@ impl Group {
     #[must_use]
     pub fn is_leading(&self) -> bool {
         !self.is_installing() && self.engine.is_leader()
-    }
-
-    /// Whether so many checkpoints' worth of applied state wait for the tree. A snapshot that streams has a bound of its
-    /// own.
-    fn is_backed_up(&self, checkpoints: usize) -> bool {
-        self.transfer.is_none() && self.machine.unwritten_bytes() >= checkpoints * self.overlay_bytes_max
-    }
-
-    /// A follower whose tree cannot keep up acknowledges nothing more for a while: its leader sends only so much ahead of
-    /// acknowledgements. It does not hold back while it may be needed to elect. In Byzantine mode nobody holds back: a CHECKPOINT
-    /// is what lets the tree be written, and the window is what bounds memory.
-    fn holds_back(&self) -> bool {
-        self.signed.is_none() && self.leader.is_some() && !self.is_leading() && self.is_backed_up(4)
-    }
-
-    fn release_held_back(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        match self.held_back {
-            Some(commit) if !self.holds_back() => self.durable(storage, commit),
-            _ => Ok(()),
-        }
     }
 
     fn node_of(&self, replica: ReplicaId) -> NodeId {
@@ -723,15 +701,6 @@ impl Group {
     /// Whether the tree should be brought up to date as soon as there is time. In Byzantine mode checkpoints decide when.
     fn wants_checkpoint(&self) -> bool {
         self.signed.is_none() && self.machine.wants_checkpoint() && self.transfer.is_none()
-    }
-
-    /// Whether what waits for the tree, or the log that is kept until it is there, takes as much memory as it may: the log of one key
-    /// that is written over and over grows while its state does not. It may take more: where much is overwritten, a tree that is written
-    /// seldom is written less.
-    fn is_checkpoint_urgent(&self) -> bool {
-        let log_bytes_max = self.retain_now() + LOG_OVERLAYS_MAX * self.overlay_bytes_max;
-        self.machine.unwritten_bytes() >= self.overlay_bytes_max
-            || self.signed.is_none() && self.engine.log_bytes() >= log_bytes_max
     }
 
     fn serve(

@@ -74,6 +74,9 @@ impl Replica {
             self.set_leader(None);
             return self.become_follower();
         }
+        if self.gives_up_for_its_disk() {
+            return;
+        }
         let (now, interval, election) = (self.now, self.options.heartbeat_ticks, self.options.election_ticks);
         let leader = self.leader_mut();
         if leader.transfer.is_some_and(|(_, since)| now.since(since) >= election) {

@@ -2,6 +2,7 @@
 
 use crate::paxos::ballot::Ballot;
 use crate::paxos::flow::Flow;
+use crate::paxos::hand_over::OwnDisk;
 use crate::paxos::message::LogView;
 use crate::paxos::reads::Reads;
 use crate::paxos::time::Clock;
@@ -147,6 +148,8 @@ pub struct Leader {
     pub heartbeat_at: Ticks,
     /// When this replica began to lead.
     pub since: Ticks,
+    /// How far its own disk has come.
+    pub own_disk: OwnDisk,
     /// Leadership is being handed to this replica, until then.
     pub transfer: Option<(ReplicaId, Ticks)>,
 }
@@ -172,6 +175,7 @@ impl Leader {
             round: 0,
             heartbeat_at: now,
             since: now,
+            own_disk: OwnDisk::new(now),
             transfer: None,
         }
     }

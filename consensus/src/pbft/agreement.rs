@@ -126,6 +126,9 @@ impl Replica {
         if slot == next || mutated!(self.options, KeepEveryProposal) {
             return true;
         }
+        if !self.is_near(slot) {
+            return false;
+        }
         let open = self.slots.range(next..).map(|(_, state)| state.open_bytes(self.view));
         let (of_view, all) = open.fold((0, 0), |sum, more| (sum.0 + more.0, sum.1 + more.1));
         of_view + bytes <= self.options.open_bytes && all + bytes <= 4 * self.options.open_bytes
@@ -228,7 +231,16 @@ impl Replica {
     /// Votes of this view are kept, also before it begins here; votes of others never.
     pub(super) fn is_vote_in_reach(&self, vote: &Vote) -> bool {
         let reach = self.stable_slot().0 + 2 * self.config.window.length;
-        vote.view == self.view && vote.slot > self.base.slot && vote.slot.0 <= reach
+        let is_near = self.is_near(vote.slot) && vote.slot.0 <= reach;
+        vote.view == self.view && vote.slot > self.base.slot && is_near
+    }
+
+    /// Whether this replica may come to execute the slot soon enough to keep what is said of it. The others' checkpoints move the window
+    /// on; a replica whose disk takes nothing, so that it executes nothing, must not gather all that they do meanwhile. It is helped on
+    /// later.
+    pub(super) fn is_near(&self, slot: Slot) -> bool {
+        let is_bounded = !mutated!(self.options, KeepEveryProposal);
+        !is_bounded || slot.0 <= self.executed.slot.0 + 2 * self.config.window.length
     }
 
     /// PRE-PREPARE and PREPAREs of a quorum less one: the batch is prepared, and that becomes durable before anyone hears.

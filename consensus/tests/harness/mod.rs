@@ -105,6 +105,8 @@ pub(crate) struct Cluster {
     pub(crate) transfers: Vec<Transfer>,
     pub(crate) persists: usize,
     pub(crate) cut: BTreeSet<(u8, u8)>,
+    /// Replicas whose disks take nothing.
+    pub(crate) hung: BTreeSet<usize>,
     pub(crate) violations: Vec<Violation>,
     pub(crate) trace: Option<Vec<String>>,
     next_read: u64,
@@ -145,6 +147,7 @@ impl Cluster {
             transfers: Vec::new(),
             persists: 0,
             cut: BTreeSet::new(),
+            hung: BTreeSet::new(),
             violations: Vec::new(),
             trace: None,
             next_read: 0,
@@ -265,6 +268,9 @@ impl Cluster {
 
     /// Makes the oldest commit of a replica durable.
     pub(crate) fn persist(&mut self, index: usize) -> bool {
+        if self.hung.contains(&index) {
+            return false;
+        }
         let node = &mut self.nodes[index];
         let Some((records, token)) = node.pending.pop_front() else {
             return false;

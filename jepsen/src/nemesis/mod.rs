@@ -34,6 +34,8 @@ pub enum Nemesis {
     Reordering,
     /// Disks take long.
     SlowDisk,
+    /// A disk takes nothing for a long time.
+    HungDisk,
     /// A disk has no room, or almost none.
     DiskFull,
     /// A disk is replaced by an empty one.
@@ -81,7 +83,7 @@ const PACKETS_CUT_OFF: Option<&str> = Some("packets cut off");
 
 /// The register of all nemeses.
 #[rustfmt::skip]
-const REGISTER: [Entry; 23] = [
+const REGISTER: [Entry; 24] = [
     entry(Nemesis::Kill, "kill", "a node ends at once; in the simulator it loses what it had not synced",
         Some("nodes killed"), Some("nodes killed")),
     entry(Nemesis::PowerCut, "power-cut", "all nodes end in one moment, and lose what they had not synced",
@@ -100,6 +102,7 @@ const REGISTER: [Entry; 23] = [
         Some("messages that overtook"), Some("packets held back")),
     entry(Nemesis::SlowDisk, "slow-disk", "disks take long, or stand still for a while",
         Some("barriers delayed"), Some("milliseconds disks stood still")),
+    entry(Nemesis::HungDisk, "hung-disk", "a disk takes nothing for seconds, then goes on", Some("barriers that hung"), None),
     entry(Nemesis::ClockJump, "clock-jump", "wall clocks are wrong by up to two years", Some("jumps"), Some("jumps that a program saw")),
     entry(Nemesis::ClockRate, "clock-rate", "monotonic clocks run up to a fifth fast or slow", Some("nodes off rate"), None),
     entry(Nemesis::Rot, "rot", "a node's state is changed behind its back (Byzantine mode)",

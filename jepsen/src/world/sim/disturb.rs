@@ -12,7 +12,7 @@ use tetrachord_consensus::paxos::Message;
 use tetrachord_consensus::{Digest, LogBase, Slot, codec};
 
 /// Kinds of faults that strike at a moment; the others are at work all the time.
-const STRIKES: [Nemesis; 15] = [
+const STRIKES: [Nemesis; 16] = [
     Nemesis::Kill,
     Nemesis::PowerCut,
     Nemesis::Pause,
@@ -24,6 +24,7 @@ const STRIKES: [Nemesis; 15] = [
     Nemesis::ClockJump,
     Nemesis::Rot,
     Nemesis::DiskFull,
+    Nemesis::HungDisk,
     Nemesis::WipedDisk,
     Nemesis::OldCopy,
     Nemesis::Halt,
@@ -95,6 +96,10 @@ impl World {
             Nemesis::WipedDisk => self.wipe(victim),
             Nemesis::OldCopy => self.put_back_old_copy(victim),
             Nemesis::Halt => self.halt(victim, None),
+            Nemesis::HungDisk => {
+                self.count(nemesis, 1, 0);
+                self.nodes[victim].hung_until = self.now + self.random.between(1_000_000, 20_000_000);
+            }
             Nemesis::Flood => self.begin_flood(victim),
             partition => self.cut(partition),
         }

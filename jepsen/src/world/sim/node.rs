@@ -43,6 +43,8 @@ pub(super) struct Node {
     pub(super) is_told_nonsense: bool,
     /// Whether its disk is almost full.
     pub(super) is_short: bool,
+    /// Its disk takes nothing until then.
+    pub(super) hung_until: u64,
     /// When this life began, and how many thousandths of real time its clock runs.
     started: u64,
     pub(super) rate_per_mille: u64,
@@ -98,6 +100,7 @@ impl Node {
             copy: None,
             is_told_nonsense: false,
             is_short: false,
+            hung_until: 0,
             started: 0,
             rate_per_mille: 1_000,
             wall_offset: 0,
@@ -272,6 +275,10 @@ impl World {
     }
 
     pub(super) fn barrier(&mut self, index: usize) {
+        if let Some(until) = self.hangs(index) {
+            let life = self.nodes[index].life;
+            return self.at(until, Event::Barrier { node: index, life });
+        }
         // A barrier of several commits may end after any of them.
         self.kill_at_a_bad_moment(index);
         let node = &mut self.nodes[index];
@@ -297,6 +304,16 @@ impl World {
         }
     }
 
+    /// Until when the disk of a node takes nothing.
+    fn hangs(&mut self, index: usize) -> Option<u64> {
+        let until = self.nodes[index].hung_until;
+        let hangs = !self.is_calm && until > self.now;
+        if hangs {
+            self.count(Nemesis::HungDisk, 0, 1);
+        }
+        hangs.then_some(until)
+    }
+
     /// How long the tree takes for what it is given next. Large states are counted, not stored: a row may take as long as many.
     fn micros_to_write(&mut self, index: usize) -> u64 {
         let rows = self.nodes[index].disk.rows_to_write() as u64;
@@ -313,6 +330,10 @@ impl World {
     }
 
     pub(super) fn state_written(&mut self, index: usize) {
+        if let Some(until) = self.hangs(index) {
+            let life = self.nodes[index].life;
+            return self.at(until, Event::StateWritten { node: index, life });
+        }
         let node = &mut self.nodes[index];
         node.is_writing = false;
         let life = node.life;

@@ -94,3 +94,56 @@ fn a_client_that_floods_nodes_with_bad_signatures_costs_no_view_and_nobody_an_an
         "with one line for all nobody notices: {answered}, view {view}"
     );
 }
+
+/// The disk of the replica that orders hangs for a minute; returns how long nobody else did, in milliseconds, and how many operations
+/// were answered in each second.
+fn beside_a_hung_disk(mode: Mode, keys: u64, mutation: Mutation) -> (Option<u64>, Vec<u64>) {
+    let think_micros = if mode == Mode::Byzantine { 50_000 } else { 10_000 };
+    let plan = Plan { keys, mutation, think_micros, ..Plan::quiet(mode, 1) };
+    let mut world = World::new(&plan, false);
+    run(&mut world, 3_000);
+    let orders = |world: &World| {
+        let leads = |index: &usize| replica(world, *index).is_some_and(Group::is_leading);
+        let by_ballot = |index: &usize| replica(world, *index).map(|group| group.engine().view);
+        (0..world.nodes.len()).filter(leads).max_by_key(by_ballot)
+    };
+    let victim = orders(&world).expect("somebody orders");
+    world.nodes[victim].hung_until = world.now + 60_000_000;
+    let answered = |world: &World| world.clients.iter().map(|client| client.answered).sum::<u64>();
+    let (mut another_after, mut seconds, mut before) = (None, Vec::new(), answered(&world));
+    for moment in 1..=60_000 / 100 {
+        run(&mut world, 100);
+        let others = (0..world.nodes.len()).filter(|index| *index != victim);
+        let is_another = others.clone().any(|index| replica(&world, index).is_some_and(Group::is_leading));
+        if is_another && another_after.is_none() {
+            another_after = Some(moment * 100);
+        }
+        if moment % 10 == 0 {
+            let now = answered(&world);
+            seconds.push(now - before);
+            before = now;
+        }
+    }
+    assert!(world.strikes[&Nemesis::HungDisk].1 > 0, "it hung");
+    run(&mut world, 20_000);
+    let lag = newest(&world).abs_diff(replica(&world, victim).expect("it runs").machine().applied().slot);
+    assert!(lag < 200, "it has caught up but for {lag} slots");
+    (another_after, seconds)
+}
+
+/// What is bounded in memory is looked at all the time, by the invariants.
+#[test]
+fn a_hung_disk_stops_a_group_for_seconds_and_fills_no_memory() {
+    for mode in [Mode::Crash, Mode::Byzantine] {
+        for keys in [4, 500] {
+            let (another_after, seconds) = beside_a_hung_disk(mode, keys, Mutation::None);
+            println!(
+                "{mode:?}, {keys} keys: another after {another_after:?} ms, answers by second {seconds:?}"
+            );
+            assert!(another_after.is_some_and(|millis| millis <= 5_000), "{another_after:?}");
+            assert!(seconds[6..].iter().all(|count| *count > 0), "{seconds:?}");
+        }
+    }
+    let (another_after, _) = beside_a_hung_disk(Mode::Crash, 500, Mutation::LeadWithoutDisk);
+    assert!(another_after.is_none_or(|millis| millis > 5_000), "with the rule off nobody else leads soon");
+}
