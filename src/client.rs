@@ -6,6 +6,7 @@
 //! let client = Client::new(ClusterConfig::load("cluster/cluster.toml".as_ref())?)?;
 //! client.put("greeting", "hello").await.done()?;
 //! let value = client.get("greeting").await.done()?;
+//! client.close().await?;
 //! # Ok(()) }
 //! ```
 //!
@@ -21,7 +22,10 @@
 //! and the group's state machine remembers outcomes by number. A write is sent again, perhaps to another node, until
 //! it is answered or its deadline passes. After a session has expired a write is never sent again under another one if
 //! an earlier attempt may have been applied.
+//!
+//! Groups remember sessions, and a key has a share of them: a program that ends says so by [`Client::close`].
 
+mod close;
 mod collect;
 mod connection;
 mod dial;
@@ -39,6 +43,7 @@ use crate::ring::{GroupId, NodeId, Position, RingMap};
 use crate::transport::LinkError;
 use crate::wire::{Answer, Consistency, Request, RetryReason};
 use bytes::Bytes;
+pub use close::NotClosed;
 use links::{CallError, Links};
 use outcome::unexpected;
 pub use outcome::{NotDone, Outcome, Read, Refusal};
@@ -82,6 +87,9 @@ struct Inner {
 
 /// Why a request was not even sent: the oldest of the session's open requests is not answered, and the group remembers no more.
 const NO_ROOM: &str = "too many requests of this client wait behind one that is not answered";
+
+/// Why a client that was closed asks nothing.
+const ENDED: &str = "this client was closed";
 
 /// Whose session it is says the node that has admitted the connection.
 const OF_THE_CONNECTION: crate::kv::Client = [0; 32];
@@ -130,6 +138,9 @@ impl Client {
         let key = bytes(key);
         if let Some(signed) = &self.inner.signed {
             return self.read_signed(signed, key, false).await.map(|proven| proven.read);
+        }
+        if self.inner.sessions.is_ended() {
+            return Outcome::Refused(self.no_number());
         }
         let mut attempts = self.attempts();
         let ring = match self.ring(&mut attempts).await {
@@ -221,7 +232,7 @@ impl Client {
                 Err(refusal) => return Outcome::Refused(refusal),
             };
             let Some(number) = session.begin(attempts.deadline).await else {
-                return Outcome::Refused(Refusal::Unavailable(NO_ROOM.to_string()));
+                return Outcome::Refused(self.no_number());
             };
             let command = Command::Write {
                 request: number.request(),
@@ -337,6 +348,9 @@ impl Client {
         attempts: &mut Attempts,
     ) -> Result<Arc<Session>, Refusal> {
         let mut slot = self.inner.sessions.slot(group).await;
+        if self.inner.sessions.is_ended() {
+            return Err(self.no_number());
+        }
         if let Some(session) = slot.as_ref() {
             return Ok(Arc::clone(session));
         }
@@ -363,6 +377,15 @@ impl Client {
                     }
                 }
             }
+        }
+    }
+
+    /// Why a session gives no number, or there is none.
+    fn no_number(&self) -> Refusal {
+        if self.inner.sessions.is_ended() {
+            Refusal::Invalid(ENDED.to_string())
+        } else {
+            Refusal::Unavailable(NO_ROOM.to_string())
         }
     }
 

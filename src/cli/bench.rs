@@ -142,7 +142,10 @@ pub(crate) async fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<Exi
     } else {
         println!("{}", report.words());
     }
-    Ok(report.exit())
+    let exit = report.exit();
+    let closing = clients.into_iter().map(|client| async move { super::close(&client).await });
+    closing.collect::<tokio::task::JoinSet<_>>().join_all().await;
+    Ok(exit)
 }
 
 /// Shows how far it is, until it is not asked any more.

@@ -238,7 +238,9 @@ async fn time_to_write(cluster: &LocalCluster, group: GroupId) -> anyhow::Result
     let started = Instant::now();
     let client = cluster.client(Duration::from_secs(30))?;
     client.put(&key, "x").await.done().context("the group did not come back after its leader was killed")?;
-    Ok(started.elapsed())
+    let took = started.elapsed();
+    super::close(&client).await;
+    Ok(took)
 }
 
 /// Increments that were acknowledged and are missing at the end. Of a key that could not be read nothing is known.

@@ -2,7 +2,7 @@
 
 use super::bytes::{KeyArgs, STANDARD_INPUT, ValueArgs, put_bytes, value};
 use super::output::{not_done, print_bytes, print_json};
-use super::{Common, Exit, usage};
+use super::{Common, Exit, close, usage};
 use crate::kv::Expect;
 use crate::wire::Consistency;
 use bytes::Bytes;
@@ -230,57 +230,74 @@ pub(crate) async fn exists(common: &Common, args: &ExistsArgs) -> anyhow::Result
 
 pub(crate) async fn put(common: &Common, args: &PutArgs) -> anyhow::Result<Exit> {
     let (key, value) = (args.key.bytes()?, args.value.bytes()?);
-    match common.client()?.put(&key, &value).await.done() {
+    let client = common.client()?;
+    let exit = match client.put(&key, &value).await.done() {
         Ok(version) => {
             say(common, &json!({ "outcome": "done", "version": version }), "ok");
-            Ok(Exit::Ok)
+            Exit::Ok
         }
-        Err(error) => Ok(not_done(&error, common.json)),
-    }
+        Err(error) => not_done(&error, common.json),
+    };
+    close(&client).await;
+    Ok(exit)
 }
 
 pub(crate) async fn append(common: &Common, args: &AppendArgs) -> anyhow::Result<Exit> {
     let (key, value) = (args.key.bytes()?, args.value.bytes()?);
-    match common.client()?.append(&key, &value).await.done() {
+    let client = common.client()?;
+    let exit = match client.append(&key, &value).await.done() {
         Ok(length) => {
             say(common, &json!({ "outcome": "done", "length": length }), &length.to_string());
-            Ok(Exit::Ok)
+            Exit::Ok
         }
-        Err(error) => Ok(not_done(&error, common.json)),
-    }
+        Err(error) => not_done(&error, common.json),
+    };
+    close(&client).await;
+    Ok(exit)
 }
 
 pub(crate) async fn del(common: &Common, args: &DelArgs) -> anyhow::Result<Exit> {
-    match common.client()?.delete(&args.key.bytes()?).await.done() {
+    let key = args.key.bytes()?;
+    let client = common.client()?;
+    let exit = match client.delete(&key).await.done() {
         Ok(existed) => {
             let text = if existed { "ok" } else { "no such key" };
             say(common, &json!({ "outcome": "done", "existed": existed }), text);
-            Ok(if existed { Exit::Ok } else { Exit::NotFound })
+            if existed { Exit::Ok } else { Exit::NotFound }
         }
-        Err(error) => Ok(not_done(&error, common.json)),
-    }
+        Err(error) => not_done(&error, common.json),
+    };
+    close(&client).await;
+    Ok(exit)
 }
 
 pub(crate) async fn cas(common: &Common, args: &CasArgs) -> anyhow::Result<Exit> {
     let (key, expect, value) = (args.key.bytes()?, args.expectation()?, args.new_value()?);
-    match common.client()?.cas(&key, expect, value).await.done() {
+    let client = common.client()?;
+    let exit = match client.cas(&key, expect, value).await.done() {
         Ok((swapped, version)) => {
             let text = if swapped { "ok" } else { "not as expected; nothing was changed" };
             say(common, &json!({ "outcome": "done", "swapped": swapped, "version": version }), text);
-            Ok(if swapped { Exit::Ok } else { Exit::Refused })
+            if swapped { Exit::Ok } else { Exit::Refused }
         }
-        Err(error) => Ok(not_done(&error, common.json)),
-    }
+        Err(error) => not_done(&error, common.json),
+    };
+    close(&client).await;
+    Ok(exit)
 }
 
 pub(crate) async fn incr(common: &Common, args: &IncrArgs) -> anyhow::Result<Exit> {
-    match common.client()?.incr(&args.key.bytes()?, args.by).await.done() {
+    let key = args.key.bytes()?;
+    let client = common.client()?;
+    let exit = match client.incr(&key, args.by).await.done() {
         Ok(value) => {
             say(common, &json!({ "outcome": "done", "value": value }), &value.to_string());
-            Ok(Exit::Ok)
+            Exit::Ok
         }
-        Err(error) => Ok(not_done(&error, common.json)),
-    }
+        Err(error) => not_done(&error, common.json),
+    };
+    close(&client).await;
+    Ok(exit)
 }
 
 fn say(common: &Common, value: &Value, text: &str) {

@@ -236,6 +236,13 @@ async fn run_async(common: &Common, command: Command) -> anyhow::Result<Exit> {
     }
 }
 
+/// A command that was answered leaves no sessions behind, if that can be had soon. It was done whatever becomes of them: those that stay are
+/// forgotten by and by.
+pub(crate) async fn close(client: &crate::client::Client) {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let _ = tokio::time::timeout(PATIENCE, client.close()).await;
+}
+
 impl Common {
     /// The cluster that the caller means.
     fn cluster_config(&self) -> anyhow::Result<crate::config::ClusterConfig> {

@@ -150,6 +150,7 @@ pub(crate) async fn run_client(client: Client, recorder: Recorder, keys: usize, 
         let key = usize::try_from(user.below(keys as u64)).unwrap_or(0);
         user.act(key).await;
     }
+    super::close(&user.client).await;
 }
 
 /// Reads every key once, so that the history says what the end state was. None of a key that could not be read.

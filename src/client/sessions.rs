@@ -4,13 +4,17 @@
 //! up: Unknown says that the request may yet be applied, and a request behind it that is ordered first forbids that from then on,
 //! because the group applies nothing below what is acknowledged. Nobody can ask for the outcome any more.
 //!
-//! Invariant: no number lies a window or more ahead of the oldest that is open. The group remembers the outcomes of a window and
-//! refuses what lies ahead of it, so a request that is slow keeps others waiting here.
+//! Invariants:
+//! * no number lies a window or more ahead of the oldest that is open. The group remembers the outcomes of a window and refuses what
+//!   lies ahead of it, so a request that is slow keeps others waiting here;
+//! * a session is closed behind all its numbers: while one is open its request may be sent again, and what the group tells of a session
+//!   that it does not know any more would be taken for "never applied".
 
 use crate::kv::{RequestId, SessionId};
 use crate::limits::SESSION_WINDOW;
 use crate::ring::GroupId;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 use tokio::time::{Instant, timeout_at};
@@ -37,10 +41,13 @@ pub(super) struct Session {
     room: Semaphore,
 }
 
+/// Where a group's session is, if there is one.
+pub(super) type Slot = Arc<tokio::sync::Mutex<Option<Arc<Session>>>>;
+
 /// What is known of a group.
 #[derive(Debug, Default)]
 struct GroupSession {
-    session: Arc<tokio::sync::Mutex<Option<Arc<Session>>>>,
+    session: Slot,
     seen: u64,
 }
 
@@ -48,6 +55,7 @@ struct GroupSession {
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     by_group: Mutex<BTreeMap<GroupId, GroupSession>>,
+    is_ended: AtomicBool,
 }
 
 /// A number of a session; it is open until this value is dropped.
@@ -62,6 +70,18 @@ impl Sessions {
     fn with<T>(&self, group: GroupId, f: impl FnOnce(&mut GroupSession) -> T) -> T {
         let mut by_group = self.by_group.lock().expect("never held while panicking");
         f(by_group.entry(group).or_default())
+    }
+
+    /// No session is opened any more; where they are.
+    pub(super) fn end(&self) -> Vec<(GroupId, Slot)> {
+        self.is_ended.store(true, Ordering::SeqCst);
+        let by_group = self.by_group.lock().expect("never held while panicking");
+        by_group.iter().map(|(group, entry)| (*group, Arc::clone(&entry.session))).collect()
+    }
+
+    /// Whether the client was closed. Whoever wants to open a session asks while it holds the lock.
+    pub(super) fn is_ended(&self) -> bool {
+        self.is_ended.load(Ordering::SeqCst)
     }
 
     /// The group's session. Whoever finds none opens one while it holds the lock.
@@ -97,11 +117,12 @@ impl Session {
         Arc::new(Self { id, numbers: Mutex::default(), room })
     }
 
-    /// The next number; waits while it would lie a window ahead of the oldest that is open. None if that lasts too long.
+    /// The next number; waits while it would lie a window ahead of the oldest that is open. None if that lasts too long, or the
+    /// session was ended.
     pub(super) async fn begin(self: &Arc<Self>, deadline: Instant) -> Option<Number> {
         let permit = match self.room.try_acquire() {
             Ok(permit) => permit,
-            Err(_) => timeout_at(deadline, self.room.acquire()).await.ok()?.expect("it is never closed"),
+            Err(_) => timeout_at(deadline, self.room.acquire()).await.ok()?.ok()?,
         };
         // It comes back when the oldest number is closed.
         permit.forget();
@@ -115,6 +136,21 @@ impl Session {
         assert!(ack_below <= number, "a request is not acknowledged before it is answered");
         assert!(number - ack_below < SESSION_WINDOW, "the group takes no number a window ahead");
         Some(Number { session: Arc::clone(self), number, ack_below })
+    }
+
+    /// Waits until no number is open, and gives none any more but this one, by which the session is closed. None if that lasts too
+    /// long.
+    pub(super) async fn end(&self, deadline: Instant) -> Option<RequestId> {
+        let whole = u32::try_from(SESSION_WINDOW).expect("a small window");
+        // All of the room is there when no number is open. An earlier call that was given up may have taken it for good.
+        if let Ok(permits) = timeout_at(deadline, self.room.acquire_many(whole)).await.ok()? {
+            permits.forget();
+            self.room.close();
+        }
+        let mut numbers = self.numbers.lock().expect("never held while panicking");
+        assert!(numbers.open.is_empty(), "the session is closed behind all its requests");
+        numbers.last += 1;
+        Some(RequestId { session: self.id, number: numbers.last })
     }
 }
 
@@ -179,6 +215,27 @@ mod tests {
         assert_eq!((next.request().number, next.ack_below()), (SESSION_WINDOW + 1, SESSION_WINDOW + 1));
         let more = u64::try_from(session.room.available_permits()).unwrap();
         assert_eq!(more, SESSION_WINDOW - 1, "all of the window but the one that is open");
+    }
+
+    #[tokio::test]
+    async fn a_session_ends_when_no_number_is_open_and_gives_none_then() {
+        let session = Session::new(SessionId(1));
+        let (first, second) = (begin(&session).await, begin(&session).await);
+        drop(second);
+        assert_eq!(session.end(Instant::now()).await, None, "one is open, and nothing has changed");
+        let third = begin(&session).await;
+        let ended = tokio::spawn({
+            let session = Arc::clone(&session);
+            async move { session.end(Instant::now() + Duration::from_secs(600)).await }
+        });
+        tokio::task::yield_now().await;
+        drop(first);
+        assert!(session.begin(Instant::now()).await.is_none(), "whoever comes later does not overtake");
+        drop(third);
+        assert_eq!(ended.await.unwrap(), Some(RequestId { session: SessionId(1), number: 4 }));
+        assert!(session.begin(Instant::now() + Duration::from_secs(600)).await.is_none());
+        let again = session.end(Instant::now() + Duration::from_secs(600)).await;
+        assert_eq!(again.map(|request| request.number), Some(5), "asked again");
     }
 
     #[tokio::test]

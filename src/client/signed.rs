@@ -11,7 +11,7 @@ use super::collect::{Agreed, Collectors, Wanted};
 use super::links::Links;
 use super::outcome::unexpected;
 use super::sessions::Session;
-use super::{Client, NO_ROOM, Outcome, Read, Refusal};
+use super::{Client, Outcome, Read, Refusal};
 use crate::config::{ClusterConfig, cluster_digest};
 use crate::kv::{Command, Failure, Operation, Reply, RequestId, SessionId, Write, check_key};
 use crate::limits::{Limits, REQUEST_VALID_MICROS_MAX};
@@ -240,6 +240,9 @@ impl Client {
         key: Bytes,
         wants_proof: bool,
     ) -> Outcome<Proven> {
+        if self.inner.sessions.is_ended() {
+            return Outcome::Refused(self.no_number());
+        }
         if let Err(error) = check_key(&key, &Limits::default()) {
             return Outcome::Refused(Refusal::Invalid(error.to_string()));
         }
@@ -292,7 +295,7 @@ impl Client {
         loop {
             let session = self.signed_session(signed, group, deadline).await?;
             let Some(number) = session.begin(deadline).await else {
-                return Err(Refusal::Unavailable(NO_ROOM.to_string()));
+                return Err(self.no_number());
             };
             let ask = Ask { operation, ack_below: number.ack_below(), keyring: None, deadline };
             let agreed = signed.call(links, group, number.request(), ask).await;
@@ -302,13 +305,14 @@ impl Client {
                 return Ok(agreed);
             }
             // The session was unknown when the request was ordered. If it had been ordered before, its session would
-            // have been active then, and could not have been forgotten while the request is still valid.
+            // have been active then, and could not have been forgotten while the request is still valid; and this client
+            // closes a session only when none of its requests is open.
             self.inner.sessions.forget(group, &session);
         }
     }
 
     /// Why there is no answer, as far as nodes have said. What a single node says is shown, not believed.
-    fn no_agreement(&self, group: GroupId, asked_at: Instant) -> String {
+    pub(super) fn no_agreement(&self, group: GroupId, asked_at: Instant) -> String {
         let said = self.inner.links.refusals_since(group, asked_at.into_std());
         let said = if said.is_empty() { String::new() } else { format!("; {}", said.join("; ")) };
         format!("too few replicas of {group} agreed on an answer in time{said}")
@@ -321,6 +325,9 @@ impl Client {
         deadline: Instant,
     ) -> Result<Arc<Session>, Refusal> {
         let mut slot = self.inner.sessions.slot(group).await;
+        if self.inner.sessions.is_ended() {
+            return Err(self.no_number());
+        }
         if let Some(session) = slot.as_ref() {
             return Ok(Arc::clone(session));
         }

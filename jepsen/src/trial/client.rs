@@ -15,6 +15,9 @@ use tetrachord_checker::{Action, Operation, Value};
 /// Keys are left alone after so long: the judge need not carry a long history of each.
 const WINDOW: Duration = Duration::from_secs(8);
 
+/// A client that ends takes no longer than that to say so.
+const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
+
 /// An operation that surely did not happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Refused {
@@ -118,6 +121,8 @@ pub(super) async fn run(index: usize, client: Client, recorder: Arc<Recorder>, w
         tokio::time::sleep_until(next).await;
         user.act(work).await;
     }
+    // What it has asked is written down; whether the group forgets it at once or later is all the same.
+    let _ = tokio::time::timeout(CLOSE_PATIENCE, user.client.close()).await;
 }
 
 /// Reads every key that was ever used, so that nothing acknowledged can be lost unseen. How many could not be read.
