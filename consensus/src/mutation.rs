@@ -119,6 +119,9 @@ pub enum Mutation {
     /// on.
     #[cfg(feature = "mutants")]
     OneLine,
+    /// Around the engines: a client may hold as many sessions as there are.
+    #[cfg(feature = "mutants")]
+    IgnoreShares,
     /// Nodes around PBFT: whatever comes from whoever gives a state counts as progress, also if nothing of it holds.
     #[cfg(feature = "mutants")]
     AnySignOfLife,
@@ -173,7 +176,17 @@ impl Mutation {
 
     /// Every defect of what a node does around its engines.
     #[cfg(feature = "mutants")]
-    pub const NODE: [Self; 3] = [Self::ReplaceWithoutAll, Self::VoteUnknown, Self::NoteAnew];
+    pub const NODE: [Self; 4] =
+        [Self::ReplaceWithoutAll, Self::VoteUnknown, Self::NoteAnew, Self::IgnoreShares];
+
+    /// Whether a client may hold as many sessions as there are.
+    #[must_use]
+    pub fn ignores_shares(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::IgnoreShares;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
 
     /// Whether a node replaces its log without the records of an engine that has stopped.
     #[must_use]
@@ -204,7 +217,7 @@ impl Mutation {
 
     /// Every defect of what is around PBFT in a node: the cores alone cannot show them.
     #[cfg(feature = "mutants")]
-    pub const BYZANTINE_NODES: [Self; 1] = [Self::AnySignOfLife];
+    pub const BYZANTINE_NODES: [Self; 2] = [Self::AnySignOfLife, Self::IgnoreShares];
 
     /// Whether signatures are checked in one line for all.
     #[must_use]

@@ -74,7 +74,13 @@ enum Wrong {
 /// How many seeds it takes to notice what is wrong.
 fn found_after(wrong: Wrong, mode: Mode, seeds: u64) -> Option<(u64, String)> {
     (1..=seeds).find_map(|seed| {
-        let plan = Plan::draw_in(seed, Some(mode));
+        let mut plan = Plan::draw_in(seed, Some(mode));
+        // What only a greedy client shows needs one; what has other reasons is looked for without.
+        if wrong == Wrong::Rule(Mutation::IgnoreShares) {
+            plan.nemeses.insert(Nemesis::GreedyClient);
+        } else {
+            plan.nemeses.remove(&Nemesis::GreedyClient);
+        }
         let plan = match wrong {
             // Only a liar that makes use of it shows it.
             Wrong::Rule(mutation @ Mutation::AnySignOfLife) => {

@@ -189,6 +189,13 @@ pub struct Settings {
     pub byzantine: Option<Byzantine>,
 }
 
+impl Settings {
+    /// What the state machine holds clients to.
+    fn rules(&self) -> kv::Rules {
+        kv::Rules { limits: self.limits, ignores_shares: self.options.mutation.ignores_shares() }
+    }
+}
+
 /// What a write to the tree was for, so that its completion is understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
@@ -201,7 +208,7 @@ enum Purpose {
 /// One replica of one group.
 pub struct Group {
     place: GroupPlace,
-    limits: Limits,
+    rules: kv::Rules,
     overlay_bytes_max: usize,
     retain_bytes: usize,
     /// The latest durable commit that the engine has not been told of, because too much waits for the tree.
@@ -265,7 +272,7 @@ impl Group {
         };
         let is_found = found.is_some();
         let (install, machine) =
-            found.unwrap_or_else(|| (None, Machine::empty(group, place.range, settings.limits)));
+            found.unwrap_or_else(|| (None, Machine::empty(group, place.range, settings.rules())));
         let applied = install.as_ref().and_then(Install::applied).unwrap_or(machine.applied());
         let base = base_of(applied);
         let durable_slot = applied.slot;
@@ -285,7 +292,7 @@ impl Group {
         }
         let mut opened = Self {
             place,
-            limits: settings.limits,
+            rules: settings.rules(),
             overlay_bytes_max: settings.overlay_bytes_max,
             retain_bytes: settings.retain_bytes,
             held_back: None,
@@ -782,12 +789,12 @@ fn load(
     let install = Install::resume(storage, place.id, place.range)?;
     if install.is_some() {
         // What is stored is neither the old state nor the new one.
-        return Ok(Some((install, Machine::empty(place.id, place.range, settings.limits))));
+        return Ok(Some((install, Machine::empty(place.id, place.range, settings.rules()))));
     }
     if storage.get(&keys::damaged(place.id))?.is_some() {
         return Ok(None);
     }
-    let machine = Machine::load(storage, place.id, place.range, settings.limits)?;
+    let machine = Machine::load(storage, place.id, place.range, settings.rules())?;
     Ok(Some((None, if settings.byzantine.is_some() { machine.with_root(storage)? } else { machine })))
 }
 

@@ -102,7 +102,7 @@ impl Group {
             return;
         }
         self.install = None;
-        self.machine = Machine::empty(group, range, self.limits);
+        self.machine = Machine::empty(group, range, self.rules);
         (self.durable_slot, self.compacted_slot, self.wanted_slot) = (0, 0, 0);
         self.writes.push_back((vec![damage_mark(self.place.id)], None));
     }

@@ -250,7 +250,7 @@ impl Group {
     }
 
     fn load_installed(&self, storage: &dyn Storage) -> Result<Machine, StorageError> {
-        let machine = Machine::load(storage, self.place.id, self.place.range, self.limits)?;
+        let machine = Machine::load(storage, self.place.id, self.place.range, self.rules)?;
         if self.signed.is_some() { machine.with_root(storage) } else { Ok(machine) }
     }
 

@@ -81,6 +81,21 @@ pub struct Slot {
     pub batch: Option<Bytes>,
 }
 
+/// What a state machine holds its clients to.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Sizes.
+    pub limits: Limits,
+    /// The broken variant in which a client may hold all sessions: a test must notice.
+    pub ignores_shares: bool,
+}
+
+impl From<Limits> for Rules {
+    fn from(limits: Limits) -> Self {
+        Self { limits, ignores_shares: false }
+    }
+}
+
 /// The replicated state of one group.
 #[derive(Debug)]
 pub struct Machine {
@@ -112,22 +127,23 @@ impl Machine {
         storage: &dyn Storage,
         group: GroupId,
         range: RingInterval,
-        limits: Limits,
+        rules: impl Into<Rules>,
     ) -> Result<Self, StorageError> {
-        let applied = load_applied(storage, group)?;
-        let sessions = Sessions::load(storage, group)?;
-        Ok(Self { applied, sessions, ..Self::empty(group, range, limits) })
+        let (applied, rules) = (load_applied(storage, group)?, rules.into());
+        let sessions = Sessions::load(storage, group)?.under(rules);
+        Ok(Self { applied, sessions, ..Self::empty(group, range, rules) })
     }
 
     /// A state that nothing was applied to, whatever is stored.
     #[must_use]
-    pub fn empty(group: GroupId, range: RingInterval, limits: Limits) -> Self {
+    pub fn empty(group: GroupId, range: RingInterval, rules: impl Into<Rules>) -> Self {
+        let rules = rules.into();
         Self {
             group,
             range,
-            limits,
+            limits: rules.limits,
             applied: Applied::default(),
-            sessions: Sessions::default(),
+            sessions: Sessions::default().under(rules),
             fresh: Overlay::default(),
             frozen: VecDeque::new(),
             pending: Pending::default(),

@@ -17,6 +17,7 @@
 //! * no session is forgotten while a request that was applied for it is still good;
 //! * indices and shares follow from the sessions: [`Sessions::load`] makes them anew.
 
+use super::Rules;
 use super::command::{Failure, Reply, SessionId};
 use super::record::{seal, unseal};
 use super::shares::{Held, Shares};
@@ -98,6 +99,7 @@ pub(super) struct Sessions {
     by_id: BTreeMap<SessionId, Session>,
     index: Index,
     shares: Shares,
+    ignores_shares: bool,
     dirty: BTreeSet<SessionId>,
     stored_pieces: BTreeMap<SessionId, usize>,
 }
@@ -133,6 +135,7 @@ impl Sessions {
             return Reply::Opened { session: id };
         }
         if let Err(share) = self.shares.may_open(&owner)
+            && !self.ignores_shares
             && !self.make_room(&owner, time)
         {
             let (held, max) = (share.held, share.max);
@@ -268,6 +271,12 @@ impl Sessions {
             }
             self.forget(id, time);
         }
+    }
+
+    /// The same sessions, whose clients are held to these rules.
+    pub(super) fn under(mut self, rules: Rules) -> Self {
+        self.ignores_shares = rules.ignores_shares;
+        self
     }
 
     /// How many sessions are remembered.

@@ -56,6 +56,8 @@ pub enum Nemesis {
     Lies,
     /// A client sends as fast as it may what costs work.
     Flood,
+    /// A client opens sessions as fast as it may, and closes none.
+    GreedyClient,
 }
 
 /// A row of the register.
@@ -83,7 +85,7 @@ const PACKETS_CUT_OFF: Option<&str> = Some("packets cut off");
 
 /// The register of all nemeses.
 #[rustfmt::skip]
-const REGISTER: [Entry; 24] = [
+const REGISTER: [Entry; 25] = [
     entry(Nemesis::Kill, "kill", "a node ends at once; in the simulator it loses what it had not synced",
         Some("nodes killed"), Some("nodes killed")),
     entry(Nemesis::PowerCut, "power-cut", "all nodes end in one moment, and lose what they had not synced",
@@ -120,6 +122,8 @@ const REGISTER: [Entry; 24] = [
         Some("nodes that stopped"), None),
     entry(Nemesis::Flood, "flood", "a client with a key of its own sends what costs work as fast as it may, and waits for nothing: bundles that are not signed in Byzantine mode",
         Some("requests refused"), None),
+    entry(Nemesis::GreedyClient, "greedy-client", "a client opens sessions as fast as it may and closes none; the others go on",
+        Some("sessions refused to it"), None),
 ];
 
 impl Nemesis {

@@ -102,24 +102,44 @@ impl Client {
     }
 
     fn signed(&self, group: GroupId, request: RequestId, operation: &kv::Operation, now: u64) -> Request {
-        let name = RequestName {
-            client: ClientKey(self.signer.name().0),
-            session: request.session.0,
-            number: request.number,
-        };
-        let signed = SignedRequest {
-            name,
-            ack_below: request.number,
-            // Clocks of nodes may be an hour off; what a request may wait is not what is tested here.
-            not_after: Timestamp(EPOCH_MICROS + now + 250_000_000),
-            wants_proof: false,
-            ends_epoch: false,
-            operation: operation.encode(),
-        };
-        let domain = Domain { cluster: Digest(CLUSTER), group: group.0, epoch: Epoch(1) };
-        let bundle = Bundle::sign(&domain, &self.signer, &[signed]).bytes().clone();
-        Request::Submit { group, bundle }
+        Request::Submit { group, bundle: bundle(&self.signer, group, &[request], operation, now) }
     }
+
+    /// The key by which its connections are admitted.
+    pub(super) fn key(&self) -> kv::Client {
+        self.signer.name().0
+    }
+}
+
+/// The same operation under each of these names.
+fn bundle(
+    signer: &ClientSigner,
+    group: GroupId,
+    requests: &[RequestId],
+    operation: &kv::Operation,
+    now: u64,
+) -> Bytes {
+    let client = ClientKey(signer.name().0);
+    let name =
+        |request: &RequestId| RequestName { client, session: request.session.0, number: request.number };
+    let signed = requests.iter().map(|request| SignedRequest {
+        name: name(request),
+        ack_below: request.number,
+        // Clocks of nodes may be an hour off; what a request may wait is not what is tested here.
+        not_after: Timestamp(EPOCH_MICROS + now + 250_000_000),
+        wants_proof: false,
+        ends_epoch: false,
+        operation: operation.encode(),
+    });
+    let domain = Domain { cluster: Digest(CLUSTER), group: group.0, epoch: Epoch(1) };
+    Bundle::sign(&domain, signer, &signed.collect::<Vec<_>>()).bytes().clone()
+}
+
+/// Openings of sessions with these names.
+pub(super) fn openings(signer: &ClientSigner, group: GroupId, nonces: &[u128], now: u64) -> Bytes {
+    let requests: Vec<RequestId> =
+        nonces.iter().map(|nonce| RequestId { session: SessionId(*nonce), number: 0 }).collect();
+    bundle(signer, group, &requests, &kv::Operation::Open, now)
 }
 
 /// A bundle in the name of a client, whose signature does not hold.

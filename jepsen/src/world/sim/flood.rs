@@ -18,9 +18,9 @@ const PAUSE_MICROS: u64 = 10_000;
 const BURSTS: u32 = 20;
 
 impl World {
-    /// Its place is behind those of all other clients.
+    /// Its place is behind those of all other clients, the greedy one too.
     fn place_of_flooder(&self) -> usize {
-        self.plan.clients
+        self.plan.clients + 1
     }
 
     /// A node is flooded for a while.

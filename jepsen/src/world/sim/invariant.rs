@@ -6,6 +6,7 @@
 //! | what a replica has applied only grows, but for a state that is repaired or put in place | prefix |
 //! | a ballot is led by one node; in Byzantine mode a view's primary follows from its number | election safety |
 //! | nobody stops, but who lies | availability |
+//! | no client holds more than its share of a group's sessions and remembered outcomes | fairness |
 //! | state that waits for the tree, and the log in memory, stay within their limits and a little | bounded memory |
 //!
 //! What disks hold is looked at in [`super::durable`], what is signed in [`super::said`].
@@ -15,7 +16,7 @@
 use crate::plan::{Mode, Plan};
 use std::collections::BTreeMap;
 use tetrachord::group::Group;
-use tetrachord::limits::OVERLAY_BYTES_STREAMING_MAX;
+use tetrachord::limits::{CLIENT_SHARE, OUTCOMES_BYTES_MAX, OVERLAY_BYTES_STREAMING_MAX, SESSIONS_MAX};
 use tetrachord::node::core::NodeCore;
 use tetrachord::ring::GroupId;
 
@@ -201,6 +202,20 @@ impl Invariants {
                     known.1 + 1,
                     index + 1,
                     applied.slot
+                );
+                told.violation = Some(what);
+            }
+            // However little the others hold.
+            let mut held = group.machine().held();
+            let greedy = held.find(|(_, held)| {
+                held.sessions > SESSIONS_MAX / CLIENT_SHARE || held.bytes > OUTCOMES_BYTES_MAX / CLIENT_SHARE
+            });
+            if let Some((client, held)) = greedy {
+                let what = format!(
+                    "n{} lets client {:02x}{:02x} hold more than its share of g{name}: {held:?}",
+                    index + 1,
+                    client[0],
+                    client[1]
                 );
                 told.violation = Some(what);
             }

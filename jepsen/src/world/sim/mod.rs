@@ -13,6 +13,7 @@ mod disturb;
 mod durable;
 mod end;
 mod flood;
+mod greedy;
 mod invariant;
 mod network;
 mod node;
@@ -27,6 +28,7 @@ use crate::random::Random;
 use client::Client;
 use clocks::Clocks;
 use durable::Durable;
+use greedy::Greedy;
 use invariant::{Invariants, News, REPAIRED};
 use network::{Network, Parcel, index_of};
 use node::{Node, Stranger};
@@ -56,6 +58,7 @@ pub(crate) enum Event {
     Arrives(Parcel),
     Patience { client: usize },
     Begin { client: usize },
+    Greed,
     Restart { node: usize },
     Link { node: usize, peer: usize },
     Strike,
@@ -100,6 +103,7 @@ pub(crate) struct World {
     verifiers: BTreeMap<GroupId, Verifier>,
     network: Network,
     clients: Vec<Client>,
+    greedy: Greedy,
     history: Vec<Operation>,
     last_store: u64,
     last_process: u64,
@@ -141,6 +145,7 @@ impl World {
             verifiers: BTreeMap::new(),
             network: Network::default(),
             clients: Vec::new(),
+            greedy: Greedy::new(plan),
             history: Vec::new(),
             last_store: plan.nodes as u64,
             last_process: 0,
@@ -170,6 +175,9 @@ impl World {
             world.at(1_000 + index as u64, Event::Patience { client: index });
         }
         world.at(plan.fault_every * 1_000, Event::Strike);
+        if plan.has(Nemesis::GreedyClient) {
+            world.at(plan.fault_every * 1_000, Event::Greed);
+        }
         world
     }
 
@@ -225,6 +233,7 @@ impl World {
             Event::Arrives(parcel) => self.arrives(parcel),
             Event::Patience { client } => self.patience(client),
             Event::Begin { client } => self.begin(client),
+            Event::Greed => self.be_greedy(),
             Event::Restart { node } => self.restart(node),
             Event::Link { node, peer } => self.link(node, peer),
             Event::Strike => self.strike(),
@@ -297,6 +306,9 @@ impl World {
             }
             NodeEffect::Answer { connection: ConnectionId(client), frame } => {
                 let client = usize::try_from(client).expect("few clients");
+                if self.greedy.is_at(client) {
+                    return self.on_greedy_answer(&frame);
+                }
                 self.repeat_lies(index, client, &frame);
                 self.send(Parcel::Answer { from, client, frame });
             }

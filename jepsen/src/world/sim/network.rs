@@ -127,8 +127,10 @@ impl World {
             }
             Parcel::Request { to, client, frame } => {
                 let connection = ConnectionId(*client as u64);
+                let known = self.clients.get(*client);
+                let client = known.map_or(client_id(*client), |known| ClientId(known.key()));
                 let body = frame.slice(4..);
-                Some((index_of(*to), NodeEvent::Client { connection, client: client_id(*client), body }))
+                Some((index_of(*to), NodeEvent::Client { connection, client, body }))
             }
             Parcel::Answer { .. } => None,
         };

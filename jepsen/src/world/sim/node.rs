@@ -139,8 +139,8 @@ impl World {
             cluster: CLUSTER,
             secret: secret(index),
             nodes: (0..plan.nodes).map(|at| (NodeId(at as u32 + 1), public(at))).collect(),
-            // The last one means no good.
-            clients: (0..=plan.clients).map(|at| public(CLIENT_SECRETS + at)).collect(),
+            // The last two mean no good.
+            clients: (0..plan.clients + 2).map(|at| public(CLIENT_SECRETS + at)).collect(),
             request_millis: plan.request_millis,
             window: plan.window,
             scrub_millis: 3_000,

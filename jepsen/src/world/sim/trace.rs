@@ -33,6 +33,7 @@ impl Trace {
             Event::Begin { client } => (8, *client),
             Event::Restart { node } => (9, *node),
             Event::Link { node, .. } => (10, *node),
+            Event::Greed => (11, 0),
             Event::Flood { node, .. } => (12, *node),
         };
         head[8] = kind;
