@@ -4,7 +4,8 @@
 //! request: whatever was executed under it, the wait is over. (A client that signs two requests with one name would else
 //! leave some replicas waiting for ever, and take a view from an honest primary.)
 //!
-//! Bounded by bytes, for each client and for all: a client may hold an eighth of what is left free.
+//! Bounded by bytes, for each client and for all: a client may hold an eighth of what is left free. Clients take turns: whoever asks
+//! much waits for its own, and not for that the others.
 
 use crate::mutation::mutated;
 use crate::pbft::batch::{BATCH_BUNDLES_MAX, BATCH_BYTES_MAX, BATCH_REQUESTS_MAX, HEADER, bytes_in_batch};
@@ -40,12 +41,52 @@ pub(super) enum Taken {
     Full,
 }
 
+/// What may be proposed: of each client in the order in which it came, and of one client after the other.
+#[derive(Clone, Debug, Default)]
+struct Queue {
+    /// A client whose line is empty keeps it.
+    lines: BTreeMap<ClientKey, VecDeque<Arrival>>,
+    /// The clients in whose lines something waits.
+    turns: VecDeque<ClientKey>,
+}
+
+impl Queue {
+    fn push(&mut self, client: ClientKey, arrival: Arrival) {
+        let line = self.lines.entry(client).or_default();
+        if line.is_empty() {
+            self.turns.push_back(client);
+        }
+        line.push_back(arrival);
+    }
+
+    fn front(&self) -> Option<Arrival> {
+        self.lines.get(self.turns.front()?)?.front().copied()
+    }
+
+    /// What is in front goes. Unless it was void, its client has had its turn.
+    fn pop(&mut self, is_void: bool) {
+        let Some(client) = self.turns.pop_front() else { return };
+        let line = self.lines.get_mut(&client).expect("whoever has a turn has a line");
+        line.pop_front();
+        match (line.is_empty(), is_void) {
+            (true, _) => {}
+            (false, true) => self.turns.push_front(client),
+            (false, false) => self.turns.push_back(client),
+        }
+    }
+
+    fn clear(&mut self) {
+        self.lines.values_mut().for_each(VecDeque::clear);
+        self.turns.clear();
+    }
+}
+
 /// Waiting requests.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Custody {
     kept: BTreeMap<Arrival, Kept>,
     by_name: BTreeMap<RequestName, Arrival>,
-    queue: VecDeque<Arrival>,
+    queue: Queue,
     by_client: BTreeMap<ClientKey, usize>,
     bytes: usize,
     last: u64,
@@ -86,9 +127,10 @@ impl Custody {
         self.by_name.extend(open.iter().map(|name| (*name, arrival)));
         *self.by_client.entry(bundle.client()).or_default() += size;
         self.bytes += size;
+        let client = bundle.client();
         let void_after = bundle.requests().map(|request| request.not_after).max().unwrap_or_default();
         self.kept.insert(arrival, Kept { bundle, open, void_after, is_proposed: false, told_at: None });
-        self.queue.push_back(arrival);
+        self.queue.push(client, arrival);
         Taken::New
     }
 
@@ -169,8 +211,8 @@ impl Custody {
         let requests_max = options.batch_requests.min(BATCH_REQUESTS_MAX);
         let bytes_max = options.batch_bytes.min(BATCH_BYTES_MAX);
         while let Some(arrival) = self.queue.front() {
-            let Some(kept) = self.kept.get_mut(arrival).filter(|kept| !kept.is_proposed) else {
-                self.queue.pop_front();
+            let Some(kept) = self.kept.get_mut(&arrival).filter(|kept| !kept.is_proposed) else {
+                self.queue.pop(true);
                 continue;
             };
             let (more_requests, more_bytes) = (kept.bundle.len(), bytes_in_batch(&kept.bundle));
@@ -183,7 +225,7 @@ impl Custody {
             kept.is_proposed = true;
             bundles.push(kept.bundle.as_ref().clone());
             (requests, bytes) = (requests + more_requests, bytes + more_bytes);
-            self.queue.pop_front();
+            self.queue.pop(false);
         }
         bundles
     }
@@ -191,10 +233,10 @@ impl Custody {
     /// Whether anything waits to be proposed.
     pub(super) fn has_queued(&mut self) -> bool {
         while let Some(arrival) = self.queue.front() {
-            if self.kept.get(arrival).is_some_and(|kept| !kept.is_proposed) {
+            if self.kept.get(&arrival).is_some_and(|kept| !kept.is_proposed) {
                 return true;
             }
-            self.queue.pop_front();
+            self.queue.pop(true);
         }
         false
     }
@@ -202,7 +244,10 @@ impl Custody {
     /// A view begins: whatever waits may be proposed anew.
     pub(super) fn requeue(&mut self) {
         self.kept.values_mut().for_each(|kept| (kept.is_proposed, kept.told_at) = (false, None));
-        self.queue = self.kept.keys().copied().collect();
+        self.queue.clear();
+        for (arrival, kept) in &self.kept {
+            self.queue.push(kept.bundle.client(), *arrival);
+        }
     }
 
     /// The bundle that waits longest.
@@ -308,6 +353,29 @@ mod tests {
         assert!(!custody.has_queued());
         custody.requeue();
         assert!(custody.has_queued());
+    }
+
+    #[test]
+    fn clients_take_turns_and_each_keeps_its_order() {
+        let (mut custody, options) =
+            (Custody::default(), Options { batch_requests: 4, ..Options::default() });
+        for number in 1..=50 {
+            custody.take(bundle(1, &[number], b"a"), false, &options);
+        }
+        (1..=2).for_each(|number| _ = custody.take(bundle(2, &[number], b"a"), false, &options));
+        let next = |custody: &mut Custody| -> Vec<(u8, u64)> {
+            let bundles = custody.next_bundles(&options);
+            let names = bundles.iter().flat_map(|bundle| bundle.names().collect::<Vec<_>>());
+            names.map(|name| (name.client.0[0], name.number)).collect()
+        };
+        assert_eq!(next(&mut custody), [(1, 1), (2, 1), (1, 2), (2, 2)]);
+        custody.take(bundle(3, &[1], b"a"), false, &options);
+        assert_eq!(next(&mut custody), [(1, 3), (3, 1), (1, 4), (1, 5)]);
+        // What others propose passes no turn.
+        custody.proposed(bundle(1, &[6], b"a").names());
+        assert_eq!(next(&mut custody)[0], (1, 7));
+        custody.requeue();
+        assert_eq!(next(&mut custody), [(1, 1), (2, 1), (3, 1), (1, 2)]);
     }
 
     /// Takes bundles of a client until there is no room; returns how many.
