@@ -29,10 +29,16 @@ const KEY_ANSWERS_BYTES: usize = 128 << 20;
 /// Bytes that QUIC may keep unread for all connections of a key, above what each has at first.
 const KEY_WINDOWS_BYTES: usize = 16 << 20;
 
+/// Bytes of whole frames of a key that wait for the node.
+const KEY_INBOX_BYTES: usize = 16 << 20;
+
 /// Bytes of large frames of a key that are not whole yet.
 const KEY_FRAMES_BYTES: usize = 16 << 20;
 
-const _: () = assert!(CLIENT_FRAME_BYTES_MAX <= KEY_FRAMES_BYTES, "the largest frame finds room");
+const _: () = assert!(
+    CLIENT_FRAME_BYTES_MAX <= KEY_FRAMES_BYTES && CLIENT_FRAME_BYTES_MAX <= KEY_INBOX_BYTES,
+    "the largest frame finds room"
+);
 const _: () = assert!(KEY_CONNECTIONS_MAX * 2 <= CLIENTS_MAX, "no key takes the places of all others");
 
 /// What all connections of a key have together.
@@ -40,6 +46,7 @@ const _: () = assert!(KEY_CONNECTIONS_MAX * 2 <= CLIENTS_MAX, "no key takes the 
 pub(super) struct Share {
     windows: Arc<Semaphore>,
     frames: Arc<Semaphore>,
+    inbox: Arc<Semaphore>,
     /// Bytes of answers that wait.
     answers: Arc<AtomicUsize>,
 }
@@ -49,6 +56,7 @@ impl Share {
         Self {
             windows: Arc::new(Semaphore::new(KEY_WINDOWS_BYTES)),
             frames: Arc::new(Semaphore::new(KEY_FRAMES_BYTES)),
+            inbox: Arc::new(Semaphore::new(KEY_INBOX_BYTES)),
             answers: Arc::default(),
         }
     }
@@ -60,9 +68,18 @@ impl Share {
 
     /// Room for a frame that is not whole yet; waits for others of the same key.
     pub(super) async fn room_for(&self, bytes: usize) -> OwnedSemaphorePermit {
-        let bytes = u32::try_from(bytes).expect("frames are a few MiB at most");
-        Arc::clone(&self.frames).acquire_many_owned(bytes).await.expect("the semaphore is never closed")
+        acquire(&self.frames, bytes).await
     }
+
+    /// Room for a frame that waits for the node; waits for others of the same key.
+    pub(super) async fn room_in_inbox(&self, bytes: usize) -> OwnedSemaphorePermit {
+        acquire(&self.inbox, bytes).await
+    }
+}
+
+async fn acquire(room: &Arc<Semaphore>, bytes: usize) -> OwnedSemaphorePermit {
+    let bytes = u32::try_from(bytes).expect("frames are a few MiB at most");
+    Arc::clone(room).acquire_many_owned(bytes).await.expect("the semaphore is never closed")
 }
 
 #[derive(Debug)]

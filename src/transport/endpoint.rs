@@ -1,6 +1,6 @@
 //! The node's QUIC endpoint: accepts nodes and clients, and hands their frames to the node in order.
 
-use super::clients::Clients;
+use super::clients::{Clients, Share};
 use super::door::{Door, HANDSHAKE_PATIENCE, Knock};
 use super::outbox::write_frames;
 use super::peers::{Link, PeerAddress, dial};
@@ -61,10 +61,16 @@ pub struct Frame {
     /// The frame's body.
     pub body: Bytes,
     _room: OwnedSemaphorePermit,
+    /// Of a client: room of its key's share.
+    _share: Option<OwnedSemaphorePermit>,
 }
 
-/// Bytes of frames that may wait for the node; readers wait beyond it, and QUIC tells the senders.
+/// Bytes of frames that may wait for the node, of other nodes and of clients; readers wait beyond it, and QUIC tells the senders. Nodes
+/// do not wait for clients.
 const INBOX_BYTES: usize = 64 << 20;
+
+/// A frame counts as if it had so many bytes: it costs work, too.
+const INBOX_FRAME_BYTES: usize = 16 << 10;
 
 /// What a transport needs to know.
 #[derive(Debug)]
@@ -111,6 +117,7 @@ pub(super) struct Shared {
     pub(super) watch: Watch,
     inbound: mpsc::Sender<Inbound>,
     room: Arc<Semaphore>,
+    clients_room: Arc<Semaphore>,
     clients: Clients,
 }
 
@@ -121,12 +128,17 @@ impl Shared {
         let _ = self.inbound.send(inbound).await;
     }
 
-    /// Makes room for a frame; waits if too many bytes wait already.
-    pub(super) async fn admit(&self, body: Bytes) -> Frame {
-        let bytes = u32::try_from(body.len()).expect("frames are a few MiB at most");
-        let room =
-            Arc::clone(&self.room).acquire_many_owned(bytes).await.expect("the semaphore is never closed");
-        Frame { body, _room: room }
+    /// Makes room for a frame of a node, or of a client with this share; waits if too many bytes wait already.
+    pub(super) async fn admit(&self, body: Bytes, share: Option<&Share>) -> Frame {
+        let bytes = body.len().max(INBOX_FRAME_BYTES);
+        // Of its own share first: what a key has waiting for the room of all is bounded, too.
+        let (of_share, room) = match share {
+            Some(share) => (Some(share.room_in_inbox(bytes).await), &self.clients_room),
+            None => (None, &self.room),
+        };
+        let bytes = u32::try_from(bytes).expect("frames are a few MiB at most");
+        let room = Arc::clone(room).acquire_many_owned(bytes).await.expect("the semaphore is never closed");
+        Frame { body, _room: room, _share: of_share }
     }
 }
 
@@ -181,6 +193,7 @@ impl Transport {
             watch,
             inbound,
             room: Arc::new(Semaphore::new(INBOX_BYTES)),
+            clients_room: Arc::new(Semaphore::new(INBOX_BYTES)),
             clients: Clients::default(),
         };
         let links: BTreeMap<NodeId, Arc<Link>> =

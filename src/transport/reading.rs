@@ -91,7 +91,8 @@ pub(super) async fn frames_of(
                 match body {
                     Ok(body) if body.is_empty() => {}
                     Ok(body) => {
-                        let frame = shared.admit(body).await;
+                        let share = allowance.as_ref().map(|allowance| &*allowance.share);
+                        let frame = shared.admit(body, share).await;
                         shared.tell(wrap(frame)).await;
                         if let Some(allowance) = &mut allowance {
                             allowance.frame = None;

@@ -145,3 +145,37 @@ fn frames_that_are_half_here_are_bounded_for_a_key_and_hold_up_no_other() {
         assert!(arrived < 48 << 20, "{} MiB", arrived >> 20);
     });
 }
+
+#[test]
+fn frames_that_wait_for_the_node_are_bounded_for_a_key_and_hold_up_no_other() {
+    let (greedy, honest) = (Identity::from_seed([2; 32]), Identity::from_seed([3; 32]));
+    run(async {
+        let mut scene = Scene::new(&[&greedy, &honest]);
+        let mut others = scene.connect(&honest).await.unwrap();
+        for _ in 0..40 {
+            let mut connected = scene.connect(&greedy).await.unwrap();
+            tokio::spawn(async move {
+                let _ = connected.send.write_all(&[frame(1 << 20, 7), frame(1 << 20, 7)].concat()).await;
+                std::future::pending::<()>().await;
+            });
+        }
+        // The node is busy with the frames of the one, and takes those of the other all the same.
+        let mut held = Vec::new();
+        for turn in 0..40u8 {
+            let whole = frame(1 << 20, turn);
+            let receive = async {
+                while let Some(Inbound::ClientFrame { client, frame, .. }) = scene.inbox.recv().await {
+                    if client.0 == honest.public().0 {
+                        return frame.body[0];
+                    }
+                    held.push(frame);
+                }
+                unreachable!("the node goes on");
+            };
+            let sending = async { others.send.write_all(&whole).await.unwrap() };
+            let ((), received) = tokio::join!(sending, receive);
+            assert_eq!(received, turn);
+        }
+        assert!((1..=16).contains(&held.len()), "{} MiB of one key wait for the node", held.len());
+    });
+}
