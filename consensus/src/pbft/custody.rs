@@ -75,6 +75,17 @@ impl Queue {
         }
     }
 
+    /// What nobody waits for any more leaves the front of a client's line: backups propose nothing, and would keep all of it.
+    fn drop_void(&mut self, client: &ClientKey, waits: impl Fn(Arrival) -> bool) {
+        let Some(line) = self.lines.get_mut(client).filter(|line| !line.is_empty()) else { return };
+        while line.front().is_some_and(|arrival| !waits(*arrival)) {
+            line.pop_front();
+        }
+        if line.is_empty() {
+            self.turns.retain(|other| other != client);
+        }
+    }
+
     fn clear(&mut self) {
         self.lines.values_mut().for_each(VecDeque::clear);
         self.turns.clear();
@@ -281,6 +292,7 @@ impl Custody {
             self.by_name.remove(name);
         }
         let (client, size) = (kept.bundle.client(), kept.bundle.bytes().len());
+        self.queue.drop_void(&client, |arrival| self.kept.contains_key(&arrival));
         self.bytes -= size;
         let of_client = self.by_client.get_mut(&client).expect("a kept bundle is counted");
         *of_client -= size;
@@ -324,6 +336,7 @@ mod tests {
         assert!(known(&custody, bundle(1, &[1, 2], b"a")) && !known(&custody, bundle(1, &[2], b"b")));
         custody.executed(&bundle(1, &[1, 2], b"other"));
         assert_eq!((custody.len(), custody.oldest(), custody.bytes), (0, None, 0));
+        assert!(custody.queue.front().is_none(), "backups keep nothing of what they never propose");
         let late = bundle(1, &[1, 2], b"other");
         assert!(!custody.knows(&late.bytes()[..100], &options) && !custody.knows(&[], &options));
         // What a replica takes for new, its primary takes too, although it executed it a little later.
