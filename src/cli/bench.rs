@@ -129,20 +129,22 @@ pub(crate) async fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<Exi
         Some(cpu) => cpu,
         None => cpu_micros(&clients[0]).await,
     };
-    let tally = load.tally();
-    let report = Report {
-        args,
-        tally: &tally,
-        micros: ended - window.start,
-        gap: tally.longest_gap(ended),
-        cpu_micros: cpu_between(&cpu_before, &cpu_after),
+    let exit = {
+        let tally = load.tally();
+        let report = Report {
+            args,
+            tally: &tally,
+            micros: ended - window.start,
+            gap: tally.longest_gap(ended),
+            cpu_micros: cpu_between(&cpu_before, &cpu_after),
+        };
+        if common.json {
+            print_json(&report.json());
+        } else {
+            println!("{}", report.words());
+        }
+        report.exit()
     };
-    if common.json {
-        print_json(&report.json());
-    } else {
-        println!("{}", report.words());
-    }
-    let exit = report.exit();
     let closing = clients.into_iter().map(|client| async move { super::close(&client).await });
     closing.collect::<tokio::task::JoinSet<_>>().join_all().await;
     Ok(exit)
