@@ -1,0 +1,69 @@
+//! When the write-ahead log is rewritten, so that it holds what is still needed and nothing else.
+
+use super::NodeCore;
+use crate::error::StorageError;
+use crate::group::Group;
+use crate::storage::CommitId;
+use tetrachord_consensus::Ticks;
+
+/// A log that has not grown for so long may be rewritten, if it holds more than twice what is kept for lagging replicas,
+/// and this much besides.
+const LOG_IDLE_MILLIS: u64 = 5_000;
+const LOG_IDLE_BYTES: u64 = 1 << 20;
+
+/// Where the rewriting of the log stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Compaction {
+    Idle,
+    /// Groups bring their trees up to date.
+    Hastened(Ticks),
+    /// The replacing commit is on its way.
+    Submitted(CommitId),
+}
+
+impl NodeCore {
+    /// Whether the log has not grown for a while and holds much more than is kept for lagging replicas: then rewriting it
+    /// costs nobody anything, and disk and the next start gain.
+    fn is_log_idle(&mut self) -> bool {
+        let bytes = self.storage.log_bytes();
+        if bytes != self.log_grown.0 {
+            self.log_grown = (bytes, self.now);
+        }
+        let kept: usize = self.groups.values().map(Group::retain_bytes).sum();
+        self.now.since(self.log_grown.1) >= LOG_IDLE_MILLIS && bytes > 2 * kept as u64 + LOG_IDLE_BYTES
+    }
+
+    /// Rewrites the log when it has grown too long: trees first, then one commit with the state of every engine.
+    pub(super) fn compact_if_ready(&mut self) -> Result<(), StorageError> {
+        const PATIENCE_MILLIS: u64 = 1_000;
+        let is_idle = self.is_log_idle();
+        match self.compaction {
+            Compaction::Idle if self.storage.log_bytes() > self.compact_above || is_idle => {
+                self.compaction = Compaction::Hastened(self.now);
+                for group in self.groups.values_mut() {
+                    group.hasten_checkpoint(self.storage.as_ref())?;
+                }
+            }
+            // A node that has just started knows of nothing that it may drop, however long its log is.
+            Compaction::Hastened(_) if !self.groups.values().any(Group::has_gained) => {
+                for group in self.groups.values_mut() {
+                    group.hasten_checkpoint(self.storage.as_ref())?;
+                }
+            }
+            Compaction::Hastened(since) => {
+                let is_ready = self.groups.values().all(Group::is_checkpointed);
+                if is_ready || self.now.since(since) >= PATIENCE_MILLIS {
+                    // What was logged before must be in an earlier commit: this one stands for all of it.
+                    self.submit(false);
+                    for group in self.groups.values_mut() {
+                        group.compact(self.storage.as_ref())?;
+                    }
+                    self.submit(true);
+                    self.compaction = Compaction::Submitted(self.last_commit);
+                }
+            }
+            Compaction::Idle | Compaction::Submitted(_) => {}
+        }
+        Ok(())
+    }
+}
