@@ -23,18 +23,24 @@ impl Group {
         self.retain_now() + checkpoints * LOG_OVERLAYS_MAX * self.overlay_bytes_max
     }
 
+    /// Whether so much of the log waits for the tree. What is not applied yet waits for something else: to hold it up would be to wait for
+    /// ever.
+    fn is_log_backed_up(&self, checkpoints: usize) -> bool {
+        let waits = self.signed.is_none() && self.durable_slot < self.machine.applied().slot;
+        waits && self.engine.log_bytes() >= self.log_bytes_max(checkpoints)
+    }
+
     /// Whether so many checkpoints' worth of applied state wait for the tree, or as much of the log. A snapshot that streams has a bound
     /// of its own.
     pub(super) fn is_backed_up(&self, checkpoints: usize) -> bool {
         self.transfer.is_none()
             && (self.machine.unwritten_bytes() >= checkpoints * self.overlay_bytes_max
-                || self.signed.is_none() && self.engine.log_bytes() >= self.log_bytes_max(checkpoints))
+                || self.is_log_backed_up(checkpoints))
     }
 
     /// Whether what waits for the tree, or the log that is kept until it is there, takes as much memory as it may.
     pub(super) fn is_checkpoint_urgent(&self) -> bool {
-        self.machine.unwritten_bytes() >= self.overlay_bytes_max
-            || self.signed.is_none() && self.engine.log_bytes() >= self.log_bytes_max(1)
+        self.machine.unwritten_bytes() >= self.overlay_bytes_max || self.is_log_backed_up(1)
     }
 
     /// A follower whose tree cannot keep up acknowledges nothing more for a while: its leader sends only so much ahead of

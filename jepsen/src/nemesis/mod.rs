@@ -104,7 +104,7 @@ const REGISTER: [Entry; 25] = [
         Some("messages that overtook"), Some("packets held back")),
     entry(Nemesis::SlowDisk, "slow-disk", "disks take long, or stand still for a while",
         Some("barriers delayed"), Some("milliseconds disks stood still")),
-    entry(Nemesis::HungDisk, "hung-disk", "a disk takes nothing for seconds, then goes on", Some("barriers that hung"), None),
+    entry(Nemesis::HungDisk, "hung-disk", "a disk takes nothing for seconds, then goes on", Some("hangs that were felt"), None),
     entry(Nemesis::ClockJump, "clock-jump", "wall clocks are wrong by up to two years", Some("jumps"), Some("jumps that a program saw")),
     entry(Nemesis::ClockRate, "clock-rate", "monotonic clocks run up to a fifth fast or slow", Some("nodes off rate"), None),
     entry(Nemesis::Rot, "rot", "a node's state is changed behind its back (Byzantine mode)",

@@ -98,6 +98,7 @@ impl World {
             Nemesis::Halt => self.halt(victim, None),
             Nemesis::HungDisk => {
                 self.count(nemesis, 1, 0);
+                self.nodes[victim].is_hang_felt = false;
                 self.nodes[victim].hung_until = self.now + self.random.between(1_000_000, 20_000_000);
             }
             Nemesis::Flood => self.begin_flood(victim),

@@ -45,6 +45,8 @@ pub(super) struct Node {
     pub(super) is_short: bool,
     /// Its disk takes nothing until then.
     pub(super) hung_until: u64,
+    /// Whether something has waited for it since.
+    pub(super) is_hang_felt: bool,
     /// When this life began, and how many thousandths of real time its clock runs.
     started: u64,
     pub(super) rate_per_mille: u64,
@@ -101,6 +103,7 @@ impl Node {
             is_told_nonsense: false,
             is_short: false,
             hung_until: 0,
+            is_hang_felt: false,
             started: 0,
             rate_per_mille: 1_000,
             wall_offset: 0,
@@ -304,14 +307,17 @@ impl World {
         }
     }
 
-    /// Until when the disk of a node takes nothing.
+    /// When to look again, if the disk of a node takes nothing now. Hangs end with the faults.
     fn hangs(&mut self, index: usize) -> Option<u64> {
-        let until = self.nodes[index].hung_until;
-        let hangs = !self.is_calm && until > self.now;
-        if hangs {
+        const LOOK_AGAIN_MICROS: u64 = 100_000;
+        let node = &mut self.nodes[index];
+        if self.is_calm || node.hung_until <= self.now {
+            return None;
+        }
+        if !std::mem::replace(&mut node.is_hang_felt, true) {
             self.count(Nemesis::HungDisk, 0, 1);
         }
-        hangs.then_some(until)
+        Some(self.now + LOOK_AGAIN_MICROS)
     }
 
     /// How long the tree takes for what it is given next. Large states are counted, not stored: a row may take as long as many.
