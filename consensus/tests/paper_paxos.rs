@@ -469,6 +469,29 @@ fn a_candidate_that_lags_behind_a_compacted_log_lets_another_lead() {
 }
 
 #[test]
+fn the_only_replica_that_hears_a_quorum_leads_though_no_log_reaches_back_to_it() {
+    let mut cluster = led(5, options(Mutation::None));
+    cluster.partition(&[3, 4], &[0, 1, 2]);
+    for round in 0..20 {
+        cluster.propose(0, &format!("v{round}")).unwrap();
+        cluster.settle();
+    }
+    cluster.run(100);
+    (0..3).for_each(|index| cluster.checkpoint(index, 0));
+    cluster.settle();
+    // Who is left: two that have missed all, and one that has everything, little of it as a log, and hears but one of them.
+    [0, 1].into_iter().for_each(|index| cluster.crash(index, 9));
+    cluster.heal();
+    cluster.partition(&[2], &[4]);
+    cluster.run(20_000);
+    assert_eq!(cluster.leader(), Some(3), "nobody else hears three");
+    let slot = cluster.propose(3, "on").unwrap();
+    cluster.settle();
+    assert_eq!(cluster.acknowledged, slot);
+    assert!(cluster.violations.is_empty(), "{:?}", cluster.violations);
+}
+
+#[test]
 fn a_candidate_that_is_given_a_snapshot_while_it_fetches_campaigns_anew() {
     // One entry in a message: a log is fetched in many.
     let mut cluster = led(3, Options { message_bytes: 1, ..options(Mutation::None) });

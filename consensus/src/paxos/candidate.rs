@@ -216,10 +216,15 @@ impl Replica {
         self.fetch(source, own, best);
     }
 
-    /// Another replica should lead and says so.
+    /// Another replica would have this one lead, and says so: the leader, or a candidate that would need more of this replica's log than
+    /// is left of it. The latter needs a state, whoever leads; and perhaps nobody but the candidate hears a quorum.
     pub(super) fn on_transfer_leader(&mut self, from: ReplicaId, ballot: Ballot) {
-        if ballot == self.promised() && ballot.replica == from && !self.is_leader() {
-            self.campaign();
+        if ballot != self.promised() || ballot.replica != from || self.is_leader() {
+            return;
         }
+        if self.acceptor.accepted() != ballot {
+            self.request_snapshot_for(from);
+        }
+        self.campaign();
     }
 }
