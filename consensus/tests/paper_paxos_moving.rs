@@ -39,6 +39,20 @@ fn half_fetched(options: Options) -> (Alone, Ballot, Vec<Entry>) {
 }
 
 #[test]
+fn a_later_log_that_is_heard_of_while_another_is_fetched_is_no_part_of_it() {
+    let (mut alone, own, log) = half_fetched(Options::default());
+    let other = entries(ballot(1, 1), 8, "b");
+    alone.hear(0, &promise(own, view(ballot(1, 1), &other)));
+    let sent = alone.hear(1, &chunk(own, &log, 3, 8));
+    assert!(alone.replica.is_leader());
+    let begins = sent.iter().find_map(|(to, message)| match message {
+        Message::AcceptSync { sync, .. } if *to == 0 => Some(sync.slot),
+        _ => None,
+    });
+    assert_eq!(begins, Some(Slot(0)), "both logs share nothing that this leader knows of");
+}
+
+#[test]
 fn a_log_is_adopted_only_as_a_whole_by_a_candidate() {
     fn test(options: Options) {
         let (mut alone, own, log) = half_fetched(options);

@@ -45,10 +45,10 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// The ballot in which the adopted log had been accepted: that of the fetched one, or the candidate's own.
-    pub(super) fn best_accepted(&self) -> Ballot {
-        let accepted =
-            self.promises.values().map(|promise| promise.view.accepted).max().unwrap_or(Ballot::ZERO);
+    /// The ballot in which the log had been accepted that is adopted: the fetched one, or the candidate's own. A promise that comes
+    /// while it is fetched may speak of a later one, which need not be adopted any more.
+    pub(super) fn adopted_from(&self, own: Ballot) -> Ballot {
+        let accepted = self.fetch.as_ref().map_or(own, |fetch| fetch.accepted());
         assert!(accepted < self.ballot, "nothing was accepted yet in a ballot that nobody leads");
         accepted
     }

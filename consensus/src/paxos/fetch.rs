@@ -36,6 +36,11 @@ impl Fetch {
         Self { source, best, bytes, asked_at: now, fastest: u64::MAX, is_restarted: false }
     }
 
+    /// The ballot in which it was accepted.
+    pub(super) fn accepted(&self) -> Ballot {
+        self.best.accepted
+    }
+
     /// A piece has come. What it took longer than the fastest one it waited behind others, or was under way because it is large.
     fn measure(&mut self, options: &Options, now: Ticks) {
         let took = now.since(self.asked_at);

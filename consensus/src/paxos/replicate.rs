@@ -20,7 +20,7 @@ impl Replica {
             return self.fail(format!("ballot {ballot} would drop decided slots behind {keep}"));
         }
         let adopted_from = match &self.role {
-            Role::Candidate(candidate) => candidate.best_accepted(),
+            Role::Candidate(candidate) => candidate.adopted_from(self.acceptor.accepted()),
             _ => self.acceptor.accepted(),
         };
         let is_own = entries.is_empty() && keep == self.acceptor.log().last().slot;
