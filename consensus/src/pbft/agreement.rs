@@ -237,9 +237,9 @@ impl Replica {
 
     /// Whether this replica may come to execute the slot soon enough to keep what is said of it. The others' checkpoints move the window
     /// on; a replica whose disk takes nothing, so that it executes nothing, must not gather all that they do meanwhile. It is helped on
-    /// later.
+    /// later. One that repairs its state goes back to where its log begins, and votes on all the same.
     pub(super) fn is_near(&self, slot: Slot) -> bool {
-        let is_bounded = !mutated!(self.options, KeepEveryProposal);
+        let is_bounded = !self.is_repairing && !mutated!(self.options, KeepEveryProposal);
         !is_bounded || slot.0 <= self.executed.slot.0 + 2 * self.config.window.length
     }
 

@@ -116,7 +116,8 @@ impl Replica {
                 message.view > self.view || message.view == self.view && !self.is_active
             }
             Message::Certified { certificate, .. } => {
-                let is_ahead = certificate.slot > self.executed.slot && self.is_near(certificate.slot);
+                let is_ahead = certificate.slot > self.executed.slot
+                    && certificate.slot.0 <= self.executed.slot.0 + 2 * self.config.window.length;
                 let known = self.slots.get(&certificate.slot);
                 let is_news = match self.is_repairing {
                     true => known.is_none_or(|state| state.decided.is_none()),

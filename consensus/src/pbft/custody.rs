@@ -153,8 +153,8 @@ impl Custody {
         }
     }
 
-    /// A client may hold an eighth of what is left free besides: who holds most is the first that gets no more, and those who take
-    /// all they can leave room for others, less for each but always some.
+    /// A client may hold as much as is left free besides, up to its own bound: who holds most is the first that gets no more, and those
+    /// who take all they can leave room for others, less for each but always some.
     fn room_for_one(&self, options: &Options) -> usize {
         let free = options.custody_bytes.saturating_sub(self.bytes);
         if mutated!(options, FirstComeCustody) {
