@@ -2,7 +2,7 @@
 //!
 //! | invariant | source |
 //! |---|---|
-//! | log time is never later than what a majority of a group's clocks has reached, or had reached once and what passed since | bounded clocks |
+//! | log time is never later than what a majority of a group's clocks has reached, each of them now or once, with what passed since | bounded clocks |
 //!
 //! Where at most a minority of a group's clocks is wrong in a run, no session ends for want of use: that is for the clients to see.
 
@@ -11,7 +11,7 @@ use super::network::index_of;
 use crate::nemesis::Nemesis;
 use crate::plan::Mode;
 use std::collections::BTreeMap;
-use tetrachord::ring::GroupId;
+use tetrachord::ring::{GroupId, NodeId};
 
 /// Microseconds by which log time may be ahead all the same: what another clock says is reckoned with the own one, which may be a
 /// fifth too fast, for as long as the other is silent; in Byzantine mode, how far ahead of its own clock a replica lets a primary be.
@@ -20,10 +20,11 @@ const SLACK_MICROS: u64 = 30_000_000;
 const HOUR_MICROS: i64 = 3_600_000_000;
 const YEAR_MICROS: i64 = 365 * 24 * HOUR_MICROS;
 
-/// The latest log time that is allowed in each group, and when that was reckoned.
+/// The latest time that each node's clock ever showed or would show by now, and when that was reckoned. A leader may know a clock from
+/// before it was put right, another from after it jumped ahead: it counts both.
 #[derive(Debug, Default)]
 pub(super) struct Clocks {
-    latest: BTreeMap<GroupId, (u64, u64)>,
+    latest: BTreeMap<NodeId, (u64, u64)>,
 }
 
 impl World {
@@ -64,19 +65,23 @@ impl World {
 
     /// Clocks have changed: what they allow now counts from now on.
     pub(super) fn reckon_clocks(&mut self) {
-        let groups: Vec<GroupId> = self.ring.groups().iter().map(|place| place.id).collect();
-        groups.into_iter().for_each(|group| _ = self.latest_time(group));
+        let nodes: Vec<NodeId> = self.ring.groups().iter().flat_map(|place| place.nodes.clone()).collect();
+        nodes.into_iter().for_each(|node| _ = self.latest_of(node));
+    }
+
+    fn latest_of(&mut self, node: NodeId) -> u64 {
+        let wall = self.nodes[index_of(node)].wall(self.now).0;
+        let (before, at) = self.clocks.latest.get(&node).copied().unwrap_or_default();
+        let latest = (before + (self.now - at)).max(wall);
+        self.clocks.latest.insert(node, (latest, self.now));
+        latest
     }
 
     fn latest_time(&mut self, group: GroupId) -> u64 {
-        let place = self.ring.group(group).expect("it is in the ring");
-        let wall = |node: &tetrachord::ring::NodeId| self.nodes[index_of(*node)].wall(self.now).0;
-        let mut walls: Vec<u64> = place.nodes.iter().map(wall).collect();
-        walls.sort_unstable_by(|a, b| b.cmp(a));
-        let (before, at) = self.clocks.latest.get(&group).copied().unwrap_or_default();
-        let latest = (before + (self.now - at)).max(walls[walls.len() / 2]);
-        self.clocks.latest.insert(group, (latest, self.now));
-        latest
+        let nodes = self.ring.group(group).expect("it is in the ring").nodes.clone();
+        let mut latest: Vec<u64> = nodes.into_iter().map(|node| self.latest_of(node)).collect();
+        latest.sort_unstable_by(|a, b| b.cmp(a));
+        latest[latest.len() / 2]
     }
 
     /// A slot with this time was applied for the first time. What is wrong with that, if anything.
