@@ -19,7 +19,8 @@
 //! * R1: a new store votes only when a majority of the *other* nodes has durably noted it. Two stores of one name would need
 //!   two majorities, and whoever is in both refuses the second. No smaller number can tell a first start from a second; so the
 //!   first start of a cluster of three wants all three, once;
-//! * R2: in a note the store never changes, and how far it was only grows;
+//! * R2: in a note the store never changes, and how far it was only grows; but the note of a store that was never admitted gives way to
+//!   a store that was. Of one name no two are: their majorities would have a node in common that noted both before either was admitted;
 //! * R3: what a node says in its groups is heard only when, on this link, it has told a life that is not older than the note;
 //! * R4: a node that is told that it is not the one that was known stops. Where nodes may lie, more of a group must say so than may lie.
 //!
@@ -56,10 +57,21 @@ fn is_same(one: &Life, other: &Life) -> bool {
 
 /// Whether a node of which the first is known cannot have come to the second by itself.
 fn betrays(known: &Life, told: &Life) -> bool {
+    if known.store != told.store {
+        // R2: whoever notes an empty disk under this name, because the right one had not come yet, is put right by that one.
+        return known.is_admitted || !told.is_admitted;
+    }
     let is_other_copy = known.incarnation == told.incarnation && known.opening != told.opening;
     let went_back = told.incarnation < known.incarnation
         || (told.incarnation > known.incarnation && told.log_end < known.log_end);
-    known.store != told.store || is_other_copy || went_back
+    is_other_copy || went_back
+}
+
+/// R2: the note of a node that told this. A message of the same life that comes late takes nothing back.
+fn renewed(known: &Life, told: &Life) -> Life {
+    let log_end = if is_same(known, told) { known.log_end.max(told.log_end) } else { told.log_end };
+    let was_admitted = known.store == told.store && known.is_admitted;
+    Life { log_end, is_admitted: told.is_admitted || was_admitted, ..*told }
 }
 
 /// A durable note.
@@ -113,7 +125,6 @@ enum Awaited {
 pub(super) struct Roster {
     settings: RosterSettings,
     life: Life,
-    is_admitted: bool,
     known: BTreeMap<NodeId, Life>,
     /// Those whose notes are not written down yet.
     changed: BTreeSet<NodeId>,
@@ -142,24 +153,23 @@ impl Roster {
     /// The roster of a node with this life, from its own records.
     pub(super) fn open(
         settings: RosterSettings,
-        life: Life,
+        mut life: Life,
         records: &[Bytes],
     ) -> Result<Self, StorageError> {
         let mut known = BTreeMap::new();
-        let mut is_admitted = settings.others.is_empty() || settings.mutation.votes_unknown();
+        life.is_admitted = settings.others.is_empty() || settings.mutation.votes_unknown();
         for record in records {
             let record = codec::decode(record).map_err(|error| {
                 StorageError::corrupt("the node's own record in the write-ahead log", error)
             })?;
             match record {
                 Record::Known { node, life } => drop(known.insert(node, life)),
-                Record::Admitted { store } => is_admitted |= store == life.store,
+                Record::Admitted { store } => life.is_admitted |= store == life.store,
             }
         }
         Ok(Self {
             settings,
             life,
-            is_admitted,
             known,
             changed: BTreeSet::new(),
             recognized: BTreeSet::new(),
@@ -180,7 +190,7 @@ impl Roster {
 
     /// R1: whether this node's replicas may take part in their groups.
     pub(super) fn may_vote(&self) -> bool {
-        self.is_admitted
+        self.life.is_admitted
     }
 
     /// R3: whether what this node says in its groups is to be heard.
@@ -191,7 +201,7 @@ impl Roster {
     /// Those of whom a note is missing, as long as it is waited for.
     pub(super) fn awaited(&self) -> Vec<NodeId> {
         let missing = self.settings.others.difference(&self.noted_by);
-        if self.is_admitted { Vec::new() } else { missing.copied().collect() }
+        if self.life.is_admitted { Vec::new() } else { missing.copied().collect() }
     }
 
     /// A link came up or went down: whoever is at its other end must say again who it is.
@@ -226,7 +236,7 @@ impl Roster {
         for node in std::mem::take(&mut self.changed) {
             self.write_down(node);
         }
-        if !self.is_admitted && self.reminded_at.is_none_or(|at| now.since(at) >= REMINDER_MILLIS) {
+        if !self.life.is_admitted && self.reminded_at.is_none_or(|at| now.since(at) >= REMINDER_MILLIS) {
             self.reminded_at = Some(now);
             self.remind();
         }
@@ -286,10 +296,7 @@ impl Roster {
             }
             Some(known) => {
                 self.recognized.insert(from);
-                // R2: a message of the same life that comes late takes nothing back.
-                let log_end =
-                    if is_same(&known, &told) { known.log_end.max(told.log_end) } else { told.log_end };
-                let now = Life { log_end, ..told };
+                let now = renewed(&known, &told);
                 self.known.insert(from, now);
                 if now == known && !self.changed.contains(&from) {
                     // A note that is on its way to the disk is answered when it is there.
@@ -320,7 +327,7 @@ impl Roster {
             );
         }
         // Whoever is new knows nothing of what was before: what it noted first may be what comes late from another stranger.
-        if self.is_admitted {
+        if self.life.is_admitted {
             self.outputs.push(Output::Send(from, Introduction::Mistaken { told, known }));
         }
     }
@@ -330,7 +337,7 @@ impl Roster {
         self.confirmed.insert(from);
         let is_asked = self.records.iter().any(|(record, _)| matches!(record, Record::Admitted { .. }))
             || self.submitted.iter().any(|(_, awaited)| *awaited == Awaited::Admission);
-        if !self.is_admitted && !is_asked && self.noted_by.len() >= self.needed() {
+        if !self.life.is_admitted && !is_asked && self.noted_by.len() >= self.needed() {
             self.records.push((Record::Admitted { store: self.life.store }, Awaited::Admission));
         }
     }
@@ -384,7 +391,7 @@ impl Roster {
         }
         let admitted = Record::Admitted { store: self.life.store };
         let is_admitted =
-            self.is_admitted || self.submitted.iter().any(|(_, awaited)| *awaited == Awaited::Admission);
+            self.life.is_admitted || self.submitted.iter().any(|(_, awaited)| *awaited == Awaited::Admission);
         let known = self.known.iter().map(|(node, life)| Record::Known { node: *node, life: *life });
         known.chain(is_admitted.then_some(admitted)).map(|record| codec::encode(&record)).collect()
     }
@@ -396,7 +403,9 @@ impl Roster {
             match awaited {
                 Awaited::Note(node, life) => self.outputs.push(Output::Send(node, Introduction::Noted(life))),
                 Awaited::Admission => {
-                    self.is_admitted = true;
+                    self.life.is_admitted = true;
+                    // The others must know: see R2.
+                    self.has_news = true;
                     tracing::info!(store = %self.life.store, "enough nodes have noted this data directory: this node votes");
                 }
             }
@@ -428,6 +437,7 @@ pub(super) fn open(
         incarnation: recovery.incarnation,
         opening: settings.opening,
         log_end: storage.log_end(),
+        is_admitted: false,
     };
     let of_roster = RosterSettings {
         me,

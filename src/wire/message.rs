@@ -289,6 +289,8 @@ pub struct Life {
     pub opening: u64,
     /// How far its log was durable; see [`crate::storage::Storage::log_end`].
     pub log_end: u64,
+    /// Whether a majority of the other nodes has noted this store, so that it may vote.
+    pub is_admitted: bool,
 }
 
 /// What nodes say to one another about who they are.

@@ -22,7 +22,8 @@ struct Desk {
 impl Desk {
     fn new(node: u32, of: u32, liars: usize) -> Self {
         let all: BTreeSet<NodeId> = (1..=of).map(NodeId).collect();
-        let life = Life { store: store(node as u8), incarnation: 1, opening: 1, log_end: 0 };
+        let life =
+            Life { store: store(node as u8), incarnation: 1, opening: 1, log_end: 0, is_admitted: false };
         let node = NodeId(node);
         let roster = reopen(node, &all, liars, life, &[]);
         Self { node, all, liars, life, disk: Vec::new(), roster, commits: 0, now: 0, stopped: None }
@@ -245,6 +246,47 @@ fn a_node_that_is_new_itself_accuses_nobody() {
     assert!(!desks[0].roster.may_vote());
 }
 
+/// n2 was away when the store of n3 was noted by enough others, and meets an empty disk under that name first.
+#[test]
+fn a_store_that_was_admitted_takes_its_name_back() {
+    let mut desks = cluster(5);
+    talk(&mut desks, &[1, 3, 4, 5]);
+    assert!(desks[2].roster.may_vote());
+    let empty = Desk { life: Life { store: store(99), ..desks[2].life }, ..Desk::new(3, 5, 0) };
+    let own = std::mem::replace(&mut desks[2], empty);
+    desks[2].restart();
+    talk(&mut desks, &[2, 3]);
+    assert_eq!(desks[1].roster.known[&NodeId(3)].store, store(99));
+    assert!(!desks[2].roster.may_vote());
+
+    desks[2] = own;
+    desks[2].restart();
+    talk(&mut desks, &[2, 3]);
+    assert!(desks[1].roster.hears(NodeId(3)) && desks[2].stopped.is_none());
+
+    // For good: not an empty one again, after a restart, nor one that claims to have been admitted as well.
+    desks[1].restart();
+    for is_admitted in [false, true] {
+        let told = Life { store: store(99), is_admitted, ..desks[2].life };
+        desks[1].roster.on_said(NodeId(3), Introduction::Introduce(told));
+        assert!(!desks[1].roster.hears(NodeId(3)));
+    }
+    talk(&mut desks, &[1, 2, 3]);
+    assert!(desks[1].roster.hears(NodeId(3)));
+}
+
+/// What an earlier message of the same store did not know yet takes nothing back.
+#[test]
+fn who_was_admitted_once_stays_so() {
+    let mut desks = cluster(3);
+    let before = desks[2].life;
+    talk(&mut desks, &[1, 2, 3]);
+    desks[0].roster.on_said(NodeId(3), Introduction::Introduce(before));
+    let other = Life { store: store(99), is_admitted: true, ..before };
+    desks[0].roster.on_said(NodeId(3), Introduction::Introduce(other));
+    assert_eq!(desks[0].roster.known[&NodeId(3)].store, store(3));
+}
+
 #[test]
 fn what_replaces_the_log_holds_all_that_is_known() {
     let mut desks = cluster(3);
@@ -266,7 +308,13 @@ fn notes_of_one_node_are_bounded_in_time() {
     desk.settle();
     let before = desk.disk.len();
     for incarnation in 1..1_000 {
-        let life = Life { store: store(2), incarnation, opening: incarnation, log_end: incarnation };
+        let life = Life {
+            store: store(2),
+            incarnation,
+            opening: incarnation,
+            log_end: incarnation,
+            is_admitted: false,
+        };
         desk.roster.on_said(NodeId(2), Introduction::Introduce(life));
     }
     desk.settle();

@@ -200,10 +200,8 @@ impl World {
 
     /// A node ends, and finds an empty disk when it comes back, with the file that lets it start as if it never had.
     fn wipe(&mut self, victim: usize) {
-        // Before it was admitted nobody could tell the one store from the other, and neither has promised anything. Who has not noted it
-        // yet would note the empty one, and refuse its own when that comes back.
-        let mut others = (0..self.nodes.len()).filter(|other| *other != victim);
-        if self.has_stranger() || !others.all(|other| self.durable.has_noted(other, victim)) {
+        // Before it was admitted nobody could tell the one store from the other, and neither has promised anything.
+        if self.has_stranger() || !self.durable.is_admitted(victim) {
             return;
         }
         self.last_store += 1;

@@ -144,11 +144,6 @@ impl Durable {
         self.disks[index].is_admitted
     }
 
-    /// Whether a node has durably noted the store of another.
-    pub(super) fn has_noted(&self, index: usize, other: usize) -> bool {
-        self.disks[index].notes.contains_key(&NodeId(other as u32 + 1)) && self.is_admitted(other)
-    }
-
     /// Whether a node has noted more of another than a store of this age can say of itself when it is opened.
     pub(super) fn knows_more(&self, index: usize, other: usize, age: (u64, u64)) -> bool {
         let (opened, log_end) = age;
