@@ -77,7 +77,7 @@ pub const SESSION_RETENTION_MICROS: u64 = 3600 * 1_000_000;
 pub const REQUEST_VALID_MICROS_MAX: u64 = tetrachord_consensus::pbft::NOT_AFTER_MICROS_MAX;
 
 /// Byzantine mode: bytes of values that the reads of one slot may answer. Reads are small to ask and large to answer; more
-/// of them are told to ask again.
+/// of them are told to ask again. One client gets at most half of what the others leave.
 pub const READ_BYTES_PER_SLOT_MAX: usize = 16 << 20;
 
 /// Byzantine mode: bytes of outcomes in one frame to a client, unless a single one is larger.

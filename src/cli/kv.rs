@@ -24,11 +24,11 @@ pub(crate) struct GetArgs {
     /// How fresh the answer must be
     #[arg(long, value_enum, default_value_t = ConsistencyArg::Linearizable)]
     consistency: ConsistencyArg,
-    /// Byzantine mode: print also which replicas signed the answer; exits 9 if too few did
-    #[arg(long)]
+    /// Byzantine mode: print also which replicas signed the answer; exits 9 if too few did. Always linearizable
+    #[arg(long, conflicts_with = "consistency")]
     verify: bool,
-    /// Byzantine mode: write what replicas signed to a file, for `proof check`
-    #[arg(long, value_name = "FILE")]
+    /// Byzantine mode: write what replicas signed to a file, for `proof check`. Always linearizable
+    #[arg(long, value_name = "FILE", conflicts_with = "consistency")]
     proof: Option<PathBuf>,
 }
 

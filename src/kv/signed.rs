@@ -6,17 +6,19 @@
 //! * it is void after the time that its client set, and before a time that is too far ahead: a signed request is good for
 //!   minutes, its session is remembered for longer, so a request that is played again never applies again;
 //! * a session belongs to the client that opened it, and what was signed for one that is closed is void;
-//! * sizes are within the limits.
+//! * sizes are within the limits;
+//! * the reads of a slot answer a bounded number of bytes, and of one client no more than half of what the others leave.
 
 use super::command::{Failure, Reply, RequestId, SessionId, Write, check_key};
 use super::sessions::Lookup;
 use super::{Command, Machine, Slot, digest64};
 use crate::error::StorageError;
-use crate::limits::{READ_BYTES_PER_SLOT_MAX, REQUEST_VALID_MICROS_MAX};
+use crate::limits::{READ_BYTES_PER_SLOT_MAX, REQUEST_VALID_MICROS_MAX, VALUE_BYTES_CAP};
 use crate::ring::Position;
 use crate::storage::Storage;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A client's public key: its name.
 pub type Client = [u8; 32];
@@ -70,6 +72,28 @@ pub struct SignedRequest {
     pub operation: Bytes,
 }
 
+/// What the reads of one slot have come to.
+#[derive(Debug, Default)]
+struct SlotReads {
+    all: usize,
+    of_clients: BTreeMap<Client, usize>,
+}
+
+impl SlotReads {
+    /// Whether the client may read another key. Then even the largest value fits: nothing is read that is not answered, because to
+    /// read costs as much as to answer.
+    fn may_read(&self, client: &Client) -> bool {
+        let own = self.of_clients.get(client).copied().unwrap_or_default();
+        own + VALUE_BYTES_CAP <= READ_BYTES_PER_SLOT_MAX - self.all
+    }
+
+    fn add(&mut self, client: Client, bytes: usize) {
+        self.all += bytes;
+        *self.of_clients.entry(client).or_default() += bytes;
+        assert!(self.all <= READ_BYTES_PER_SLOT_MAX, "no value is larger than the largest");
+    }
+}
+
 impl Machine {
     /// Applies the next slot and returns what each request answers, in order.
     ///
@@ -82,9 +106,9 @@ impl Machine {
     ) -> Result<Vec<Reply>, StorageError> {
         let mut hasher = self.begin_slot(slot);
         let mut replies = Vec::with_capacity(requests.len());
-        let mut read_bytes = 0;
+        let mut reads = SlotReads::default();
         for request in requests {
-            let reply = self.apply_request(storage, request, &mut read_bytes)?;
+            let reply = self.apply_request(storage, request, &mut reads)?;
             hasher.update(&postcard::to_stdvec(&reply).expect("writing to memory cannot fail"));
             replies.push(reply);
         }
@@ -96,7 +120,7 @@ impl Machine {
         &mut self,
         storage: &dyn Storage,
         request: &SignedRequest,
-        read_bytes: &mut usize,
+        reads: &mut SlotReads,
     ) -> Result<Reply, StorageError> {
         let time = self.applied.time;
         if time > request.not_after {
@@ -121,7 +145,7 @@ impl Machine {
             }
             // Nothing is remembered of a read: asked again, it reads again, and the client takes answers of one slot only. So it
             // needs no session.
-            Operation::Get { key } => return self.read_in_order(storage, key, read_bytes),
+            Operation::Get { key } => return self.read_in_order(storage, &request.client, key, reads),
             Operation::Write(write) => write,
         };
         let (id, number) = (request.request.session, request.request.number);
@@ -142,25 +166,23 @@ impl Machine {
         Ok(reply)
     }
 
-    /// Reads a key. `read_bytes` is what the reads of this slot before it came to: once that is too much nothing is read any
-    /// more, because to read what is not answered costs as much.
     fn read_in_order(
         &mut self,
         storage: &dyn Storage,
+        client: &Client,
         key: &Bytes,
-        read_bytes: &mut usize,
+        reads: &mut SlotReads,
     ) -> Result<Reply, StorageError> {
         if check_key(key, &self.limits).is_err() {
             return Ok(Reply::Failed(Failure::Malformed));
         }
-        if *read_bytes > READ_BYTES_PER_SLOT_MAX {
+        if !reads.may_read(client) {
             return Ok(Reply::Failed(Failure::ReadTooMuch));
         }
         match self.get(storage, key) {
             Ok(found) => {
-                *read_bytes += found.as_ref().map_or(0, |found| found.value.len());
-                if *read_bytes > READ_BYTES_PER_SLOT_MAX {
-                    return Ok(Reply::Failed(Failure::ReadTooMuch));
+                if let Some(found) = &found {
+                    reads.add(*client, found.value.len());
                 }
                 let found = found.map(|found| (found.version, found.value));
                 Ok(Reply::Value { found, time: self.applied.time })
@@ -360,10 +382,9 @@ mod tests {
     fn reads_that_a_slot_does_not_answer_read_nothing() {
         let (rows, replies) = rows_read(|number| Operation::Get { key: key(number) });
         let told = replies.iter().filter(|reply| matches!(reply, Reply::Value { .. })).count();
-        assert_eq!(told, READ_BYTES_PER_SLOT_MAX >> 20);
-        // What is answered, and the one value that was too much.
+        assert_eq!(told, READ_BYTES_PER_SLOT_MAX >> 21, "one client reads half of what there is");
         let rows_of_value = (1 << 20) / crate::limits::RECORD_BYTES_MAX + 3;
-        assert!(rows <= (told + 1) * rows_of_value, "{rows} rows were read");
+        assert!(rows <= told * rows_of_value, "{rows} rows were read");
     }
 
     #[test]
@@ -389,18 +410,26 @@ mod tests {
     }
 
     #[test]
-    fn the_reads_of_one_slot_answer_so_much_and_no_more() {
+    fn the_reads_of_one_slot_answer_so_much_and_of_each_client_its_share() {
         let mut world = World::new();
         let session = world.open();
         world.ask(OWNER, session, 1, &put(&"x".repeat(1 << 20)));
         let get = Operation::Get { key: Bytes::from_static(b"k") };
-        let reads: Vec<SignedRequest> =
-            (2..22).map(|number| world.request(OWNER, session, number, &get)).collect();
+        // The greedy come first.
+        let clients: [Client; 6] = std::array::from_fn(|name| [name as u8; 32]);
+        let reads: Vec<SignedRequest> = clients
+            .iter()
+            .flat_map(|client| (1..=20).map(|number| (*client, number)))
+            .map(|(client, number)| world.request(client, SessionId(7), number, &get))
+            .collect();
         let replies = world.apply(&reads);
-        let told = |reply: &&Reply| matches!(reply, Reply::Value { .. });
-        assert_eq!(replies.iter().filter(told).count(), READ_BYTES_PER_SLOT_MAX >> 20);
+        let told =
+            |replies: &&[Reply]| replies.iter().filter(|reply| matches!(reply, Reply::Value { .. })).count();
+        let of_each: Vec<usize> = replies.chunks(20).map(|replies| told(&replies)).collect();
+        assert_eq!(of_each, [8, 4, 2, 1, 1, 0]);
+        assert_eq!(told(&replies.as_slice()), READ_BYTES_PER_SLOT_MAX >> 20);
         assert_eq!(replies.last(), Some(&Reply::Failed(Failure::ReadTooMuch)));
-        assert!(matches!(world.ask(OWNER, session, 21, &get), Reply::Value { .. }), "asked again");
+        assert!(matches!(world.ask(clients[5], SessionId(7), 21, &get), Reply::Value { .. }), "asked again");
     }
 
     #[test]

@@ -63,8 +63,8 @@ mod tests {
     #[test]
     fn whoever_is_suspected_is_named_as_people_know_it() {
         let nodes = [NodeId(3), NodeId(4), NodeId(1)];
-        let signed = "r1 signed two Commit votes for slot 7 in v0";
-        assert_eq!(named(signed, &nodes), "n4 signed two Commit votes for slot 7 in v0");
+        let signed = "r1 signed two COMMIT votes for slot 7 in v0";
+        assert_eq!(named(signed, &nodes), "n4 signed two COMMIT votes for slot 7 in v0");
         assert_eq!(
             named("n2 sent a state that no checkpoint proves", &nodes),
             "n2 sent a state that no checkpoint proves"

@@ -19,6 +19,16 @@ pub enum VoteKind {
     Commit,
 }
 
+impl fmt::Display for VoteKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PrePrepare => "PRE-PREPARE",
+            Self::Prepare => "PREPARE",
+            Self::Commit => "COMMIT",
+        })
+    }
+}
+
 /// Two signed statements of one replica that contradict one another.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Evidence {
@@ -98,7 +108,7 @@ impl fmt::Display for Evidence {
         let liar = self.liar();
         match self {
             Self::Votes { kind, one, .. } => {
-                write!(f, "{liar} signed two {kind:?} votes for slot {} in {}", one.slot, one.view)
+                write!(f, "{liar} signed two {kind} votes for slot {} in {}", one.slot, one.view)
             }
             Self::Checkpoints { one, .. } => write!(f, "{liar} signed two state roots for slot {}", one.slot),
             Self::ViewChanges { one, .. } => write!(f, "{liar} signed two view changes for {}", one.view),
