@@ -1,17 +1,20 @@
 //! One admitted client attacks every node with all that it has: connections, frames that are only half there, requests that cost
-//! much, and in Byzantine mode bad signatures and proofs. Another one goes on as if nothing were.
+//! much, sessions, and in Byzantine mode bad signatures and proofs. Another one goes on as if nothing were.
+//!
+//! `FLOOD_SECONDS=60 cargo test --release --test flood -- --nocapture --test-threads 1` attacks for longer and says what it came to.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
 mod common;
 
 use bytes::Bytes;
 use common::{Cluster, wait_for};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tetrachord::Client;
 use tetrachord::config::{ClusterConfig, GenesisNode, cluster_digest};
-use tetrachord::kv::Operation;
+use tetrachord::kv::{Command, Operation};
 use tetrachord::ring::GroupId;
 use tetrachord::transport::{ClientEndpoint, ClientLink, Patience};
 use tetrachord::wire::{self, Answer, AnswerFrame, Consistency, Request, RequestFrame};
@@ -20,7 +23,10 @@ use tetrachord_consensus::{Digest, Epoch, Timestamp};
 use tokio::sync::mpsc;
 
 /// How long the attack lasts.
-const ATTACK: Duration = Duration::from_secs(6);
+fn attack_lasts() -> Duration {
+    let asked = std::env::var("FLOOD_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(asked.unwrap_or(6))
+}
 
 /// Connections that the attacker keeps half a frame on, to each node.
 const HALVES: usize = 60;
@@ -57,15 +63,16 @@ impl Attacker {
         connected.ok().map(|(link, _greeting, frames)| (link, frames))
     }
 
-    /// Connections on which the most part of a large frame never comes.
+    /// One connection after the other, on which the most part of a large frame never comes.
     async fn send_halves(self, node: GenesisNode) {
-        let mut held = Vec::new();
+        let mut held = VecDeque::new();
         while !self.is_over.load(Ordering::Relaxed) {
-            if held.len() < HALVES
-                && let Some((link, frames)) = self.connect(&node).await
-            {
+            if let Some((link, frames)) = self.connect(&node).await {
                 let _ = link.send([&(2u32 << 20).to_le_bytes()[..], &[7; 64 << 10]].concat().into());
-                held.push((link, frames));
+                held.push_back((link, frames));
+            }
+            if held.len() > HALVES {
+                held.pop_front();
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -96,27 +103,48 @@ impl Attacker {
         }
     }
 
-    /// A bundle of so many reads, each of which wants a proof.
-    fn bundle(&self, first: u64, count: u64) -> Bytes {
+    /// A bundle of so many requests, each of which wants a proof.
+    fn bundle(&self, first: u64, count: u64, operation: &Operation) -> Bytes {
         let signer = ClientSigner::new(&self.config.signing.as_ref().unwrap().seed());
         let cluster = Digest(cluster_digest(&self.config.protocol));
         let domain = Domain { cluster, group: 1, epoch: Epoch(1) };
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         let not_after = Timestamp(now.as_micros() as u64 + 60_000_000);
+        // An opening has its nonce in the place of a session, and the number 0.
+        let name = |number: u64| match operation {
+            Operation::Open => RequestName { client: signer.name(), session: number.into(), number: 0 },
+            _ => RequestName { client: signer.name(), session: 7, number },
+        };
         let request = |number| SignedRequest {
-            name: RequestName { client: signer.name(), session: 7, number },
+            name: name(number),
             ack_below: 1,
             not_after,
             wants_proof: true,
             ends_epoch: false,
-            operation: Operation::Get { key: Bytes::from_static(b"mine") }.encode(),
+            operation: operation.encode(),
         };
         let requests: Vec<SignedRequest> = (first..first + count).map(request).collect();
         Bundle::sign(&domain, &signer, &requests).bytes().clone()
     }
 
+    /// On a thread of its own: what is measured is what it does to the nodes, not to the client beside it.
+    fn attack_from_elsewhere(self, other: Option<Self>) -> std::thread::JoinHandle<()> {
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                self.attack(other.is_some());
+                if let Some(other) = other {
+                    tokio::spawn(other.ask_for_proofs());
+                }
+                while !self.is_over.load(Ordering::Relaxed) {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            });
+        })
+    }
+
     fn attack(&self, is_byzantine: bool) {
-        let unsigned = if is_byzantine { self.bundle(1, 1).to_vec() } else { Vec::new() };
+        let unsigned = if is_byzantine { self.bundle(1, 1, &get()).to_vec() } else { Vec::new() };
         for node in self.config.nodes.clone() {
             tokio::spawn(self.clone().send_halves(node.clone()));
             if is_byzantine {
@@ -128,15 +156,19 @@ impl Attacker {
                 }));
             } else {
                 let consistency = Consistency::Linearizable;
-                tokio::spawn(self.clone().send_requests(node, move |_| Request::Get {
+                tokio::spawn(self.clone().send_requests(node.clone(), move |_| Request::Get {
                     key: Bytes::from_static(b"mine"),
                     consistency,
+                }));
+                tokio::spawn(self.clone().send_requests(node, |id| {
+                    let open = Command::Open { nonce: id.into(), client: [0; 32] };
+                    Request::Command { group: GroupId(1), command: open.encode() }
                 }));
             }
         }
     }
 
-    /// Well signed, and as much as a batch may hold, over and over, to the primary alone.
+    /// Reads and openings, well signed, and as much as a batch may hold, over and over, to the primary alone.
     async fn ask_for_proofs(self) {
         let node = self.config.nodes[1].clone();
         let Some((link, mut frames)) = self.connect(&node).await else { return };
@@ -144,13 +176,25 @@ impl Attacker {
             if self.is_over.load(Ordering::Relaxed) {
                 return;
             }
-            let request =
-                Request::Submit { group: GroupId(1), bundle: self.bundle(1 + round * 1_000, 1_000) };
+            let operation = if round % 2 == 0 { get() } else { Operation::Open };
+            let bundle = self.bundle(1 + round * 1_000, 1_000, &operation);
+            let request = Request::Submit { group: GroupId(1), bundle };
             let _ = link.send(wire::encode(&RequestFrame { id: round, request }));
             while frames.try_recv().is_ok() {}
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+fn get() -> Operation {
+    Operation::Get { key: Bytes::from_static(b"mine") }
+}
+
+/// The most memory that a process has had so far, in MiB.
+fn memory_peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    peak.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).map_or(0, |kib| kib >> 10)
 }
 
 /// One operation after the other until it is over; all must be answered. How many were, and how long the slowest of a hundred took.
@@ -177,25 +221,28 @@ fn attack(mode: &str, nodes: usize) {
     let mut cluster = Cluster::init_for(mode, nodes, 1, 3);
     (0..nodes).for_each(|index| cluster.start_node(index));
     wait_for("a write", || (cluster.code(&["put", "mine", "v"]) == 0).then_some(()));
+    let pids: Vec<u32> = (0..nodes).map(|index| cluster.pid(index)).collect();
     let config = |file: &str| ClusterConfig::load(&cluster.path().join(file)).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let client = Client::new(config("cluster-3.toml")).unwrap();
         client.put("theirs", "0").await.done().unwrap();
-        let (usual, p99) = go_on(&client, Duration::from_secs(1)).await;
-        println!("{mode}: {usual} operations a second, 99 of 100 within {p99:?}");
+        let lasts = attack_lasts();
+        let (usual, p99) = go_on(&client, lasts / 6).await;
+        println!("{mode}: {usual} operations, 99 of 100 within {p99:?}, in {:?}", lasts / 6);
         let attacker = Attacker::new(config("cluster.toml"));
-        attacker.attack(is_byzantine);
-        if is_byzantine {
-            let other = Attacker { config: Arc::new(config("cluster-2.toml")), ..attacker.clone() };
-            tokio::spawn(other.ask_for_proofs());
-        }
-        let (answered, p99) = go_on(&client, ATTACK).await;
+        let other =
+            is_byzantine.then(|| Attacker { config: Arc::new(config("cluster-2.toml")), ..attacker.clone() });
+        let attacking = attacker.clone().attack_from_elsewhere(other);
+        let (answered, p99) = go_on(&client, lasts).await;
         attacker.is_over.store(true, Ordering::Relaxed);
+        attacking.join().unwrap();
         let (sent, refused) = (&attacker.sent, &attacker.refused);
         let (sent, refused) = (sent.load(Ordering::Relaxed), refused.load(Ordering::Relaxed));
         println!(
-            "{answered} while {sent} requests attacked; 99 of 100 within {p99:?}; {refused} were refused"
+            "{answered} in {lasts:?} while {sent} requests attacked; 99 of 100 within {p99:?}; {refused} were refused; at most {} MiB \
+             of memory in a node",
+            pids.iter().map(|pid| memory_peak(*pid)).max().unwrap_or_default()
         );
         assert!(sent > 1_000 && answered > 0, "nobody attacked, or nothing was asked");
         assert!(refused > 0 || !is_byzantine, "bad signatures cost nothing");
