@@ -4,10 +4,14 @@
 //! alone gets half of the room, of two that take what they can each gets a third, and whoever comes next finds some, less for each
 //! but never none.
 
+mod turns;
+
 use crate::ring::NodeId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+
+pub use turns::Turns;
 
 /// A client, by the key with which it opens connections. It is proved; what a client says of itself is not.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

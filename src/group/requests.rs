@@ -2,10 +2,13 @@
 
 use crate::kv::{Batch, RequestId};
 use crate::limits::{BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, QUEUED_BYTES_MAX, QUEUED_COMMANDS_MAX};
-use crate::shares::{Account, Shares};
+use crate::shares::{Account, Shares, Turns};
 use bytes::Bytes;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use tetrachord_consensus::ReadId;
+
+/// So many bytes of a command count as much as another command.
+const COST_BYTES: usize = 1 << 10;
 
 /// The node's name for a request that somebody waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,7 +17,7 @@ pub struct Ticket(pub u64);
 /// Requests of one group.
 #[derive(Debug)]
 pub(super) struct Requests {
-    queue: VecDeque<(Account, Ticket, RequestId, Bytes)>,
+    queue: Turns<Account, (Account, Ticket, RequestId, Bytes)>,
     queued: Shares,
     queued_bytes: Shares,
     waiting: BTreeMap<RequestId, Vec<Ticket>>,
@@ -26,7 +29,7 @@ pub(super) struct Requests {
 impl Default for Requests {
     fn default() -> Self {
         Self {
-            queue: VecDeque::new(),
+            queue: Turns::default(),
             queued: Shares::of(QUEUED_COMMANDS_MAX),
             queued_bytes: Shares::of(QUEUED_BYTES_MAX),
             waiting: BTreeMap::new(),
@@ -53,20 +56,21 @@ impl Requests {
             self.queued.give_back(account, 1);
             return false;
         }
-        self.queue.push_back((account, ticket, request, command));
+        let cost = u32::try_from(1 + command.len() / COST_BYTES).expect("commands are small");
+        self.queue.push(account, cost, (account, ticket, request, command));
         true
     }
 
-    /// The next batch, in order of arrival; its commands now wait for their outcome.
+    /// The next batch: commands of one client in order of arrival, clients in turn. Its commands now wait for their outcome.
     pub(super) fn next_batch(&mut self) -> Option<Bytes> {
         let mut batch = Batch::default();
-        while let Some((.., command)) = self.queue.front() {
+        while let Some((_, (.., command))) = self.queue.peek() {
             let is_full =
                 batch.len() >= BATCH_COMMANDS_MAX || batch.bytes() + command.len() > BATCH_BYTES_MAX;
             if is_full && !batch.is_empty() {
                 break;
             }
-            let (account, ticket, request, command) = self.queue.pop_front().expect("the queue has a front");
+            let (_, (account, ticket, request, command)) = self.queue.pop().expect("the queue has a front");
             self.queued.give_back(account, 1);
             self.queued_bytes.give_back(account, command.len());
             batch.push(&command);
@@ -108,7 +112,7 @@ impl Requests {
     pub(super) fn abandon(&mut self) -> (Vec<Ticket>, Vec<Ticket>) {
         self.queued.clear();
         self.queued_bytes.clear();
-        let queued = std::mem::take(&mut self.queue).into_iter().map(|(_, ticket, ..)| ticket).collect();
+        let queued = self.queue.drain().into_iter().map(|(_, ticket, ..)| ticket).collect();
         let proposed = std::mem::take(&mut self.waiting).into_values().flatten().collect();
         (queued, proposed)
     }
@@ -156,6 +160,9 @@ mod tests {
         let taken = (0..100).filter(|number| push(client(1), *number)).count();
         assert_eq!(taken, (QUEUED_BYTES_MAX / 2) >> 20);
         assert!((200..205).all(|number| push(client(2), number)));
+        // However much of the other waits, what this one asks is next; each of these is a batch of its own.
+        (0..2).for_each(|_| _ = requests.next_batch().unwrap());
+        assert_eq!(requests.finish(&request(200)), [Ticket(200)]);
         let small = Bytes::from_static(b"c");
         let mut requests = Requests::default();
         let mut push =

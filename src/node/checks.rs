@@ -3,15 +3,13 @@
 //! * What replicas say to one another comes first: votes that wait for clients' bundles would look like a primary that does
 //!   nothing. After every few checks for replicas there is one for a bundle all the same, so that a replica that lies cannot
 //!   keep clients out.
-//! * Replicas take turns by node, bundles by who answers for them ([`Account`]). Each line has a clock that runs by what is
-//!   checked for it, and the line whose clock is furthest behind is next: whoever sends most waits longest, and delays nobody.
+//! * Replicas take turns by node, bundles by who answers for them ([`Account`]).
 //!
 //! How much may wait is not decided here: an engine has so many bytes of each replica under way, a node so many checks and
 //! bytes of each account ([`super::askers`]).
 
 use crate::ring::NodeId;
-use crate::shares::Account;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use crate::shares::{Account, Turns};
 
 /// Whose check it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,49 +23,6 @@ pub enum Line {
 /// After so many checks for replicas one is for bundles, if any wait.
 const REPLICAS_IN_A_ROW: i64 = 8;
 
-/// Lines that take turns.
-#[derive(Debug)]
-struct Turns<K, J> {
-    /// The clock of each line, and what waits in it. A line that is empty keeps its clock: else whoever brings one job at a time
-    /// would always be next.
-    lines: BTreeMap<K, (u64, VecDeque<(u32, J)>)>,
-    /// The lines in which something waits, by their clocks.
-    waiting: BTreeSet<(u64, K)>,
-    /// The clock of the line that was served last: who comes anew is not behind it.
-    clock: u64,
-}
-
-impl<K: Copy + Ord, J> Turns<K, J> {
-    fn new() -> Self {
-        Self { lines: BTreeMap::new(), waiting: BTreeSet::new(), clock: 0 }
-    }
-
-    fn push(&mut self, key: K, cost: u32, job: J) {
-        let (at, jobs) = self.lines.entry(key).or_default();
-        if jobs.is_empty() {
-            *at = (*at).max(self.clock);
-            self.waiting.insert((*at, key));
-        }
-        jobs.push_back((cost, job));
-    }
-
-    fn pop(&mut self) -> Option<(u32, J)> {
-        let (at, key) = self.waiting.pop_first()?;
-        self.clock = at;
-        let (clock, jobs) = self.lines.get_mut(&key).expect("a line that waits is there");
-        let (cost, job) = jobs.pop_front().expect("something waits in a line that waits");
-        *clock = at + u64::from(cost);
-        if !jobs.is_empty() {
-            self.waiting.insert((*clock, key));
-        }
-        Some((cost, job))
-    }
-
-    fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-}
-
 /// Checks that wait.
 #[derive(Debug)]
 pub struct Checks<J> {
@@ -79,7 +34,7 @@ pub struct Checks<J> {
 
 impl<J> Default for Checks<J> {
     fn default() -> Self {
-        Self { replicas: Turns::new(), bundles: Turns::new(), in_a_row: 0 }
+        Self { replicas: Turns::default(), bundles: Turns::default(), in_a_row: 0 }
     }
 }
 
