@@ -35,6 +35,9 @@ pub const QUEUED_COMMANDS_MAX: usize = 16 << 10;
 /// Bytes of commands that wait in a group for their turn.
 pub const QUEUED_BYTES_MAX: usize = 32 << 20;
 
+/// Bytes of requests that wait in a node for their client's turn. Of one client they are what others leave free at most.
+pub const WAITING_BYTES_MAX: usize = 64 << 20;
+
 /// Requests that one connection may have open.
 pub const OPEN_PER_CONNECTION_MAX: usize = 4096;
 

@@ -3,8 +3,8 @@
 //! Events in, effects out; no socket, no clock, no thread. The shell ([`super::run`]) drives it in production, a
 //! simulator drives the same code with a virtual network and a store that forgets.
 //!
-//! Use: any number of [`NodeCore::step`], then [`NodeCore::flush`]. Everything that arrived together is ordered in one
-//! batch per group and logged in one commit for the whole node.
+//! Use: any number of [`NodeCore::step`], then [`NodeCore::flush`], again at once while [`NodeCore::has_waiting`]. Everything that
+//! arrived together is ordered in one batch per group and logged in one commit for the whole node.
 //!
 //! Invariants:
 //! * a commit holds the records of all groups that had any, in order; one barrier serves them all;
@@ -14,6 +14,7 @@
 //!   know ([`super::roster`]).
 
 mod compaction;
+mod requests;
 mod verdicts;
 
 use super::askers::Askers;
@@ -21,19 +22,17 @@ pub use super::face::{Class, NodeEffect, NodeEvent, NodeSettings, Room};
 use super::roster::{self, OWN, Roster};
 use super::status;
 use crate::error::StorageError;
-use crate::gateway::{self, ConnectionId, Gateway, Origin, Watchers};
+use crate::gateway::{Gateway, Origin, Watchers};
 use crate::group::{Freshness, Group, OpenError, Outcome, Outcomes, Output, Ticket};
-use crate::kv::{self, Command};
 use crate::ring::{GroupId, NodeId};
-use crate::router;
-use crate::shares::{Account, ClientId};
+use crate::shares::Account;
 use crate::storage::{Commit, CommitId, Recovery, Storage};
 use crate::wire::{
-    self, Answer, AnswerFrame, Consistency, NodeStatus, PeerMessage, ProcessStats, Request, RequestFrame,
-    RetryReason, Served,
+    self, Answer, AnswerFrame, Consistency, NodeStatus, PeerMessage, ProcessStats, RetryReason, Served,
 };
 use bytes::Bytes;
 use compaction::Compaction;
+use requests::Waiting;
 use std::collections::{BTreeMap, BTreeSet, btree_map};
 use tetrachord_consensus::pbft::Verifier;
 use tetrachord_consensus::{Ticks, Timestamp};
@@ -59,6 +58,7 @@ pub struct NodeCore {
     gateway: Gateway,
     watchers: Watchers,
     askers: Askers,
+    waiting: Waiting,
     forwards: BTreeMap<u64, Forward>,
     leaders: BTreeMap<GroupId, Option<NodeId>>,
     last_forward: u64,
@@ -127,6 +127,7 @@ impl NodeCore {
             gateway: Gateway::default(),
             watchers: Watchers::default(),
             askers,
+            waiting: Waiting::default(),
             forwards: BTreeMap::new(),
             leaders: BTreeMap::new(),
             // Never the number of an earlier life: an answer to that one may still be on its way.
@@ -167,7 +168,7 @@ impl NodeCore {
                     self.give_up_forwards(|forward| forward.to == node);
                 }
             }
-            NodeEvent::Client { connection, client, body } => self.on_client(connection, client, &body)?,
+            NodeEvent::Client { connection, client, body } => self.on_client(connection, client, &body),
             NodeEvent::ClientGone { connection } => {
                 self.gateway.close(connection);
                 self.watchers.close(connection);
@@ -220,6 +221,7 @@ impl NodeCore {
     }
 
     fn try_flush(&mut self) -> Result<(), StorageError> {
+        self.take_turns()?;
         if self.roster.may_vote() {
             for group in self.groups.values_mut() {
                 group.flush(self.storage.as_ref())?;
@@ -350,7 +352,8 @@ impl NodeCore {
                 // Where nodes may lie, one answers itself for what it passes on.
                 let is_trusted = self.settings.group.byzantine.is_none();
                 let account = if is_trusted { Account::Client(client) } else { Account::Node(from) };
-                self.take_request(Origin::Peer { node: from, id }, (account, None), request)
+                self.take_request(Origin::Peer { node: from, id }, (account, None), request);
+                Ok(())
             }
             Ok(PeerMessage::Forwarded { id, answer }) => {
                 self.on_forwarded(from, id, answer);
@@ -375,204 +378,6 @@ impl NodeCore {
         {
             let forward = forward.remove();
             self.finish(forward.ticket, answer);
-        }
-    }
-
-    fn on_client(
-        &mut self,
-        connection: ConnectionId,
-        client: ClientId,
-        body: &[u8],
-    ) -> Result<(), StorageError> {
-        match wire::decode::<RequestFrame>(body) {
-            Ok(RequestFrame { id, request }) => {
-                let who = (Account::Client(client), Some(&client.0));
-                self.take_request(Origin::Client { connection, id }, who, request)
-            }
-            Err(error) => {
-                self.effects.push(NodeEffect::Disconnect { connection, reason: error.to_string() });
-                Ok(())
-            }
-        }
-    }
-
-    /// Lets a request in and gives it to the group that it is for.
-    fn take_request(
-        &mut self,
-        origin: Origin,
-        (account, client): (Account, Option<&kv::Client>),
-        mut request: Request,
-    ) -> Result<(), StorageError> {
-        let command = match gateway::check(&mut request, client, &self.settings.group.limits) {
-            Ok(command) => command,
-            Err(error) => {
-                self.send_answer(origin, Answer::Refused { error });
-                return Ok(());
-            }
-        };
-        let ticket = match self.gateway.admit(origin, account) {
-            Ok(ticket) => ticket,
-            Err(answer) => {
-                self.send_answer(origin, answer);
-                return Ok(());
-            }
-        };
-        if request == Request::Status {
-            let status = self.status();
-            self.finish(ticket, Answer::Status(Box::new(status)));
-            return Ok(());
-        }
-        let is_signed = matches!(request, Request::Submit { .. } | Request::Watch { .. });
-        if is_signed != self.settings.group.byzantine.is_some() {
-            let (now, then) = if is_signed { ("crash", "signed") } else { ("Byzantine", "unsigned") };
-            let error = format!("this cluster runs in {now} mode, which takes no {then} requests");
-            self.finish(ticket, Answer::Refused { error });
-            return Ok(());
-        }
-        if let Request::Watch { client } = request {
-            self.watch(ticket, origin, client);
-            return Ok(());
-        }
-        let Some(owner) = router::group_of(&self.settings.ring, &request, command.as_ref()) else {
-            self.finish(
-                ticket,
-                Answer::Refused { error: "there is no such group in this cluster".to_string() },
-            );
-            return Ok(());
-        };
-        self.route(ticket, origin, owner, request, command)
-    }
-
-    fn watch(&mut self, ticket: Ticket, origin: Origin, client: kv::Client) {
-        let is_told = match origin {
-            Origin::Client { connection, .. } => self.watchers.watch(connection, client),
-            Origin::Peer { .. } => false,
-        };
-        let error = "a connection may watch few clients, and only its own node".to_string();
-        self.finish(ticket, if is_told { Answer::Watching } else { Answer::Refused { error } });
-    }
-
-    /// Serves here what can be served here; passes a client's request on to the node that leads, once.
-    fn route(
-        &mut self,
-        ticket: Ticket,
-        origin: Origin,
-        owner: GroupId,
-        request: Request,
-        command: Option<Command>,
-    ) -> Result<(), StorageError> {
-        let me = self.settings.node;
-        let leader = self.groups.get(&owner).map(Group::leader);
-        let is_local_read =
-            matches!(&request, Request::Get { consistency, .. } if *consistency != Consistency::Linearizable);
-        let is_client = matches!(origin, Origin::Client { .. });
-        // Signed requests are kept by every replica that they are brought to; the primary is not trusted to.
-        let is_signed = matches!(request, Request::Submit { .. });
-        let no_leader = Answer::Retry { reason: RetryReason::NoLeader, leader: None, maybe_applied: false };
-        match leader {
-            // A replica that may not vote yet knows nothing, not even what is old.
-            Some(_) if !self.roster.may_vote() => {
-                self.finish(ticket, no_leader);
-                Ok(())
-            }
-            Some(_) if is_signed => self.serve(ticket, owner, request, command),
-            Some(Some(node)) if node == me || is_local_read || !is_client => {
-                self.serve(ticket, owner, request, command)
-            }
-            Some(None) if is_local_read || !is_client => self.serve(ticket, owner, request, command),
-            Some(Some(node)) => {
-                self.forward(ticket, owner, node, request);
-                Ok(())
-            }
-            Some(None) => {
-                self.finish(ticket, no_leader);
-                Ok(())
-            }
-            None if is_client => {
-                self.forward_to_stranger(ticket, owner, request);
-                Ok(())
-            }
-            None => {
-                let answer =
-                    Answer::Retry { reason: RetryReason::NotLeader, leader: None, maybe_applied: false };
-                self.finish(ticket, answer);
-                Ok(())
-            }
-        }
-    }
-
-    fn serve(
-        &mut self,
-        ticket: Ticket,
-        owner: GroupId,
-        request: Request,
-        command: Option<Command>,
-    ) -> Result<(), StorageError> {
-        let is_write = command.is_some() || matches!(request, Request::Submit { .. });
-        if let (Room::Short { reserve_bytes }, true) = (self.room, is_write) {
-            let reason = format!(
-                "the disk of {} is almost full: less than {} MiB are free. Reads go on; writes do when there is space \
-                 on the file system of its data directory",
-                self.settings.node,
-                reserve_bytes >> 20
-            );
-            self.finish(ticket, Answer::Unavailable { reason });
-            return Ok(());
-        }
-        let account = self.gateway.account(ticket).expect("what is served is open");
-        if let Request::Submit { bundle, .. } = &request
-            && let Err(denied) = self.askers.admit(ticket, account, bundle.len())
-        {
-            self.deny(ticket, denied);
-            return Ok(());
-        }
-        let storage = self.storage.as_ref();
-        let group = self.groups.get_mut(&owner).expect("the caller has found the group here");
-        match (request, command) {
-            (Request::Command { command: bytes, .. }, Some(command)) => {
-                group.write(account, ticket, command.request(), bytes);
-                Ok(())
-            }
-            (Request::Get { key, consistency: Consistency::Linearizable }, _) => {
-                group.read(ticket, key);
-                Ok(())
-            }
-            (Request::Get { key, consistency: Consistency::Session { at_least } }, _) => {
-                group.read_applied(storage, ticket, &key, at_least)
-            }
-            (Request::Get { key, consistency: Consistency::Eventual }, _) => {
-                group.read_applied(storage, ticket, &key, 0)
-            }
-            (Request::Submit { bundle, .. }, _) => {
-                let is_passed_on = !self.gateway.is_of_client(ticket);
-                group.submit(storage, ticket, bundle, is_passed_on)
-            }
-            (Request::Command { .. }, None) | (Request::Status | Request::Watch { .. }, _) => {
-                unreachable!("checked where it entered")
-            }
-        }
-    }
-
-    fn forward(&mut self, ticket: Ticket, owner: GroupId, to: NodeId, request: Request) {
-        self.last_forward += 1;
-        let id = self.last_forward;
-        self.forwards.insert(id, Forward { ticket, since: self.now, owner, to });
-        let Some(Account::Client(client)) = self.gateway.account(ticket) else {
-            unreachable!("only what a client brought here is passed on")
-        };
-        let frame = wire::encode(&PeerMessage::Forward { id, client, request });
-        self.effects.push(NodeEffect::Send { to, class: Class::Request, frame });
-    }
-
-    /// No replica of the group is here: its replicas are asked in turn, those first to which there is a link.
-    fn forward_to_stranger(&mut self, ticket: Ticket, owner: GroupId, request: Request) {
-        let nodes = self.settings.ring.group(owner).map(|place| place.nodes.clone()).unwrap_or_default();
-        let turn = usize::try_from(self.last_forward % nodes.len().max(1) as u64).expect("a small remainder");
-        let in_turn = nodes.iter().cycle().skip(turn).take(nodes.len());
-        let chosen = in_turn.clone().find(|node| self.linked.contains(node)).or(nodes.first()).copied();
-        match chosen {
-            Some(node) => self.forward(ticket, owner, node, request),
-            None => self.finish(ticket, Answer::Refused { error: "the group has no replicas".to_string() }),
         }
     }
 

@@ -216,6 +216,8 @@ impl Shell {
                 }
                 what = &mut failure => anyhow::bail!("the node is not whole any more: {what}"),
                 _ = ticker.tick() => self.tick(),
+                // The network has its turn first.
+                () = tokio::task::yield_now(), if self.core.has_waiting() => {}
                 () = &mut stop, if stop_at.is_none() => {
                     tracing::info!("asked to stop; leaderships are handed over");
                     stop_at = Some(tokio::time::Instant::now() + HAND_OVER);

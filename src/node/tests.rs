@@ -344,3 +344,37 @@ fn whoever_passed_a_request_on_says_who_leads() {
     assert!(sim.answered() > 50, "{} answers", sim.answered());
     assert_eq!(sim.named.iter().copied().collect::<Vec<_>>(), [sim.leader().unwrap()]);
 }
+
+/// One client asks without end; another's request, and what replicas say, waits for little of it.
+#[test]
+fn clients_are_served_in_turn_and_not_too_many_at_a_time() {
+    let disk = MemoryDisk::default();
+    let mut node = one_of_four(&disk);
+    node.core.flush();
+    let ask = |node: &mut Alone, client: u8, id| {
+        let body = wire::encode(&RequestFrame { id, request: Request::Status }).slice(4..);
+        let connection = ConnectionId(client.into());
+        node.core.step(NodeEvent::Client { connection, client: ClientId([client; 32]), body });
+    };
+    let answered = |effects: Vec<NodeEffect>| {
+        let client = |effect: &NodeEffect| match effect {
+            NodeEffect::Answer { connection, .. } => connection.0,
+            _ => panic!("{effect:?}"),
+        };
+        effects.iter().map(client).collect::<Vec<u64>>()
+    };
+    (0..1_000).for_each(|id| ask(&mut node, 1, id));
+    ask(&mut node, 2, 0);
+    let first = answered(node.core.flush());
+    assert!(first.len() == 256 && first[..2].contains(&2), "{first:?}");
+    ask(&mut node, 3, 0);
+    assert!(answered(node.core.flush())[..2].contains(&3));
+    // Whoever is gone is not waited for.
+    assert!(node.core.has_waiting());
+    node.core.step(NodeEvent::ClientGone { connection: ConnectionId(1) });
+    let mut left = Vec::new();
+    while node.core.has_waiting() {
+        left.extend(answered(node.core.flush()));
+    }
+    assert_eq!(left, [] as [u64; 0]);
+}

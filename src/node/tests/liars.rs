@@ -295,6 +295,7 @@ impl World {
         let Some(core) = self.nodes[index].core.as_mut() else { return };
         core.step(event);
         let effects = core.flush();
+        assert!(!core.has_waiting(), "one request at a time");
         let is_installing = core.status().groups[0].is_installing;
         self.installed += usize::from(self.nodes[index].was_installing && !is_installing);
         self.nodes[index].was_installing = is_installing;

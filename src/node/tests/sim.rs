@@ -482,6 +482,7 @@ impl Sim {
         let Some(core) = self.nodes[index].core.as_mut() else { return };
         core.step(event);
         let effects = core.flush();
+        assert!(!core.has_waiting(), "one request at a time");
         self.watch(index);
         let from = NodeId(index as u32 + 1);
         for effect in effects {

@@ -254,7 +254,10 @@ impl World {
         let Some(core) = node.core.as_mut() else { return };
         let before = self.trace.wants_lines().then(|| invariant::applied(core));
         events.into_iter().for_each(|event| core.step(event));
-        let effects = core.flush();
+        let mut effects = core.flush();
+        while core.has_waiting() {
+            effects.extend(core.flush());
+        }
         if let Some(before) = before {
             let news = invariant::applied(core).into_iter().filter(|now| !before.contains(now));
             news.for_each(|now| self.trace.note(|| format!("n{} has applied {now}", index + 1)));

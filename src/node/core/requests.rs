@@ -1,0 +1,279 @@
+//! Clients' requests, from the connection or the node that brought them to the group that serves them.
+//!
+//! A request is checked and counted when it comes, and waits until it is its client's turn. Reads and writes that one client sends
+//! without end are served as fast as the node can, but they stand in one line: another client's next request waits for one of them, not for
+//! all. And a turn is short, whoever asks: see [`TURN_COST_MAX`].
+
+use super::{Forward, NodeCore};
+use crate::error::StorageError;
+use crate::gateway::{self, ConnectionId, Origin};
+use crate::group::{Group, Ticket};
+use crate::kv::{self, Command};
+use crate::limits::WAITING_BYTES_MAX;
+use crate::node::face::{Class, NodeEffect, Room};
+use crate::ring::{GroupId, NodeId};
+use crate::router;
+use crate::shares::{Account, ClientId, Shares, Turns};
+use crate::wire::{self, Answer, Consistency, PeerMessage, Request, RequestFrame, RetryReason};
+
+/// What requests may cost that are begun before the node turns to other things: a few milliseconds' work. More wait for the next flush.
+const TURN_COST_MAX: u32 = 256;
+
+/// So many bytes of a request cost as much as another request.
+const COST_BYTES: usize = 16 << 10;
+
+/// A request that was let in.
+#[derive(Debug)]
+struct Asked {
+    origin: Origin,
+    ticket: Ticket,
+    account: Account,
+    request: Request,
+    command: Option<Command>,
+}
+
+/// Requests that wait for their turn.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    turns: Turns<Account, Asked>,
+    bytes: Shares,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self { turns: Turns::default(), bytes: Shares::of(WAITING_BYTES_MAX) }
+    }
+}
+
+/// What a request keeps in memory.
+fn bytes_of(request: &Request) -> usize {
+    match request {
+        Request::Command { command, .. } => command.len(),
+        Request::Submit { bundle, .. } => bundle.len(),
+        Request::Get { key, .. } => key.len(),
+        Request::Status | Request::Watch { .. } => 0,
+    }
+}
+
+impl NodeCore {
+    pub(super) fn on_client(&mut self, connection: ConnectionId, client: ClientId, body: &[u8]) {
+        match wire::decode::<RequestFrame>(body) {
+            Ok(RequestFrame { id, request }) => {
+                let who = (Account::Client(client), Some(&client.0));
+                self.take_request(Origin::Client { connection, id }, who, request);
+            }
+            Err(error) => {
+                self.effects.push(NodeEffect::Disconnect { connection, reason: error.to_string() });
+            }
+        }
+    }
+
+    /// Lets a request in. It waits for its turn.
+    pub(super) fn take_request(
+        &mut self,
+        origin: Origin,
+        (account, client): (Account, Option<&kv::Client>),
+        mut request: Request,
+    ) {
+        let command = match gateway::check(&mut request, client, &self.settings.group.limits) {
+            Ok(command) => command,
+            Err(error) => return self.send_answer(origin, Answer::Refused { error }),
+        };
+        let ticket = match self.gateway.admit(origin, account) {
+            Ok(ticket) => ticket,
+            Err(answer) => return self.send_answer(origin, answer),
+        };
+        let bytes = bytes_of(&request);
+        if !self.waiting.bytes.take(account, bytes) {
+            let answer = Answer::Retry { reason: RetryReason::Busy, leader: None, maybe_applied: false };
+            return self.finish(ticket, answer);
+        }
+        let cost = u32::try_from(1 + bytes / COST_BYTES).expect("frames are small");
+        self.waiting.turns.push(account, cost, Asked { origin, ticket, account, request, command });
+    }
+
+    /// Whether requests wait that the last flush has left for the next.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.turns.is_empty()
+    }
+
+    /// Gives requests to the groups that they are for: clients in turn, and not too many at a time, so that what replicas say to one
+    /// another never waits for long behind what clients ask.
+    pub(super) fn take_turns(&mut self) -> Result<(), StorageError> {
+        let mut left = TURN_COST_MAX;
+        while left > 0
+            && let Some((cost, asked)) = self.waiting.turns.pop()
+        {
+            left = left.saturating_sub(cost);
+            self.waiting.bytes.give_back(asked.account, bytes_of(&asked.request));
+            // Else nobody waits for it any more.
+            if self.gateway.account(asked.ticket).is_some() {
+                self.begin(asked)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a request to the group that it is for.
+    fn begin(&mut self, asked: Asked) -> Result<(), StorageError> {
+        let Asked { origin, ticket, request, command, .. } = asked;
+        if request == Request::Status {
+            let status = self.status();
+            self.finish(ticket, Answer::Status(Box::new(status)));
+            return Ok(());
+        }
+        let is_signed = matches!(request, Request::Submit { .. } | Request::Watch { .. });
+        if is_signed != self.settings.group.byzantine.is_some() {
+            let (now, then) = if is_signed { ("crash", "signed") } else { ("Byzantine", "unsigned") };
+            let error = format!("this cluster runs in {now} mode, which takes no {then} requests");
+            self.finish(ticket, Answer::Refused { error });
+            return Ok(());
+        }
+        if let Request::Watch { client } = request {
+            self.watch(ticket, origin, client);
+            return Ok(());
+        }
+        let Some(owner) = router::group_of(&self.settings.ring, &request, command.as_ref()) else {
+            self.finish(
+                ticket,
+                Answer::Refused { error: "there is no such group in this cluster".to_string() },
+            );
+            return Ok(());
+        };
+        self.route(ticket, origin, owner, request, command)
+    }
+
+    fn watch(&mut self, ticket: Ticket, origin: Origin, client: kv::Client) {
+        let is_told = match origin {
+            Origin::Client { connection, .. } => self.watchers.watch(connection, client),
+            Origin::Peer { .. } => false,
+        };
+        let error = "a connection may watch few clients, and only its own node".to_string();
+        self.finish(ticket, if is_told { Answer::Watching } else { Answer::Refused { error } });
+    }
+
+    /// Serves here what can be served here; passes a client's request on to the node that leads, once.
+    fn route(
+        &mut self,
+        ticket: Ticket,
+        origin: Origin,
+        owner: GroupId,
+        request: Request,
+        command: Option<Command>,
+    ) -> Result<(), StorageError> {
+        let me = self.settings.node;
+        let leader = self.groups.get(&owner).map(Group::leader);
+        let is_local_read =
+            matches!(&request, Request::Get { consistency, .. } if *consistency != Consistency::Linearizable);
+        let is_client = matches!(origin, Origin::Client { .. });
+        // Signed requests are kept by every replica that they are brought to; the primary is not trusted to.
+        let is_signed = matches!(request, Request::Submit { .. });
+        let no_leader = Answer::Retry { reason: RetryReason::NoLeader, leader: None, maybe_applied: false };
+        match leader {
+            // A replica that may not vote yet knows nothing, not even what is old.
+            Some(_) if !self.roster.may_vote() => {
+                self.finish(ticket, no_leader);
+                Ok(())
+            }
+            Some(_) if is_signed => self.serve(ticket, owner, request, command),
+            Some(Some(node)) if node == me || is_local_read || !is_client => {
+                self.serve(ticket, owner, request, command)
+            }
+            Some(None) if is_local_read || !is_client => self.serve(ticket, owner, request, command),
+            Some(Some(node)) => {
+                self.forward(ticket, owner, node, request);
+                Ok(())
+            }
+            Some(None) => {
+                self.finish(ticket, no_leader);
+                Ok(())
+            }
+            None if is_client => {
+                self.forward_to_stranger(ticket, owner, request);
+                Ok(())
+            }
+            None => {
+                let answer =
+                    Answer::Retry { reason: RetryReason::NotLeader, leader: None, maybe_applied: false };
+                self.finish(ticket, answer);
+                Ok(())
+            }
+        }
+    }
+
+    fn serve(
+        &mut self,
+        ticket: Ticket,
+        owner: GroupId,
+        request: Request,
+        command: Option<Command>,
+    ) -> Result<(), StorageError> {
+        let is_write = command.is_some() || matches!(request, Request::Submit { .. });
+        if let (Room::Short { reserve_bytes }, true) = (self.room, is_write) {
+            let reason = format!(
+                "the disk of {} is almost full: less than {} MiB are free. Reads go on; writes do when there is space \
+                 on the file system of its data directory",
+                self.settings.node,
+                reserve_bytes >> 20
+            );
+            self.finish(ticket, Answer::Unavailable { reason });
+            return Ok(());
+        }
+        let account = self.gateway.account(ticket).expect("what is served is open");
+        if let Request::Submit { bundle, .. } = &request
+            && let Err(denied) = self.askers.admit(ticket, account, bundle.len())
+        {
+            self.deny(ticket, denied);
+            return Ok(());
+        }
+        let storage = self.storage.as_ref();
+        let group = self.groups.get_mut(&owner).expect("the caller has found the group here");
+        match (request, command) {
+            (Request::Command { command: bytes, .. }, Some(command)) => {
+                group.write(account, ticket, command.request(), bytes);
+                Ok(())
+            }
+            (Request::Get { key, consistency: Consistency::Linearizable }, _) => {
+                group.read(ticket, key);
+                Ok(())
+            }
+            (Request::Get { key, consistency: Consistency::Session { at_least } }, _) => {
+                group.read_applied(storage, ticket, &key, at_least)
+            }
+            (Request::Get { key, consistency: Consistency::Eventual }, _) => {
+                group.read_applied(storage, ticket, &key, 0)
+            }
+            (Request::Submit { bundle, .. }, _) => {
+                let is_passed_on = !self.gateway.is_of_client(ticket);
+                group.submit(storage, ticket, bundle, is_passed_on)
+            }
+            (Request::Command { .. }, None) | (Request::Status | Request::Watch { .. }, _) => {
+                unreachable!("checked where it entered")
+            }
+        }
+    }
+
+    fn forward(&mut self, ticket: Ticket, owner: GroupId, to: NodeId, request: Request) {
+        self.last_forward += 1;
+        let id = self.last_forward;
+        self.forwards.insert(id, Forward { ticket, since: self.now, owner, to });
+        let Some(Account::Client(client)) = self.gateway.account(ticket) else {
+            unreachable!("only what a client brought here is passed on")
+        };
+        let frame = wire::encode(&PeerMessage::Forward { id, client, request });
+        self.effects.push(NodeEffect::Send { to, class: Class::Request, frame });
+    }
+
+    /// No replica of the group is here: its replicas are asked in turn, those first to which there is a link.
+    fn forward_to_stranger(&mut self, ticket: Ticket, owner: GroupId, request: Request) {
+        let nodes = self.settings.ring.group(owner).map(|place| place.nodes.clone()).unwrap_or_default();
+        let turn = usize::try_from(self.last_forward % nodes.len().max(1) as u64).expect("a small remainder");
+        let in_turn = nodes.iter().cycle().skip(turn).take(nodes.len());
+        let chosen = in_turn.clone().find(|node| self.linked.contains(node)).or(nodes.first()).copied();
+        match chosen {
+            Some(node) => self.forward(ticket, owner, node, request),
+            None => self.finish(ticket, Answer::Refused { error: "the group has no replicas".to_string() }),
+        }
+    }
+}
