@@ -114,6 +114,7 @@ impl World {
                     }
                     NodeEffect::Answer { frame, .. } => self.on_answer(frame.slice(4..)),
                     NodeEffect::Verify { .. } => unreachable!("only Byzantine mode asks for it"),
+                    NodeEffect::Slow { .. } => {}
                     NodeEffect::Disconnect { reason, .. } | NodeEffect::Stop { reason } => panic!("{reason}"),
                 }
             }

@@ -125,6 +125,11 @@ pub enum NodeEffect {
         /// What was wrong.
         reason: String,
     },
+    /// Read slowly what this client sends next: it is refused without a look, and to read it costs more than it is worth.
+    Slow {
+        /// The client.
+        client: ClientId,
+    },
     /// Check this with the group's verifier ([`super::core::NodeCore::verifiers`]), not on this thread.
     Verify {
         /// The group.

@@ -329,6 +329,7 @@ impl Shell {
                 NodeEffect::Disconnect { connection, reason } => {
                     self.transport.disconnect(connection, &reason)
                 }
+                NodeEffect::Slow { client } => self.transport.slow(client),
                 NodeEffect::Stop { reason } => anyhow::bail!(reason),
             }
         }

@@ -10,8 +10,9 @@ use crate::gateway::ConnectionId;
 use crate::limits::CLIENT_FRAME_BYTES_MAX;
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Client connections that a node accepts.
@@ -35,6 +36,12 @@ const KEY_INBOX_BYTES: usize = 16 << 20;
 /// Bytes of large frames of a key that are not whole yet.
 const KEY_FRAMES_BYTES: usize = 16 << 20;
 
+/// Of a key that is read slowly, each chunk (a packet's worth) waits so long; all its connections together take one at a time.
+const SLOW_CHUNK: Duration = Duration::from_millis(5);
+
+/// So many chunks are read slowly each time: if what they bring is no better, it is said again.
+const SLOW_CHUNKS: u32 = 100;
+
 const _: () = assert!(
     CLIENT_FRAME_BYTES_MAX <= KEY_FRAMES_BYTES && CLIENT_FRAME_BYTES_MAX <= KEY_INBOX_BYTES,
     "the largest frame finds room"
@@ -49,6 +56,16 @@ pub(super) struct Share {
     inbox: Arc<Semaphore>,
     /// Bytes of answers that wait.
     answers: Arc<AtomicUsize>,
+    pace: Pace,
+}
+
+/// How fast the connections of a key are read.
+#[derive(Debug, Default)]
+struct Pace {
+    /// So many chunks more are read slowly.
+    slow: AtomicU32,
+    /// Whoever has it reads the next one.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Share {
@@ -58,7 +75,19 @@ impl Share {
             frames: Arc::new(Semaphore::new(KEY_FRAMES_BYTES)),
             inbox: Arc::new(Semaphore::new(KEY_INBOX_BYTES)),
             answers: Arc::default(),
+            pace: Pace::default(),
         }
+    }
+
+    /// Waits until the next chunk may be read.
+    pub(super) async fn pace(&self) {
+        if self.pace.slow.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let _turn = self.pace.turn.lock().await;
+        tokio::time::sleep(SLOW_CHUNK).await;
+        let fewer = |slow: u32| slow.checked_sub(1);
+        let _ = self.pace.slow.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
     }
 
     /// So many bytes more for what QUIC keeps of a connection, if there are any.
@@ -159,6 +188,13 @@ impl Clients {
         };
         if pushed == Pushed::Full || pushed == Pushed::Queued && is_greedy() {
             client.connection.close(1u32.into(), b"answers were not read");
+        }
+    }
+
+    /// Reads slowly what this key sends next.
+    pub(super) fn slow(&self, key: PublicKey) {
+        if let Some((_, share)) = self.registry().by_key.get(&key) {
+            share.pace.slow.store(SLOW_CHUNKS, Ordering::Relaxed);
         }
     }
 

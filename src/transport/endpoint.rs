@@ -240,6 +240,11 @@ impl Transport {
         self.shared.clients.disconnect(connection, reason);
     }
 
+    /// Reads slowly what this client sends next, on all its connections.
+    pub fn slow(&self, client: ClientId) {
+        self.shared.clients.slow(PublicKey(client.0));
+    }
+
     /// For tests: how many client connections there are.
     #[cfg(test)]
     pub(super) fn clients(&self) -> usize {

@@ -80,7 +80,11 @@ pub(super) async fn frames_of(
     wrap: impl Fn(Frame) -> Inbound + Send + 'static,
 ) {
     let mut buffer = BytesMut::new();
-    while let Ok(Some(chunk)) = stream.read_chunk(usize::MAX, true).await {
+    loop {
+        if let Some(allowance) = &allowance {
+            allowance.share.pace().await;
+        }
+        let Ok(Some(chunk)) = stream.read_chunk(usize::MAX, true).await else { return };
         buffer.extend_from_slice(&chunk.bytes);
         if let Some(allowance) = &mut allowance {
             allowance.note(chunk.bytes.len());

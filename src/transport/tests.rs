@@ -179,3 +179,43 @@ fn frames_that_wait_for_the_node_are_bounded_for_a_key_and_hold_up_no_other() {
         assert!((1..=16).contains(&held.len()), "{} MiB of one key wait for the node", held.len());
     });
 }
+
+#[test]
+fn a_key_that_is_read_slowly_holds_up_no_other_and_is_read_fast_again() {
+    let (greedy, honest) = (Identity::from_seed([2; 32]), Identity::from_seed([3; 32]));
+    run(async {
+        let mut scene = Scene::new(&[&greedy, &honest]);
+        let mut others = scene.connect(&honest).await.unwrap();
+        for _ in 0..4 {
+            let mut connected = scene.connect(&greedy).await.unwrap();
+            tokio::spawn(async move {
+                let _ = connected.send.write_all(&frame(1 << 10, 7).repeat(500)).await;
+                std::future::pending::<()>().await;
+            });
+        }
+        scene.node.slow(crate::shares::ClientId(greedy.public().0));
+        let mut slow = 0;
+        let sending = async { others.send.write_all(&frame(1 << 10, 1).repeat(2_000)).await.unwrap() };
+        let receive = async {
+            let mut received = 0;
+            while received < 2_000 {
+                let Some(Inbound::ClientFrame { client, .. }) = scene.inbox.recv().await else {
+                    panic!("it goes on")
+                };
+                if client.0 == honest.public().0 {
+                    received += 1;
+                } else {
+                    slow += 1;
+                    // It is still no better.
+                    scene.node.slow(client);
+                }
+            }
+        };
+        tokio::join!(sending, receive);
+        assert!(slow < 1_000, "{slow} frames");
+        // Nothing more is said, so that what is left comes soon.
+        for _ in slow..2_000 {
+            assert!(matches!(scene.inbox.recv().await, Some(Inbound::ClientFrame { .. })));
+        }
+    });
+}

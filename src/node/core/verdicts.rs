@@ -4,6 +4,7 @@ use super::NodeCore;
 use crate::group::Ticket;
 use crate::node::askers::Denied;
 use crate::node::checks::Line;
+use crate::node::face::NodeEffect;
 use crate::ring::GroupId;
 use crate::shares::Account;
 use crate::wire::{Answer, RetryReason};
@@ -15,6 +16,9 @@ impl NodeCore {
         let answer = match denied {
             Denied::Busy => Answer::Retry { reason: RetryReason::Busy, leader: None, maybe_applied: false },
             Denied::LeftOut => {
+                if let Some(Account::Client(client)) = self.gateway.account(ticket) {
+                    self.effects.push(NodeEffect::Slow { client });
+                }
                 let error = "bundles that this client brought lately were not signed; no more are checked for a while";
                 Answer::Refused { error: error.to_string() }
             }

@@ -309,7 +309,7 @@ impl World {
                 NodeEffect::Answer { connection, frame } => {
                     self.parcels.push(Parcel::Answer { from, client: connection.0 as usize, frame });
                 }
-                NodeEffect::Disconnect { .. } => {}
+                NodeEffect::Disconnect { .. } | NodeEffect::Slow { .. } => {}
                 NodeEffect::Verify { job, .. } => self.nodes[index].checks.push_back(job),
                 NodeEffect::Stop { reason } if self.nodes[index].lies => {
                     // A liar may trip over its own lies.

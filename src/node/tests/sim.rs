@@ -494,7 +494,7 @@ impl Sim {
                 NodeEffect::Answer { connection, frame } => {
                     self.parcels.push(Parcel::Answer { client: connection.0 as usize, frame });
                 }
-                NodeEffect::Disconnect { .. } => {}
+                NodeEffect::Disconnect { .. } | NodeEffect::Slow { .. } => {}
                 NodeEffect::Verify { .. } => unreachable!("only Byzantine mode asks for it"),
                 NodeEffect::Stop { reason } => panic!("{from} stops: {reason}"),
             }

@@ -323,6 +323,8 @@ impl World {
             NodeEffect::Disconnect { reason, .. } => {
                 self.violate(|| format!("{from} closes the connection of a correct client: {reason}"));
             }
+            // How fast a node reads is not simulated.
+            NodeEffect::Slow { .. } => {}
             NodeEffect::Verify { group, line, job } => {
                 let is_one_line = self.plan.mutation.checks_in_one_line();
                 let node = &mut self.nodes[index];
