@@ -57,7 +57,8 @@ const ANSWER_BYTES: usize = 1 << 20;
 /// Bytes of batches that one peer may fetch in an interval: more than a window of them takes a few.
 const FETCHED_BYTES_MAX: usize = 16 << 20;
 
-/// Slots in one answer.
+/// Slots in one answer. Certified ones are more, as many as whoever lags takes in: it asks some ten times a second, and a group
+/// that orders faster than that would leave it behind for ever.
 const ANSWER_SLOTS: usize = 64;
 
 impl Replica {
@@ -248,8 +249,9 @@ impl Replica {
             let batch = state.batch(certificate.digest)?;
             (*slot <= self.executed.slot).then_some((certificate, batch))
         };
+        let slots = usize::try_from(2 * self.config.window.length).expect("a small window");
         let found: Vec<(CommitCertificate, Arc<Batch>)> =
-            self.slots.range(status.executed.next()..).map_while(decided).take(ANSWER_SLOTS).collect();
+            self.slots.range(status.executed.next()..).map_while(decided).take(slots).collect();
         let mut bytes = 0;
         for (certificate, batch) in found {
             bytes += batch.bytes().len();
