@@ -148,8 +148,7 @@ impl Replica {
                 return;
             };
             if next <= base {
-                peer.enter(Stage::Snapshot);
-                return self.request_snapshot_for(to);
+                return self.give_snapshot(to);
             }
             let room = peer.flow.room(window);
             let ahead = usize::try_from(next.0 - 1 - peer.durable.0.min(next.0 - 1)).unwrap_or(usize::MAX);
@@ -265,6 +264,17 @@ impl Replica {
         let peer = self.leader_mut().peers.get_mut(&from);
         if peer.is_some_and(|peer| peer.fill_gap(last)) {
             self.replicate_to(from);
+        }
+    }
+
+    /// The log does not lead to what this replica lacks. Only one that is there is given a state: the tree stands still for that.
+    pub(super) fn give_snapshot(&mut self, to: ReplicaId) {
+        let (now, patience) = (self.now, self.options.election_ticks);
+        let peer = self.leader_mut().peers.get_mut(&to).expect("members were checked");
+        let is_there = peer.contact.is_some_and(|contact| now.since(contact) <= patience);
+        peer.enter(if is_there { Stage::Snapshot } else { Stage::Prepare });
+        if is_there {
+            self.request_snapshot_for(to);
         }
     }
 

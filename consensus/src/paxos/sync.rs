@@ -90,8 +90,7 @@ impl Replica {
                 return;
             }
             if sent < log.base().slot {
-                self.leader_mut().peers.get_mut(&to).expect("still a member").enter(Stage::Snapshot);
-                return self.request_snapshot_for(to);
+                return self.give_snapshot(to);
             }
             let left = usize::try_from(end.slot.0 - sent.0).expect("a log in memory has fewer entries");
             let bytes_max = room.min(self.options.message_bytes);
