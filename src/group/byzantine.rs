@@ -131,7 +131,9 @@ impl Byzantine {
         let verifier = Verifier::new(Arc::new(self.keyring(place)?), config, mutation);
         let replica = Replica::recover(config, options, signer.clone(), records, applied)
             .map_err(|source| OpenError::RecoverVotes { group, source })?;
-        let chaos = self.chaos.map(|seed| Chaos::new(signer.clone(), seed ^ u64::from(place.id.0)));
+        let (patience, replicas) = (self.request_millis, place.nodes.len());
+        let new_chaos = |seed| Chaos::new(signer.clone(), seed ^ u64::from(group.0), patience, replicas);
+        let chaos = self.chaos.map(new_chaos);
         let signed = Signed {
             chaos,
             signer,
@@ -166,6 +168,10 @@ impl Group {
         bundle: Bytes,
         is_passed_on: bool,
     ) -> Result<(), StorageError> {
+        if self.leaves_out(&bundle) {
+            self.answer(ticket, Outcome::Kept);
+            return Ok(());
+        }
         self.engine.step(Event::Submit { id: SubmitId(ticket.0), bundle, is_passed_on });
         self.carry_out(storage)
     }

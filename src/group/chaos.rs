@@ -4,11 +4,11 @@
 //! in the node knows of it, and without the configuration none of it exists.
 
 use super::message::GroupMessage;
-use super::{decode, encode};
+use super::{Group, decode, encode};
 use crate::kv::Reply;
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use tetrachord_consensus::pbft::{Liar, Lie, Message, Signer};
+use tetrachord_consensus::pbft::{Bundle, ClientKey, Liar, Lie, Message, Signer};
 use tetrachord_consensus::{ReplicaId, codec};
 
 /// The liar of one group.
@@ -19,15 +19,22 @@ pub(super) struct Chaos {
     told: BTreeMap<Lie, u64>,
     /// The last offer of a state, to be made again instead of giving it.
     offer: Option<Bytes>,
+    /// The client that is left out: the first that asked since that was begun.
+    victim: Option<ClientKey>,
 }
 
 impl Chaos {
-    pub(super) fn new(signer: Signer, seed: u64) -> Self {
-        Self { liar: Liar::new(signer, seed), lie: None, told: BTreeMap::new(), offer: None }
+    /// A liar in a group of so many, that knows for how long others wait for a primary, in milliseconds.
+    pub(super) fn new(signer: Signer, seed: u64, patience: u64, replicas: usize) -> Self {
+        let liar = Liar::new(signer, seed).who_knows(patience, replicas);
+        Self { liar, lie: None, told: BTreeMap::new(), offer: None, victim: None }
     }
 
     /// From now on tells this lie, or none.
     pub(super) fn tell(&mut self, lie: Option<Lie>) {
+        if self.lie != lie {
+            self.victim = None;
+        }
         (self.lie, self.offer) = (lie, None);
     }
 
@@ -43,10 +50,22 @@ impl Chaos {
         let Some(lie) = self.lie.filter(|_| !is_early) else { return vec![bytes] };
         let Ok(message) = codec::decode::<Message>(&bytes) else { return vec![bytes] };
         let said = self.liar.twist(lie, to, message.clone());
-        if said.as_slice() != [message] {
+        // What else these do counts for nothing as long as nobody is kept waiting by it.
+        let is_beside_the_point = matches!(lie, Lie::EndlessState | Lie::LeaveOut);
+        if said.as_slice() != [message] && !is_beside_the_point {
             *self.told.entry(lie).or_default() += 1;
         }
         said.iter().map(codec::encode).collect()
+    }
+
+    /// Whether no notice is taken of requests: of one client's, whoever asks first.
+    fn leaves_out(&mut self, bundle: &[u8], is_primary: bool) -> bool {
+        let client = Bundle::claimed_client(bundle).filter(|_| self.lie == Some(Lie::LeaveOut));
+        let is_victim = client.is_some_and(|client| *self.victim.get_or_insert(client) == client);
+        if is_victim && is_primary {
+            *self.told.entry(Lie::LeaveOut).or_default() += 1;
+        }
+        is_victim
     }
 
     fn is_telling(&mut self, wanted: Lie) -> bool {
@@ -104,5 +123,20 @@ impl Chaos {
         }
         *told = Bytes::from(changed);
         if self.is_telling(Lie::FalseState) { encode(&message) } else { body }
+    }
+}
+
+impl Group {
+    /// Whether this replica takes no notice of requests that their client brings.
+    pub(super) fn leaves_out(&mut self, bundle: &[u8]) -> bool {
+        let is_primary = self.engine.is_leader();
+        let chaos = self.signed.as_mut().and_then(|signed| signed.chaos.as_mut());
+        chaos.is_some_and(|chaos| chaos.leaves_out(bundle, is_primary))
+    }
+
+    /// The same, of those that another replica passes on.
+    pub(super) fn leaves_out_message(&mut self, message: &[u8]) -> bool {
+        let may_lie = self.signed.as_ref().is_some_and(|signed| signed.chaos.is_some());
+        may_lie && matches!(codec::decode(message), Ok(Message::Requests(bundle)) if self.leaves_out(&bundle))
     }
 }

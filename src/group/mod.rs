@@ -402,7 +402,7 @@ impl Group {
             return Ok(());
         };
         match message {
-            GroupMessage::Engine(message) if !self.is_installing() => {
+            GroupMessage::Engine(message) if !self.is_installing() && !self.leaves_out_message(&message) => {
                 self.engine.step(Event::Receive { from: replica, message });
                 self.carry_out(storage)
             }

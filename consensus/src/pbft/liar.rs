@@ -5,6 +5,7 @@
 
 use crate::codec;
 use crate::pbft::batch::Batch;
+use crate::pbft::config::Options;
 use crate::pbft::message::{
     CheckpointVote, Message, NewView, NewViewBody, PreparedCertificate, ViewChange, ViewChangeBody, Vote,
     body_digest,
@@ -44,13 +45,16 @@ pub enum Lie {
     /// Offers a state again and again, and gives none of it. Of all else it says only how far it is, so that nobody gets on
     /// without whoever waits for that state.
     EndlessState,
+    /// As primary orders nothing of one client, and gives one backup after the other another batch than the rest, so that each is
+    /// short of one now and then.
+    LeaveOut,
     /// Everything above, as chance wills it.
     Anything,
 }
 
 impl Lie {
     /// Every way to lie, the mixture last.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Silent,
         Self::Equivocate,
         Self::WrongDigests,
@@ -64,6 +68,7 @@ impl Lie {
         Self::WrongReplies,
         Self::FalseState,
         Self::EndlessState,
+        Self::LeaveOut,
         Self::Anything,
     ];
 
@@ -84,7 +89,29 @@ impl Lie {
             Self::WrongReplies => "wrong-replies",
             Self::FalseState => "false-state",
             Self::EndlessState => "endless-state",
+            Self::LeaveOut => "leave-out",
             Self::Anything => "anything",
+        }
+    }
+
+    /// What it is counted in, each time that it was told and changed something.
+    #[must_use]
+    pub fn effect(self) -> &'static str {
+        match self {
+            Self::Silent | Self::Starve => "messages withheld",
+            Self::Equivocate => "proposals and COMMITs for another batch",
+            Self::WrongDigests => "votes for other batches, and other batches",
+            Self::WrongRoots => "state roots changed",
+            Self::Replay => "messages said again",
+            Self::BadCertificates => "view changes and new views changed or made up",
+            Self::FutureViews => "far views asked for",
+            Self::OrderSlowly => "proposals held back",
+            Self::Forge => "requests changed",
+            Self::WrongReplies => "answers to clients changed",
+            Self::FalseState => "offers and pieces of a state changed",
+            Self::EndlessState => "offers made again, instead of pieces of a state",
+            Self::LeaveOut => "requests of one client not taken in, as primary",
+            Self::Anything => "messages changed",
         }
     }
 
@@ -105,10 +132,17 @@ pub struct Liar {
     others: BTreeMap<Slot, Digest>,
     /// How often each proposal was not sent to each replica.
     held: BTreeMap<(View, Slot, ReplicaId), u8>,
+    /// How often one is held back.
+    holds: u8,
+    /// How many replicas the group has.
+    replicas: u64,
 }
 
 /// Messages that are remembered, to be said again.
 const SAID_MAX: usize = 500;
+
+/// So many times a proposal is asked for before it goes out, unless it is known for how long others wait.
+const HOLDS: u8 = 3;
 
 /// Slots of which another batch is remembered.
 const OTHERS_MAX: usize = 1_000;
@@ -117,7 +151,17 @@ impl Liar {
     /// A liar with this replica's key; the same seed tells the same lies.
     #[must_use]
     pub fn new(signer: Signer, seed: u64) -> Self {
-        Self { signer, random: seed, said: Vec::new(), others: BTreeMap::new(), held: BTreeMap::new() }
+        let (said, others, held) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        Self { signer, random: seed, said, others, held, holds: HOLDS, replicas: 4 }
+    }
+
+    /// The same in a group of so many, who knows for how long others wait for a primary, in milliseconds, before they replace it.
+    /// Whoever misses something says so in every status interval or a little later, so that it may take one more.
+    #[must_use]
+    pub fn who_knows(mut self, patience: u64, replicas: usize) -> Self {
+        let holds = (patience * 8 / 10 / Options::default().status_ticks).saturating_sub(1);
+        (self.holds, self.replicas) = (u8::try_from(holds).unwrap_or(u8::MAX).max(1), replicas as u64);
+        self
     }
 
     /// A number below `n` (SplitMix64).
@@ -172,11 +216,12 @@ impl Liar {
                 vec![message, self.view_change(view, &ViewChangeBody { stable: None, prepared: Vec::new() })]
             }
             Lie::OrderSlowly => self.hold_back(to, message),
+            Lie::LeaveOut => vec![self.keep_short(to, message)],
             Lie::Forge => vec![self.forge(message)],
         }
     }
 
-    /// A proposal that is not sent at first is asked for again and again; it goes out the fourth time.
+    /// A proposal that is not sent at first is asked for again and again; it goes out just in time.
     fn hold_back(&mut self, to: ReplicaId, message: Message) -> Vec<Message> {
         let Message::PrePrepare { vote, .. } = &message else { return vec![message] };
         while self.held.len() > OTHERS_MAX {
@@ -184,7 +229,17 @@ impl Liar {
         }
         let times = self.held.entry((vote.view, vote.slot, to)).or_default();
         *times = times.saturating_add(1);
-        if *times > 3 { vec![message] } else { Vec::new() }
+        if *times > self.holds { vec![message] } else { Vec::new() }
+    }
+
+    /// In every few slots one replica, another each time, gets a batch that the rest, who are enough, do not get, and must ask for
+    /// theirs. In every slot would be too much: who lags behind the window is missed by the others.
+    fn keep_short(&mut self, to: ReplicaId, message: Message) -> Message {
+        const EVERY: u64 = 10;
+        let Message::PrePrepare { vote, .. } = &message else { return message };
+        let turn = (vote.slot.0 / EVERY) % self.replicas;
+        let is_its_turn = vote.slot.0.is_multiple_of(EVERY) && turn == u64::from(to.0);
+        if is_its_turn { self.other_proposal(message) } else { message }
     }
 
     fn vote(&self, statement: Statement, vote: Vote, digest: Digest) -> Vote {
@@ -199,16 +254,18 @@ impl Liar {
         Some(other)
     }
 
+    /// Another batch for the slot of a proposal.
+    fn other_proposal(&mut self, message: Message) -> Message {
+        let Message::PrePrepare { vote, batch } = &message else { return message };
+        let Some(other) = self.other_batch(vote, batch) else { return message };
+        let statement = Statement::PrePrepare(vote.view, vote.slot, other.digest());
+        let vote = self.vote(statement, *vote, other.digest());
+        Message::PrePrepare { vote, batch: other.bytes().clone() }
+    }
+
     fn equivocate(&mut self, is_odd: bool, message: Message) -> Message {
         match message {
-            Message::PrePrepare { vote, ref batch } if is_odd => match self.other_batch(&vote, batch) {
-                Some(other) => {
-                    let statement = Statement::PrePrepare(vote.view, vote.slot, other.digest());
-                    let vote = self.vote(statement, vote, other.digest());
-                    Message::PrePrepare { vote, batch: other.bytes().clone() }
-                }
-                None => message,
-            },
+            Message::PrePrepare { .. } if is_odd => self.other_proposal(message),
             // To those who got the other batch it commits to the other.
             Message::Commit(vote) if is_odd => match self.others.get(&vote.slot).copied() {
                 Some(other) => {

@@ -135,6 +135,12 @@ impl Bundle {
         (request.len() >= REQUEST_HEADER).then(|| (name_of(client, request), signature))
     }
 
+    /// Whose these bytes would be, if they are a bundle; nothing is said about the rest.
+    #[must_use]
+    pub fn claimed_client(bytes: &[u8]) -> Option<ClientKey> {
+        Self::peek(bytes).map(|(name, _)| name.client)
+    }
+
     /// Whether an admitted client signed this, and may ask for it.
     pub fn verify(&self, keyring: &Keyring) -> Result<(), BundleError> {
         self.verify_root(keyring, self.root())
