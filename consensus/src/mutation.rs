@@ -217,7 +217,7 @@ impl Mutation {
 
     /// Every defect of what is around PBFT in a node: the cores alone cannot show them.
     #[cfg(feature = "mutants")]
-    pub const BYZANTINE_NODES: [Self; 2] = [Self::AnySignOfLife, Self::IgnoreShares];
+    pub const BYZANTINE_NODES: [Self; 3] = [Self::AnySignOfLife, Self::IgnoreShares, Self::OneLine];
 
     /// Whether signatures are checked in one line for all.
     #[must_use]

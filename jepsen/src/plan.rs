@@ -97,6 +97,12 @@ pub struct Plan {
     pub flood_requests: u32,
     /// Byzantine mode: the only lie that liars tell, if they do not tell one after the other.
     pub lie: Option<Lie>,
+    /// Byzantine mode: clients show all replicas at once what they ask, and not only when they are not answered.
+    pub shows_all: bool,
+    /// Byzantine mode: nothing is wrong but clients, so that no primary may lose its view.
+    pub keeps_view: bool,
+    /// Byzantine mode: in the end, after a long rest, a primary falls silent.
+    pub ends_silent: bool,
     /// A deliberate defect, in tests of the tests.
     pub mutation: Mutation,
     /// The same, of what is around the nodes.
@@ -120,8 +126,7 @@ impl Plan {
             Mode::Byzantine => !nemesis.needs_crash(),
             Mode::Crash => !nemesis.is_byzantine(),
         };
-        let of_clients = |nemesis: &Nemesis| matches!(nemesis, Nemesis::Flood | Nemesis::GreedyClient);
-        let drawn = Nemesis::of(Kind::Sim).filter(is_possible).filter(|nemesis| !of_clients(nemesis));
+        let drawn = Nemesis::of(Kind::Sim).filter(is_possible).filter(|nemesis| !nemesis.is_of_client());
         let nemeses = drawn.filter(|_| random.coin()).collect();
         let (nodes, replicas) = match mode {
             Mode::Byzantine => [(4, 4), (4, 4), (4, 4), (7, 7)][random.index(4)],
@@ -160,6 +165,9 @@ impl Plan {
             request_millis: [400, 400, 1_000][random.index(3)],
             flood_requests: 20,
             lie: (random.below(4) == 0).then(|| Lie::ALL[random.index(Lie::ALL.len())]),
+            shows_all: false,
+            keeps_view: false,
+            ends_silent: false,
             mutation: Mutation::None,
             defect: Defect::None,
         };
@@ -178,7 +186,26 @@ impl Plan {
         if is_greedy && plan.row_micros == 0 {
             plan.nemeses.insert(Nemesis::GreedyClient);
         }
+        if mode == Mode::Byzantine {
+            plan.draw_clients_and_rest(&mut Random::new(seed ^ 0x0073_7461_6c65));
+        }
         plan
+    }
+
+    /// Drawn apart as well.
+    fn draw_clients_and_rest(&mut self, random: &mut Random) {
+        if random.below(4) == 0 {
+            self.nemeses.insert(Nemesis::StaleRequests);
+        }
+        self.shows_all = random.below(4) == 0;
+        let may_fall_silent = random.below(8) == 0;
+        if random.below(8) == 0 {
+            self.nemeses.retain(|nemesis| nemesis.is_of_client());
+            (self.row_micros, self.keeps_view) = (0, true);
+        }
+        // No more than `f` are faulty, the one that falls silent among them.
+        let is_nobody_faulty = !self.has(Nemesis::Lies) && !self.has(Nemesis::Rot);
+        self.ends_silent = may_fall_silent && is_nobody_faulty && !self.keeps_view && self.groups == 1;
     }
 
     /// A run of three nodes, or four in Byzantine mode, in which nothing goes wrong by itself: for those that are told step by step.
@@ -198,6 +225,9 @@ impl Plan {
             delay_micros: 200,
             barrier_micros: 200,
             row_micros: 0,
+            shows_all: false,
+            keeps_view: false,
+            ends_silent: false,
             log_bytes_max: 60_000,
             retain_bytes: 4_000,
             overlay_bytes_max: 20_000,

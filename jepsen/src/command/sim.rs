@@ -158,6 +158,12 @@ fn print_totals(totals: &Totals, cpu_seconds: f64) {
             nemesis.effect(Kind::Sim).unwrap_or_default()
         );
     }
+    if !totals.lies.is_empty() {
+        say!("lie                   told");
+    }
+    for (lie, told) in &totals.lies {
+        say!("  {:<16} {told:>7} {}", lie.name(), lie.effect());
+    }
     say!("reached");
     for (what, count) in &totals.reached {
         say!("  {count:>9} times {what}");

@@ -58,6 +58,8 @@ pub enum Nemesis {
     Flood,
     /// A client opens sessions as fast as it may, and closes none.
     GreedyClient,
+    /// Byzantine mode: a client shows executed requests of others to backups alone.
+    StaleRequests,
 }
 
 /// A row of the register.
@@ -85,7 +87,7 @@ const PACKETS_CUT_OFF: Option<&str> = Some("packets cut off");
 
 /// The register of all nemeses.
 #[rustfmt::skip]
-const REGISTER: [Entry; 25] = [
+const REGISTER: [Entry; 26] = [
     entry(Nemesis::Kill, "kill", "a node ends at once; in the simulator it loses what it had not synced",
         Some("nodes killed"), Some("nodes killed")),
     entry(Nemesis::PowerCut, "power-cut", "all nodes end in one moment, and lose what they had not synced",
@@ -124,6 +126,8 @@ const REGISTER: [Entry; 25] = [
         Some("requests refused"), None),
     entry(Nemesis::GreedyClient, "greedy-client", "a client opens sessions as fast as it may and closes none; the others go on",
         Some("sessions refused to it"), None),
+    entry(Nemesis::StaleRequests, "stale-requests", "a client shows executed requests of others to backups alone, over and over; liars pass them on to backups (Byzantine mode)",
+        Some("executed requests that backups kept"), None),
 ];
 
 impl Nemesis {
@@ -177,7 +181,13 @@ impl Nemesis {
     /// Whether only Byzantine mode survives it.
     #[must_use]
     pub fn is_byzantine(self) -> bool {
-        matches!(self, Self::Rot | Self::Lies)
+        matches!(self, Self::Rot | Self::Lies | Self::StaleRequests)
+    }
+
+    /// Whether it is a client that means no good, and nothing else is wrong.
+    #[must_use]
+    pub fn is_of_client(self) -> bool {
+        matches!(self, Self::Flood | Self::GreedyClient | Self::StaleRequests)
     }
 
     /// Whether only crash mode knows it: where replicas may lie, none stops because of what another says.

@@ -3,7 +3,9 @@
 use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
 use crate::world::Kind;
+use crate::world::sim::{PASSED_ON, STRANGER};
 use std::fmt;
+use tetrachord_consensus::pbft::Lie;
 
 /// Something that happens now and then, if runs are not too tame.
 pub struct Interesting {
@@ -28,7 +30,7 @@ const fn interesting(mode: Option<Mode>, with: &'static [Nemesis], what: &'stati
 
 /// What must have happened somewhere in so many runs that they tell.
 #[rustfmt::skip]
-pub const INTERESTING: [Interesting; 11] = [
+pub const INTERESTING: [Interesting; 13] = [
     interesting(None, &[Nemesis::Kill, Nemesis::PowerCut], "a crash lost what was not synced"),
     interesting(None, &[], "a whole state was put in place"),
     interesting(None, &[Nemesis::Halves, Nemesis::Isolate, Nemesis::MajoritiesRing, Nemesis::Bridge, Nemesis::OneWay],
@@ -39,6 +41,8 @@ pub const INTERESTING: [Interesting; 11] = [
     interesting(Some(Mode::Byzantine), &[], "a new view carried over what was prepared"),
     interesting(Some(Mode::Byzantine), &[], "a view had to be skipped"),
     interesting(Some(Mode::Byzantine), &[], "a view was entered behind the first"),
+    interesting(Some(Mode::Byzantine), &[Nemesis::Lies], STRANGER),
+    interesting(Some(Mode::Byzantine), &[Nemesis::StaleRequests], PASSED_ON),
     interesting(Some(Mode::Byzantine), &[Nemesis::Rot], "a damaged state was noticed"),
     interesting(Some(Mode::Byzantine), &[Nemesis::Rot], "a damaged state was repaired"),
 ];
@@ -52,6 +56,8 @@ pub enum Missing {
     Apart(Nemesis, Nemesis),
     /// Something that should happen now and then.
     Never(&'static Interesting),
+    /// A lie that was never told, or changed nothing.
+    Untold(Lie),
 }
 
 impl Missing {
@@ -64,6 +70,7 @@ impl Missing {
         match self {
             Self::Idle(nemesis) => may(nemesis),
             Self::Apart(one, other) => may(one) && may(other),
+            Self::Untold(lie) => may(Nemesis::Lies) && plan.lie.is_none_or(|only| only == lie),
             Self::Never(it) => {
                 it.mode.is_none_or(|mode| mode == plan.mode)
                     && (it.with.is_empty() || it.with.iter().any(|nemesis| may(*nemesis)))
@@ -81,6 +88,7 @@ impl fmt::Display for Missing {
             }
             Self::Apart(one, other) => write!(f, "{} and {} never worked together", one.name(), other.name()),
             Self::Never(it) => write!(f, "it never happened that {}", it.what),
+            Self::Untold(lie) => write!(f, "the lie {} had no effect ({})", lie.name(), lie.effect()),
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::plan::{Mode, Plan};
 use crate::world::Kind;
 use crate::world::sim::Outcome;
 use std::collections::{BTreeMap, BTreeSet};
+use tetrachord_consensus::pbft::Lie;
 
 /// What many runs came to.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +31,8 @@ pub struct Totals {
     pub pairs: BTreeSet<(Nemesis, Nemesis)>,
     /// How often each nemesis struck, and what it changed.
     pub strikes: BTreeMap<Nemesis, (u64, u64)>,
+    /// How often each lie was told and changed something.
+    pub lies: BTreeMap<Lie, u64>,
     /// Interesting things that happened.
     pub reached: BTreeMap<&'static str, u64>,
 }
@@ -55,6 +58,7 @@ impl Totals {
             events: outcome.events,
             traces: u64::from_be_bytes(outcome.trace_hash[..8].try_into().expect("eight of 32 bytes")),
             strikes: outcome.strikes.clone(),
+            lies: outcome.lies.clone(),
             reached: outcome.reached.clone(),
         });
     }
@@ -75,12 +79,15 @@ impl Totals {
             let counted = self.strikes.entry(*nemesis).or_default();
             *counted = (counted.0 + strikes, counted.1 + effects);
         }
+        for (lie, told) in &other.lies {
+            *self.lies.entry(*lie).or_default() += told;
+        }
         for (what, count) in &other.reached {
             *self.reached.entry(what).or_default() += count;
         }
     }
 
-    /// Nemeses that changed nothing in all of the runs, and interesting things that never happened. Of few runs nothing can be
+    /// Nemeses that changed nothing in all of the runs, lies that were never told, and interesting things that never happened. Of few runs nothing can be
     /// said.
     #[must_use]
     pub fn missing(&self) -> Vec<Missing> {
@@ -91,7 +98,9 @@ impl Totals {
         let apart = apart.map(|(one, other)| Missing::Apart(one, other));
         let wanted = INTERESTING.iter().filter(|it| it.mode.is_none_or(|mode| self.has(mode)));
         let never = wanted.filter(|it| !self.reached.contains_key(it.what)).map(Missing::Never);
-        idle.chain(apart).chain(never).collect()
+        let is_untold = |lie: &Lie| self.has(Mode::Byzantine) && !self.lies.contains_key(lie);
+        let untold = Lie::ALL.into_iter().filter(is_untold).map(Missing::Untold);
+        idle.chain(apart).chain(never).chain(untold).collect()
     }
 
     fn has(&self, mode: Mode) -> bool {

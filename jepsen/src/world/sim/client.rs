@@ -23,7 +23,7 @@ const PATIENCE_MICROS: u64 = 250_000;
 const GIVE_UP_MICROS: u64 = 6_000_000;
 
 /// What is told when liars that have no replica of a group tell what it answered.
-const STRANGER: &str = "a liar told what a group answered that it has no replica of";
+pub const STRANGER: &str = "a liar told what a group answered that it has no replica of";
 
 pub(super) struct Client {
     process: u64,
@@ -37,6 +37,8 @@ pub(super) struct Client {
     operations: u64,
     needed: usize,
     pub(super) answered: u64,
+    /// Answers in a row that came long before anybody lost patience with a primary.
+    pub(super) quick: u64,
     /// Asks nothing more once what is open is answered.
     pub(super) is_done: bool,
 }
@@ -68,6 +70,7 @@ impl Client {
             operations: 0,
             needed: if plan.defect == Defect::OneReply { 1 } else { plan.liars() + 1 },
             answered: 0,
+            quick: 0,
             is_done: false,
         }
     }
@@ -164,6 +167,18 @@ pub(super) fn unsigned_bundle(client: usize, number: u64) -> Bytes {
     Bytes::from(bytes)
 }
 
+/// What nobody answered.
+fn wrong(reply: Reply) -> Reply {
+    match reply {
+        Reply::Put { version } => Reply::Put { version: version + 1 },
+        Reply::Value { time, .. } => Reply::Value { found: Some((1, Bytes::from_static(b"a lie"))), time },
+        Reply::Incr { value, version } => Reply::Incr { value: value.wrapping_add(1), version },
+        Reply::Cas { swapped, version } => Reply::Cas { swapped: !swapped, version },
+        Reply::Deleted { existed } => Reply::Deleted { existed: !existed },
+        other => other,
+    }
+}
+
 impl World {
     /// Time to ask, to ask again, or to give up.
     pub(super) fn patience(&mut self, index: usize) {
@@ -237,6 +252,9 @@ impl World {
         self.clients[index].open = Some(Open { group, request, frame, operation, call, called, ids, told });
         let node = self.clients[index].node;
         let members = self.members(group);
+        if self.is_hasty || self.plan.shows_all {
+            return members.into_iter().for_each(|node| self.send_to(index, node));
+        }
         let is_fit = self.plan.mode == Mode::Crash || members.contains(&node);
         self.send_to(index, if is_fit { node } else { members[index % members.len()] });
     }
@@ -296,21 +314,28 @@ impl World {
         }
     }
 
-    /// What one liar tells a client, all liars tell it, whether they have a replica of the group or not: they share what they know.
+    /// What one liar tells a client, all liars tell it, whether they have a replica of the group or not: they share what they know. And
+    /// whatever else they lie about, all of them tell it what is not so as well.
     pub(super) fn repeat_lies(&mut self, index: usize, client: usize, frame: &Bytes) {
         if !self.nodes[index].lies {
             return;
         }
-        let Ok(AnswerFrame { answer: Answer::Outcomes { group, .. }, .. }) = wire::decode(&frame[4..]) else {
-            return;
-        };
+        let Ok(answer) = wire::decode::<AnswerFrame>(&frame[4..]) else { return };
+        let Answer::Outcomes { group, slot, replies } = answer.answer else { return };
         let members = self.members(group);
-        for other in (0..self.nodes.len()).filter(|other| *other != index) {
-            if self.nodes[other].lies && self.nodes[other].core.is_some() {
-                if !members.contains(&other) {
-                    self.reach(STRANGER);
-                }
-                let from = NodeId(u32::try_from(other).expect("few nodes") + 1);
+        let wrong = replies.into_iter().map(|(of, reply, _)| (of, wrong(reply), None)).collect();
+        let wrong = Answer::Outcomes { group, slot, replies: wrong };
+        let wrong = wire::encode(&AnswerFrame { id: answer.id, answer: wrong });
+        for liar in 0..self.nodes.len() {
+            if !self.nodes[liar].lies || self.nodes[liar].core.is_none() {
+                continue;
+            }
+            if !members.contains(&liar) {
+                self.reach(STRANGER);
+            }
+            let from = NodeId(u32::try_from(liar).expect("few nodes") + 1);
+            self.send(Parcel::Answer { from, client, frame: wrong.clone() });
+            if liar != index {
                 self.send(Parcel::Answer { from, client, frame: frame.clone() });
             }
         }
@@ -357,6 +382,11 @@ impl World {
         let (answered, all_wrong) = (self.stamp(), self.may_clocks_all_be_wrong());
         let client = &mut self.clients[index];
         let open = client.open.take().expect("the caller has looked at it");
+        let is_quick = self.now - open.call <= self.plan.request_millis * 1_000 / 2;
+        client.quick = if is_quick { client.quick + 1 } else { 0 };
+        if self.plan.has(Nemesis::StaleRequests) {
+            self.stale.note(open.group, open.frame.clone());
+        }
         let Some((key, action)) = open.operation else {
             return self.on_session(index, open.group, &reply);
         };

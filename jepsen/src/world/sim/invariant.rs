@@ -6,6 +6,7 @@
 //! | what a replica has applied only grows, but for a state that is repaired or put in place | prefix |
 //! | a ballot is led by one node; in Byzantine mode a view's primary follows from its number | election safety |
 //! | nobody stops, but who lies | availability |
+//! | where nothing is wrong but clients, no primary loses its view (Byzantine mode) | liveness |
 //! | no client holds more than its share of a group's sessions and remembered outcomes | fairness |
 //! | state that waits for the tree, and the log in memory, stay within their limits and a little | bounded memory |
 //!
@@ -86,6 +87,7 @@ pub(super) struct Invariants {
     unwritten_bytes_max: usize,
     log_bytes_max: usize,
     looks_to_catch_up: u64,
+    keeps_view: bool,
     /// The digest after each slot of each group, by whoever came there first.
     digests: BTreeMap<(u32, u64), ([u8; 32], usize)>,
     leaders: BTreeMap<(u32, String), usize>,
@@ -104,6 +106,7 @@ impl Invariants {
         };
         Self {
             looks_to_catch_up,
+            keeps_view: plan.keeps_view,
             // Above four times the limit a follower acknowledges nothing more.
             unwritten_bytes_max: 4 * plan.overlay_bytes_max + SLACK_BYTES,
             // At four times the limit above what is kept for others the tree is brought up to date.
@@ -120,6 +123,12 @@ impl Invariants {
         for group in core.groups() {
             let status = group.engine();
             let (name, last) = (group.place().id.0, status.last.0);
+            if self.keeps_view && status.view.0 > 0 {
+                told.violation = Some(format!(
+                    "n{} leaves the first view of g{name}, and nothing is wrong but clients",
+                    index + 1
+                ));
+            }
             let seen = self.seen.entry((index, name)).or_default();
             seen.looks_since_giving = if group.is_giving() { 0 } else { seen.looks_since_giving + 1 };
             let more = if seen.looks_since_giving < self.looks_to_catch_up {

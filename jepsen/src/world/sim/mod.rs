@@ -18,6 +18,7 @@ mod invariant;
 mod network;
 mod node;
 mod said;
+mod stale;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -26,6 +27,7 @@ use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
 use crate::random::Random;
 use client::Client;
+pub use client::STRANGER;
 use clocks::Clocks;
 use durable::Durable;
 use greedy::Greedy;
@@ -33,6 +35,8 @@ use invariant::{Invariants, News, REPAIRED};
 use network::{Network, Parcel, index_of};
 use node::{Node, Stranger};
 use said::{Said, Statement};
+pub use stale::PASSED_ON;
+use stale::Stale;
 use std::collections::BTreeMap;
 use tetrachord::gateway::ConnectionId;
 use tetrachord::group::engine_message;
@@ -64,6 +68,7 @@ pub(crate) enum Event {
     Strike,
     Resume { node: usize, life: u64 },
     Flood { node: usize, left: u32 },
+    ShowAgain,
 }
 
 /// What a run came to.
@@ -81,6 +86,8 @@ pub struct Outcome {
     pub unknown: usize,
     /// How often each nemesis struck, and what it changed.
     pub strikes: BTreeMap<Nemesis, (u64, u64)>,
+    /// How often each lie was told and changed something.
+    pub lies: BTreeMap<Lie, u64>,
     /// Interesting things that happened, by name.
     pub reached: BTreeMap<&'static str, u64>,
     /// Events that were taken.
@@ -104,6 +111,7 @@ pub(crate) struct World {
     network: Network,
     clients: Vec<Client>,
     greedy: Greedy,
+    stale: Stale,
     history: Vec<Operation>,
     last_store: u64,
     last_process: u64,
@@ -111,12 +119,15 @@ pub(crate) struct World {
     /// Requests of the client that means no good.
     flooded: u64,
     is_calm: bool,
+    /// Clients show all replicas at once what they ask.
+    is_hasty: bool,
     calm_micros: u64,
     invariants: Invariants,
     clocks: Clocks,
     said: Said,
     durable: Durable,
     strikes: BTreeMap<Nemesis, (u64, u64)>,
+    lies: BTreeMap<Lie, u64>,
     reached: BTreeMap<&'static str, u64>,
     events: u64,
     trace: Trace,
@@ -146,18 +157,21 @@ impl World {
             network: Network::default(),
             clients: Vec::new(),
             greedy: Greedy::new(plan),
+            stale: Stale::default(),
             history: Vec::new(),
             last_store: plan.nodes as u64,
             last_process: 0,
             last_stamp: 0,
             flooded: 0,
             is_calm: false,
+            is_hasty: false,
             calm_micros: 0,
             invariants: Invariants::new(plan),
             clocks: Clocks::default(),
             said: Said::default(),
             durable: Durable::new(plan.nodes, plan.mode == Mode::Byzantine),
             strikes: BTreeMap::new(),
+            lies: BTreeMap::new(),
             reached: BTreeMap::new(),
             events: 0,
             trace: Trace::new(wants_trace),
@@ -177,6 +191,9 @@ impl World {
         world.at(plan.fault_every * 1_000, Event::Strike);
         if plan.has(Nemesis::GreedyClient) {
             world.at(plan.fault_every * 1_000, Event::Greed);
+        }
+        if plan.has(Nemesis::StaleRequests) {
+            world.at(plan.fault_every * 1_000, Event::ShowAgain);
         }
         world
     }
@@ -238,6 +255,7 @@ impl World {
             Event::Link { node, peer } => self.link(node, peer),
             Event::Strike => self.strike(),
             Event::Flood { node, left } => self.flood(node, left),
+            Event::ShowAgain => self.show_again(),
             _ => {}
         }
     }
@@ -390,6 +408,7 @@ impl World {
             operations: self.history.len(),
             unknown: self.history.iter().filter(|operation| operation.end.is_none()).count(),
             strikes: self.strikes,
+            lies: self.lies,
             reached: self.reached,
             events: self.events,
             trace_hash: self.trace.hash(),

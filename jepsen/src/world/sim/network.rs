@@ -143,6 +143,9 @@ impl World {
             (None, Parcel::Answer { client, frame, .. }) if self.is_flooder(client) => {
                 self.on_answer_to_flooder(&frame);
             }
+            (None, Parcel::Answer { client, frame, .. }) if self.shows_again(client) => {
+                self.on_answer_to_stale(&frame);
+            }
             (None, Parcel::Answer { from, client, frame }) => self.on_answer(from, client, &frame),
             (None, _) => unreachable!("only answers go to clients"),
         }

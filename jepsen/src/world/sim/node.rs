@@ -10,7 +10,7 @@ use tetrachord::node::core::{NodeCore, NodeEvent, NodeSettings, Room};
 use tetrachord::ring::{GroupId, NodeId, StoreId};
 use tetrachord::storage::memory::MemoryDisk;
 use tetrachord::wire::ProcessStats;
-use tetrachord_consensus::pbft::{ClientSigner, Unverified};
+use tetrachord_consensus::pbft::{ClientSigner, Lie, Unverified};
 use tetrachord_consensus::{Options, Ticks, Timestamp};
 
 use super::network::Parcel;
@@ -402,9 +402,9 @@ impl World {
     /// Lies that a node has told in this life.
     pub(super) fn count_lies(&mut self, index: usize) {
         let groups = self.nodes[index].core.iter().flat_map(|core| core.groups());
-        let told: u64 = groups.flat_map(|group| group.told()).map(|(_, count)| count).sum();
-        if told > 0 {
+        for (lie, told) in groups.flat_map(|group| group.told()).collect::<Vec<_>>() {
             self.count(Nemesis::Lies, 0, told);
+            *self.lies.entry(Lie::from_name(lie).expect("it has a name")).or_default() += told;
         }
     }
 

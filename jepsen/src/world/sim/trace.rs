@@ -35,6 +35,7 @@ impl Trace {
             Event::Link { node, .. } => (10, *node),
             Event::Greed => (11, 0),
             Event::Flood { node, .. } => (12, *node),
+            Event::ShowAgain => (13, 0),
         };
         head[8] = kind;
         head[9..].copy_from_slice(&(who as u64).to_be_bytes());
