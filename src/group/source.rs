@@ -18,6 +18,7 @@ use crate::limits::{SOURCE_BYTES_PER_SECOND, SOURCE_PATIENCE_MILLIS};
 use crate::ring::NodeId;
 use crate::storage::Storage;
 use std::collections::BTreeSet;
+use tetrachord_consensus::pbft::Verified;
 use tetrachord_consensus::{Digest, Event, Mutation, ReplicaId, Slot, Ticks};
 
 /// Replicas that may give a whole state.
@@ -157,20 +158,21 @@ impl Group {
         if is_given || self.is_gathered() || !is_news || !self.is_quiet() || self.own_sums().is_none() {
             return Ok(());
         }
+        let replica = self.replica_of(from).expect("messages come from replicas of this group");
         let signed = self.signed.as_mut().expect("it was just asked for");
-        let proven = signed.verifier.read_stable(&offer.proof);
+        let proven = signed.verifier.read_stable(replica, self.now, &offer.proof);
         let root = StateRoot::from_hashes(&offer.hashes);
-        let is_right = |(slot, proven): &(Slot, Digest)| {
+        let is_right = |(slot, proven, _): &(Slot, Digest, Verified)| {
             let root = root.as_ref().map(|root| root.digest(&offer.applied));
             slot.0 == offer.applied.slot && root == Some(proven.0)
         };
-        let (Some(root), true) = (root.clone(), proven.as_ref().is_some_and(is_right)) else {
+        let (Some(root), Some((.., proof))) = (root.clone(), proven.filter(is_right)) else {
             self.on_bad_state(from);
             return Ok(());
         };
-        // The engine must know of the checkpoint before the state is in place.
-        let replica = self.replica_of(from).expect("messages come from replicas of this group");
-        self.engine.step(Event::Receive { from: replica, message: offer.proof.clone() });
+        // The engine must know of the checkpoint before the state is in place. As a message it would wait until it is checked, which may
+        // take longer than the state, or be left alone, if much of that replica waits already.
+        self.engine.step(Event::Verified(Box::new(Ok(proof))));
         self.carry_out(storage)?;
         if self.is_quiet() { self.begin_taking(storage, from, offer, root) } else { Ok(()) }
     }

@@ -328,12 +328,20 @@ impl Verifier {
         self.check_signatures(&certificate.commits, self.quorum(), Statement::Commit(view, slot, digest))
     }
 
-    /// The slot and root that an encoded [`Message::Stable`] proves.
+    /// The slot and root that an encoded [`Message::Stable`] of this replica proves, and what the engine is told of it: for a caller
+    /// that rests something on it, and cannot wait until it is its turn to be checked.
     #[must_use]
-    pub fn read_stable(&mut self, message: &[u8]) -> Option<(Slot, Digest)> {
-        let Ok(Message::Stable(certificate)) = codec::decode(message) else { return None };
-        self.check_stable(&certificate).ok()?;
-        Some((certificate.slot, certificate.root))
+    pub fn read_stable(
+        &mut self,
+        from: ReplicaId,
+        came_at: Ticks,
+        message: &[u8],
+    ) -> Option<(Slot, Digest, Verified)> {
+        let Ok(message @ Message::Stable(_)) = codec::decode(message) else { return None };
+        let verified = self.verify(Unverified::message(from, came_at, message, 0)).ok()?;
+        let Checked::Stable(certificate) = &verified.content else { return None };
+        let (slot, root) = (certificate.slot, certificate.root);
+        Some((slot, root, verified))
     }
 
     fn check_stable(&mut self, certificate: &StableCertificate) -> Checking<()> {

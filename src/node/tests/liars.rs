@@ -78,6 +78,8 @@ pub(super) struct World {
     overlay_bytes: usize,
     /// A node whose tree takes nothing any more, though its log does.
     hung: Option<usize>,
+    /// The pool of this node checks nothing.
+    idle: Option<usize>,
     /// Whether clients have nothing more to ask.
     is_quiet: bool,
     /// What was answered last.
@@ -129,6 +131,7 @@ impl World {
             scrub_millis: 0,
             overlay_bytes: 1 << 20,
             hung: None,
+            idle: None,
             is_quiet: false,
             last_bundle: None,
             said: BTreeMap::new(),
@@ -249,7 +252,7 @@ impl World {
                 self.step(index, NodeEvent::Written(commit));
                 self.end_if_due(index);
             }
-            for _ in 0..4 {
+            for _ in 0..if self.idle == Some(index) { 0 } else { 4 } {
                 let node = &mut self.nodes[index];
                 let (Some(job), Some(verifier)) = (node.checks.pop_front(), &mut node.verifier) else {
                     break;
@@ -671,6 +674,27 @@ fn a_node_that_was_away_takes_a_whole_state_although_another_lies_about_it() {
     let mut world = away(5);
     world.calm_and_judge();
     assert!(world.installed > 0, "no state was transferred");
+}
+
+/// A state comes with proof of its checkpoint. Whatever else is being checked, the replica knows of that before the state is in place.
+#[test]
+fn a_state_is_put_in_place_however_much_waits_to_be_checked() {
+    let mut world = World::new(4, 0, 4, 5);
+    world.run(2_000);
+    world.crash(3, 0);
+    world.run(8_000);
+    world.start(3);
+    let is_far_behind = |world: &World| world.status(3).stable > world.status(3).applied;
+    let waited = (0..400).find(|_| {
+        world.run(5);
+        is_far_behind(&world)
+    });
+    assert!(waited.is_some(), "it hears of a checkpoint that no log reaches");
+    world.idle = Some(3);
+    world.run(10_000);
+    assert!(world.installed > 0, "no state was put in place");
+    world.idle = None;
+    world.calm_and_judge();
 }
 
 /// A liar that everybody needs offers its state to a node that was away, and gives none of it; of all else it says nothing.
