@@ -320,26 +320,59 @@ fn silence_the_primary(group: &mut Group, number: u64) -> u64 {
     group.now - began
 }
 
-/// Four primaries in a row fall silent; then nobody asks for anything for two minutes. Returns how long the next silence lasts.
-fn fail_and_be_idle(mutation: Mutation) -> u64 {
-    let mut group = production(mutation);
-    for number in 1..=4 {
-        silence_the_primary(&mut group, number);
-        group.run(500);
+/// So many primaries in a row are cut off as soon as their view begins; then all can talk again. A replica that is cut off itself runs
+/// out of patience like the others.
+fn fail_views(group: &mut Group, count: u64) {
+    for view in 0..count {
+        let bundle = group.request(0, 1 + view, "op");
+        let primary = group.primary_of(View(view));
+        let others: Vec<usize> = (0..4).filter(|index| *index != primary).collect();
+        group.heal();
+        group.partition(&[primary], &others);
+        (0..4).for_each(|index| group.submit(index, &bundle));
+        while others.iter().any(|index| group.replica(*index).view().0 <= View(view)) {
+            group.run(100);
+        }
     }
-    group.run(120_000);
-    let millis = silence_the_primary(&mut group, 5);
+    group.heal();
+    group.run(1_000);
+}
+
+/// Views fail; then little is asked for so long, or nothing. Returns how long it takes until a primary that falls silent is replaced.
+fn fail_and_be_idle(mutation: Mutation, views: u64, millis: u64, asks: bool) -> u64 {
+    let mut group = production(mutation);
+    fail_views(&mut group, views);
+    let quiet = group.now + millis;
+    for number in 100.. {
+        if group.now >= quiet {
+            break;
+        }
+        if asks {
+            let bundle = group.request(0, number, "op");
+            (0..4).for_each(|index| group.submit(index, &bundle));
+        }
+        group.run(5_000);
+    }
+    let millis = silence_the_primary(&mut group, 1_000);
     group.assert_safe();
     millis
 }
 
 #[test]
-fn patience_that_grew_shrinks_where_nothing_is_asked() {
-    let millis = fail_and_be_idle(Mutation::None);
+fn patience_that_grew_shrinks_where_little_is_asked() {
+    for asks in [false, true] {
+        let millis = fail_and_be_idle(Mutation::None, 5, 70_000, asks);
+        assert!(millis <= 2_000, "asks: {asks}, {millis} ms");
+    }
+}
+
+/// More views fail than patience can grow for. All that it grew is gone as soon as it could be.
+#[test]
+fn patience_is_bounded_and_so_is_its_way_back() {
+    let millis = fail_and_be_idle(Mutation::None, 12, 130_000, false);
     assert!(millis <= 2_000, "{millis} ms");
 }
 
-/// Nothing is ordered, and two clients ask for as much as they are let. Whether a third one is let ask for something.
 fn is_there_room_beside_two(mutation: Mutation) -> bool {
     let options = Options { client_bytes: 5_000, custody_bytes: 10_000, mutation, ..Options::default() };
     let mut group = Group::new(4, Window::default(), options);
@@ -400,7 +433,7 @@ fn ends_well(mutation: Mutation) -> bool {
         Mutation::RestartWait => censor(mutation, LeftOut::EveryTenthSlot).is_some(),
         Mutation::PaceOfManyAlone => order_slowly(mutation, Slowly::Proposing).1.is_some(),
         Mutation::IgnorePassedOn => replay(mutation) == View(0),
-        Mutation::PatienceOnlyGrows => fail_and_be_idle(mutation) <= 2_000,
+        Mutation::PatienceOnlyGrows => fail_and_be_idle(mutation, 4, 120_000, false) <= 2_000,
         Mutation::FirstComeCustody => is_there_room_beside_two(mutation),
         Mutation::KeepEveryProposal => propose_a_window(mutation) < 2 * OPEN_BYTES,
         other => panic!("{other:?} has no story"),

@@ -9,7 +9,7 @@
 //!
 //! Further reasons: a request that a whole window of slots overtook; fresh batches stamped far in the past; requests that wait
 //! much longer for the primary than agreement takes ([`super::pace`]). Patience
-//! doubles with each view that fails, and halves as slots are executed or, where nothing is asked, as a patience goes by. The timer for a NEW-VIEW starts only when a quorum
+//! doubles with each view that fails, and halves as slots are executed or as a patience goes by in which a view is of use. The timer for a NEW-VIEW starts only when a quorum
 //! has asked for the view: nobody is blamed for what nobody could do.
 
 use crate::mutation::mutated;
@@ -111,12 +111,15 @@ impl Replica {
         doubled.min(self.options.request_ticks_max)
     }
 
-    /// In a group that is asked nothing no slots are executed; what failed long ago says nothing of the next primary all the same.
+    /// What failed long ago says nothing of the primary: a patience that went by with nothing to wait for, or with something executed,
+    /// halves it. Else one that orders little, each time just before the end of a patience that had grown, would keep it that long.
     fn calm_down(&mut self) {
-        if !self.is_active || self.waiting.is_some() || mutated!(self.options, PatienceOnlyGrows) {
+        if !self.is_active || mutated!(self.options, PatienceOnlyGrows) {
             self.calm_since = self.now;
-        } else if self.failures > 0 && self.now.since(self.calm_since) >= self.patience() {
-            self.failures -= 1;
+        }
+        let is_calm = self.waiting.is_none() || self.progress_at > self.calm_since;
+        if is_calm && self.now.since(self.calm_since) >= self.patience() {
+            self.failures = self.failures.saturating_sub(1);
             self.calm_since = self.now;
         }
     }
@@ -160,6 +163,7 @@ impl Replica {
     fn is_primary_slow(&mut self, patience: u64) -> bool {
         // Each view that failed makes slower primaries bearable.
         let shortest = self.options.pace_ticks.saturating_mul(1 << self.failures.min(16));
+        let shortest = shortest.min(self.options.request_ticks_max.max(self.options.pace_ticks));
         let gathered = if mutated!(self.options, PaceOfManyAlone) { 1 } else { PACE_INTERVALS_MAX };
         let interval = shortest..=shortest.saturating_mul(gathered);
         self.primary() != self.me && self.pace.is_slow(self.now, interval, patience)
@@ -167,7 +171,8 @@ impl Replica {
 
     /// The primary of this view, or of the one that should begin, is given up.
     pub(super) fn give_up(&mut self) {
-        self.failures += 1;
+        // What grows no more has not to shrink either.
+        self.failures += u32::from(self.patience() < self.options.request_ticks_max);
         self.leave_for(View(self.view.0 + 1));
     }
 
