@@ -25,6 +25,8 @@ pub(super) struct Peer {
     pub(super) status: Option<Status>,
     /// When its status was last answered.
     pub(super) answered_at: Ticks,
+    /// The certified slots that it was sent.
+    pub(super) sent: Sent,
     /// Bytes of its messages that are being checked.
     pub(super) bytes_in_check: usize,
     /// What it sent to help this replica on, and is being checked.
@@ -57,9 +59,23 @@ const ANSWER_BYTES: usize = 1 << 20;
 /// Bytes of batches that one peer may fetch in an interval: more than a window of them takes a few.
 const FETCHED_BYTES_MAX: usize = 16 << 20;
 
+/// What a certificate counts as in an answer, besides its batch.
+const CERTIFICATE_BYTES: usize = 512;
+
+/// What was sent counts as lost if so many statuses later nothing of it was taken in.
+const RESEND_STATUSES: u64 = 5;
+
 /// Slots in one answer. Certified ones are more, as many as whoever lags takes in: it asks some ten times a second, and a group
 /// that orders faster than that would leave it behind for ever.
 const ANSWER_SLOTS: usize = 64;
+
+/// How far a peer will be that takes in what it was sent, and how far it was when it last came further.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sent {
+    last: Slot,
+    seen: Slot,
+    at: Ticks,
+}
 
 impl Replica {
     /// Whether a message could tell this replica anything: only then its signatures are worth checking.
@@ -239,8 +255,21 @@ impl Replica {
         {
             self.send(from, &Message::Stable(certificate));
         }
-        self.send_certified(from, status);
+        if self.may_send_more(from, status.executed) {
+            self.send_certified(from, status);
+        }
         self.send_own_votes(from, status);
+    }
+
+    /// Whether the other has taken in what it was sent, or nothing of it for so long that it must be lost. It says how far it is more often
+    /// than an answer takes over a slow link: answers without end would only stand in one another's way.
+    fn may_send_more(&mut self, to: ReplicaId, executed: Slot) -> bool {
+        let (now, lost) = (self.now, RESEND_STATUSES * self.options.status_ticks);
+        let sent = &mut self.peers.get_mut(&to).expect("every other replica is a peer").sent;
+        if executed != sent.seen {
+            (sent.seen, sent.at) = (executed, now);
+        }
+        executed >= sent.last || now.since(sent.at) >= lost
     }
 
     fn send_certified(&mut self, to: ReplicaId, status: Status) {
@@ -252,9 +281,11 @@ impl Replica {
         let slots = usize::try_from(2 * self.config.window.length).expect("a small window");
         let found: Vec<(CommitCertificate, Arc<Batch>)> =
             self.slots.range(status.executed.next()..).map_while(decided).take(slots).collect();
-        let mut bytes = 0;
+        let (mut bytes, now) = (0, self.now);
         for (certificate, batch) in found {
-            bytes += batch.bytes().len();
+            bytes += batch.bytes().len() + CERTIFICATE_BYTES;
+            let peer = self.peers.get_mut(&to).expect("every other replica is a peer");
+            peer.sent = Sent { last: certificate.slot, seen: status.executed, at: now };
             self.send(to, &Message::Certified { certificate, batch: batch.bytes().clone() });
             if bytes >= ANSWER_BYTES {
                 break;
