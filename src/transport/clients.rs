@@ -36,8 +36,9 @@ const KEY_INBOX_BYTES: usize = 16 << 20;
 /// Bytes of large frames of a key that are not whole yet.
 const KEY_FRAMES_BYTES: usize = 16 << 20;
 
-/// Of a key that is read slowly, each chunk (a packet's worth) waits so long; all its connections together take one at a time.
+/// Of a key that is read slowly, each chunk waits so long, and is no larger; all its connections together take one at a time.
 const SLOW_CHUNK: Duration = Duration::from_millis(5);
+const SLOW_CHUNK_BYTES: usize = 1 << 10;
 
 /// So many chunks are read slowly each time: if what they bring is no better, it is said again.
 const SLOW_CHUNKS: u32 = 100;
@@ -79,15 +80,16 @@ impl Share {
         }
     }
 
-    /// Waits until the next chunk may be read.
-    pub(super) async fn pace(&self) {
+    /// Waits until the next chunk may be read; returns how many bytes it may have.
+    pub(super) async fn pace(&self) -> usize {
         if self.pace.slow.load(Ordering::Relaxed) == 0 {
-            return;
+            return usize::MAX;
         }
         let _turn = self.pace.turn.lock().await;
         tokio::time::sleep(SLOW_CHUNK).await;
         let fewer = |slow: u32| slow.checked_sub(1);
         let _ = self.pace.slow.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
+        SLOW_CHUNK_BYTES
     }
 
     /// So many bytes more for what QUIC keeps of a connection, if there are any.

@@ -61,7 +61,8 @@ impl Allowance {
         buffer.reserve((4 + bytes).saturating_sub(buffer.len()));
         let rest = async {
             while buffer.len() < 4 + bytes {
-                let Ok(Some(chunk)) = stream.read_chunk(usize::MAX, true).await else { return false };
+                let most = self.share.pace().await;
+                let Ok(Some(chunk)) = stream.read_chunk(most, true).await else { return false };
                 buffer.extend_from_slice(&chunk.bytes);
                 self.note(chunk.bytes.len());
             }
@@ -81,10 +82,11 @@ pub(super) async fn frames_of(
 ) {
     let mut buffer = BytesMut::new();
     loop {
-        if let Some(allowance) = &allowance {
-            allowance.share.pace().await;
-        }
-        let Ok(Some(chunk)) = stream.read_chunk(usize::MAX, true).await else { return };
+        let most = match &allowance {
+            Some(allowance) => allowance.share.pace().await,
+            None => usize::MAX,
+        };
+        let Ok(Some(chunk)) = stream.read_chunk(most, true).await else { return };
         buffer.extend_from_slice(&chunk.bytes);
         if let Some(allowance) = &mut allowance {
             allowance.note(chunk.bytes.len());
