@@ -81,7 +81,8 @@ impl Links {
     fn carry(&mut self, group: &mut Group, millis: usize) {
         for (queue, budget) in self.queues.iter_mut().zip(&mut self.budget) {
             *budget = (*budget + BYTES_PER_MILLI * millis).min(2 * BYTES_PER_MILLI * millis);
-            while let Some(envelope) = queue.pop_front_if(|envelope| envelope.message.len() <= *budget) {
+            while queue.front().is_some_and(|envelope| envelope.message.len() <= *budget) {
+                let envelope = queue.pop_front().unwrap();
                 *budget -= envelope.message.len();
                 group.network.push(envelope);
                 group.deliver(group.network.len() - 1);
