@@ -72,7 +72,7 @@ fn liars_of_other_groups_change_nothing() {
     assert!(told > 40 * count, "{told}");
 }
 
-/// What it finds may have been there before the change that is tested: the seed is printed, and replays it.
+/// What it finds may have been there before the change that is tested: the seed is printed, and replays it. `SIM_SEEDS=5000` for more.
 #[test]
 fn a_fresh_set_of_seeds_holds() {
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
