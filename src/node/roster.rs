@@ -20,7 +20,8 @@
 //!   two majorities, and whoever is in both refuses the second. No smaller number can tell a first start from a second; so the
 //!   first start of a cluster of three wants all three, once;
 //! * R2: in a note the store never changes, and how far it was only grows; but the note of a store that was never admitted gives way to
-//!   a store that was. Of one name no two are: their majorities would have a node in common that noted both before either was admitted;
+//!   a store that was. Of one name no two are: their majorities would have a node in common that noted both before either was admitted
+//!   (unless that node lost its own disk in between, before it was admitted itself);
 //! * R3: what a node says in its groups is heard only when, on this link, it has told a life that is not older than the note;
 //! * R4: a node that is told that it is not the one that was known stops. Where nodes may lie, more of a group must say so than may lie.
 //!

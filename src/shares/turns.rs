@@ -1,8 +1,11 @@
 //! Who is next, where many wait.
 //!
 //! Each line has a clock that runs by what was done for it, and the line whose clock is furthest behind is next: whoever brings most
-//! waits longest, and delays nobody (Shreedhar and Varghese, "Efficient Fair Queuing Using Deficit Round Robin", SIGCOMM 1995, has the idea;
-//! here a line may run ahead by one job). Within a line everything keeps its order.
+//! waits longest, and delays nobody. The clock of the job that was taken last stands for the time that passes (Golestani, "A
+//! Self-Clocked Fair Queueing Scheme for Broadband Applications", INFOCOM 1994, section III). Within a line everything keeps its order.
+//!
+//! Not here: how much may wait ([`super::Shares`]). Lines stay when they are empty, so keys are those of accounts and nodes, of which a
+//! cluster has few.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

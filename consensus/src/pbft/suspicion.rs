@@ -8,9 +8,9 @@
 //! them in turn and as often as it likes: for that the timer stands still no longer than for one more patience.
 //!
 //! Further reasons: a request that a whole window of slots overtook; fresh batches stamped far in the past; requests that wait
-//! much longer for the primary than agreement takes ([`super::pace`]). Patience
-//! doubles with each view that fails, and halves as slots are executed or as a patience goes by in which a view is of use. The timer for a NEW-VIEW starts only when a quorum
-//! has asked for the view: nobody is blamed for what nobody could do.
+//! much longer for the primary than agreement takes ([`super::pace`]). Patience doubles with each view that fails, and halves as
+//! slots are executed or as a patience goes by in which a view is of use. The timer for a NEW-VIEW starts only when a quorum has
+//! asked for the view: nobody is blamed for what nobody could do.
 
 use crate::mutation::mutated;
 use crate::pbft::custody::Arrival;
