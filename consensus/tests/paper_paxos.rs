@@ -491,6 +491,28 @@ fn the_only_replica_that_hears_a_quorum_leads_though_no_log_reaches_back_to_it()
     assert!(cluster.violations.is_empty(), "{:?}", cluster.violations);
 }
 
+/// To give a state, a leader's tree stands still: not for one that is down.
+#[test]
+fn only_a_replica_that_is_there_is_given_a_state() {
+    let mut cluster = led(3, Options { window_entries: 2, ..options(Mutation::None) });
+    cluster.is_slow = true;
+    cluster.crash(2, 0);
+    cluster.run(1_000);
+    for round in 0..20 {
+        cluster.propose(0, &format!("v{round}")).unwrap();
+        cluster.settle();
+        cluster.run(100);
+        cluster.checkpoint(0, 0);
+        assert!(cluster.transfers.is_empty(), "replica 2 is down");
+    }
+    cluster.start(2);
+    cluster.run(1_000);
+    assert_eq!(cluster.transfers.len(), 1, "now it needs one");
+    cluster.finish_transfer(0);
+    cluster.run(500);
+    assert_eq!(cluster.nodes[2].applied, cluster.nodes[0].applied);
+}
+
 #[test]
 fn a_candidate_that_is_given_a_snapshot_while_it_fetches_campaigns_anew() {
     // One entry in a message: a log is fetched in many.

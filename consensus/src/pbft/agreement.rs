@@ -7,6 +7,7 @@
 use crate::engine::{Effect, SubmitRefusal};
 use crate::mutation::mutated;
 use crate::pbft::batch::{Batch, may_be_ordered};
+use crate::pbft::catch_up::HELP_WINDOWS;
 use crate::pbft::custody::Taken;
 use crate::pbft::evidence::{Evidence, VoteKind};
 use crate::pbft::message::{CommitCertificate, Message, PreparedCertificate, Vote};
@@ -240,7 +241,12 @@ impl Replica {
     /// later. One that repairs its state goes back to where its log begins, and votes on all the same.
     pub(super) fn is_near(&self, slot: Slot) -> bool {
         let is_bounded = !self.is_repairing && !mutated!(self.options, KeepEveryProposal);
-        !is_bounded || slot.0 <= self.executed.slot.0 + 2 * self.config.window.length
+        !is_bounded || self.is_within_help(slot)
+    }
+
+    /// Whether whoever helps this replica on may be asked for this slot: it takes in two windows.
+    pub(super) fn is_within_help(&self, slot: Slot) -> bool {
+        slot.0 <= self.executed.slot.0 + HELP_WINDOWS * self.config.window.length
     }
 
     /// PRE-PREPARE and PREPAREs of a quorum less one: the batch is prepared, and that becomes durable before anyone hears.

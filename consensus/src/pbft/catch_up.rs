@@ -59,6 +59,9 @@ const ANSWER_BYTES: usize = 1 << 20;
 /// Bytes of batches that one peer may fetch in an interval: more than a window of them takes a few.
 const FETCHED_BYTES_MAX: usize = 16 << 20;
 
+/// Windows of slots that a replica takes in ahead of what it has executed, and so as many as it is sent at a time.
+pub(super) const HELP_WINDOWS: u64 = 2;
+
 /// What a certificate counts as in an answer, besides its batch.
 const CERTIFICATE_BYTES: usize = 512;
 
@@ -133,8 +136,7 @@ impl Replica {
                 message.view > self.view || message.view == self.view && !self.is_active
             }
             Message::Certified { certificate, .. } => {
-                let is_ahead = certificate.slot > self.executed.slot
-                    && certificate.slot.0 <= self.executed.slot.0 + 2 * self.config.window.length;
+                let is_ahead = certificate.slot > self.executed.slot && self.is_within_help(certificate.slot);
                 let known = self.slots.get(&certificate.slot);
                 let is_news = match self.is_repairing {
                     true => known.is_none_or(|state| state.decided.is_none()),
@@ -278,7 +280,7 @@ impl Replica {
             let batch = state.batch(certificate.digest)?;
             (*slot <= self.executed.slot).then_some((certificate, batch))
         };
-        let slots = usize::try_from(2 * self.config.window.length).expect("a small window");
+        let slots = usize::try_from(HELP_WINDOWS * self.config.window.length).expect("a small window");
         let found: Vec<(CommitCertificate, Arc<Batch>)> =
             self.slots.range(status.executed.next()..).map_while(decided).take(slots).collect();
         let (mut bytes, now) = (0, self.now);
