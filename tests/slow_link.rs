@@ -11,7 +11,7 @@ use common::{Cluster, wait_for};
 use std::collections::HashMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tetrachord::config::ClusterConfig;
@@ -24,19 +24,23 @@ const BITS_PER_SECOND: u64 = 100_000_000;
 /// So much may wait for the link. More is lost, as in a router.
 const QUEUE: Duration = Duration::from_millis(100);
 
-/// Switches the relays between a link that costs nothing and a slow one.
-type Slow = Arc<AtomicBool>;
+/// Switches the relays between links that cost nothing and slow ones, and counts the bytes that the slow ones carried.
+#[derive(Default)]
+struct Switch {
+    is_slow: AtomicBool,
+    carried: AtomicU64,
+}
 
 /// One direction of a link: what is sent leaves in order, at the link's speed, and arrives later.
 struct Way {
-    is_slow: Slow,
+    switch: Arc<Switch>,
     free_at: Instant,
     leaving: mpsc::Sender<(Instant, Vec<u8>)>,
 }
 
 impl Way {
     #[expect(clippy::disallowed_methods, reason = "a link takes its time")]
-    fn new(is_slow: Slow, deliver: impl Fn(&[u8]) + Send + 'static) -> Self {
+    fn new(switch: Arc<Switch>, deliver: impl Fn(&[u8]) + Send + 'static) -> Self {
         let (leaving, arriving) = mpsc::channel::<(Instant, Vec<u8>)>();
         std::thread::spawn(move || {
             for (at, packet) in arriving {
@@ -44,12 +48,12 @@ impl Way {
                 deliver(&packet);
             }
         });
-        Self { is_slow, free_at: Instant::now(), leaving }
+        Self { switch, free_at: Instant::now(), leaving }
     }
 
     fn send(&mut self, packet: &[u8]) {
         let now = Instant::now();
-        if !self.is_slow.load(Ordering::Relaxed) {
+        if !self.switch.is_slow.load(Ordering::Relaxed) {
             let _ = self.leaving.send((now, packet.to_vec()));
             return;
         }
@@ -57,6 +61,7 @@ impl Way {
         if begins > now + QUEUE {
             return;
         }
+        self.switch.carried.fetch_add(packet.len() as u64, Ordering::Relaxed);
         self.free_at = begins + Duration::from_nanos(packet.len() as u64 * 8_000_000_000 / BITS_PER_SECOND);
         let _ = self.leaving.send((self.free_at + DELAY, packet.to_vec()));
     }
@@ -64,17 +69,17 @@ impl Way {
 
 /// Passes on what comes to `outside` to a node that listens on `inside`, and its answers back. What goes to the node and what comes from
 /// it shares one link each, whoever is at the other end.
-fn relay(outside: UdpSocket, inside: SocketAddr, is_slow: Slow) {
+fn relay(outside: UdpSocket, inside: SocketAddr, switch: Arc<Switch>) {
     std::thread::spawn(move || {
         let outside = Arc::new(outside);
         let back = Arc::clone(&outside);
-        let answers = Arc::new(std::sync::Mutex::new(Way::new(Arc::clone(&is_slow), move |packet| {
+        let answers = Arc::new(std::sync::Mutex::new(Way::new(Arc::clone(&switch), move |packet| {
             let (to, packet) = unpack(packet);
             let _ = back.send_to(packet, to);
         })));
         let forth: Arc<std::sync::Mutex<HashMap<SocketAddr, Arc<UdpSocket>>>> = Arc::default();
         let by_port = Arc::clone(&forth);
-        let mut requests = Way::new(is_slow, move |packet| {
+        let mut requests = Way::new(switch, move |packet| {
             let (from, packet) = unpack(packet);
             if let Some(socket) = by_port.lock().unwrap().get(&from) {
                 let _ = socket.send_to(packet, inside);
@@ -109,17 +114,17 @@ fn unpack(packed: &[u8]) -> (SocketAddr, &[u8]) {
 }
 
 /// Lets every node listen behind a relay, which has the address that the others know.
-fn put_behind_relays(cluster: &Cluster, addresses: &[SocketAddr]) -> Slow {
-    let is_slow = Slow::default();
+fn put_behind_relays(cluster: &Cluster, addresses: &[SocketAddr]) -> Arc<Switch> {
+    let switch = Arc::<Switch>::default();
     for (index, address) in addresses.iter().enumerate() {
         let inside = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        relay(UdpSocket::bind(address).unwrap(), inside, Arc::clone(&is_slow));
+        relay(UdpSocket::bind(address).unwrap(), inside, Arc::clone(&switch));
         let file = cluster.node_file(index);
         let text = std::fs::read_to_string(&file).unwrap();
         let text = text.replace("log_retain_bytes = 8388608", "log_retain_bytes = 33554432");
         std::fs::write(&file, format!("listen = \"{inside}\"\n{text}")).unwrap();
     }
-    is_slow
+    switch
 }
 
 #[test]
@@ -128,7 +133,7 @@ fn a_replica_that_is_long_behind_comes_back_over_a_slow_link() {
     let mut cluster = Cluster::init(3, 1);
     let config = ClusterConfig::load(&cluster.path().join("cluster.toml")).unwrap();
     let addresses: Vec<SocketAddr> = config.nodes.iter().map(|node| node.address).collect();
-    let is_slow = put_behind_relays(&cluster, &addresses);
+    let switch = put_behind_relays(&cluster, &addresses);
     (0..3).for_each(|index| cluster.start_node(index));
     wait_for("a write", || (cluster.code(&["put", "first", "v"]) == 0).then_some(()));
     for lagging in 0..2 {
@@ -139,14 +144,20 @@ fn a_replica_that_is_long_behind_comes_back_over_a_slow_link() {
         cluster.kill_node(best);
         cluster.kill_node(2);
 
-        is_slow.store(true, Ordering::Relaxed);
+        switch.is_slow.store(true, Ordering::Relaxed);
+        switch.carried.store(0, Ordering::Relaxed);
         let began = Instant::now();
         cluster.start_node(lagging);
         cluster.start_node(best);
         wait_for("a write", || (cluster.code(&["put", "last", "v"]) == 0).then_some(()));
         println!("n{} {mebibytes} MiB behind: the first write after {:?}", lagging + 1, began.elapsed());
         assert_eq!(cluster.ok(&["get", &format!("key {}", mebibytes * 10 - 1)]), value);
-        is_slow.store(false, Ordering::Relaxed);
+        switch.is_slow.store(false, Ordering::Relaxed);
+        let carried = switch.carried.load(Ordering::Relaxed);
+        assert!(
+            carried > (mebibytes as u64) << 20,
+            "what it missed came over the slow link: {carried} bytes"
+        );
         cluster.start_node(2);
     }
 }

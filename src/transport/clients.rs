@@ -86,6 +86,9 @@ impl Share {
             return usize::MAX;
         }
         let _turn = self.pace.turn.lock().await;
+        if self.pace.slow.load(Ordering::Relaxed) == 0 {
+            return usize::MAX;
+        }
         tokio::time::sleep(SLOW_CHUNK).await;
         let fewer = |slow: u32| slow.checked_sub(1);
         let _ = self.pace.slow.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
