@@ -100,6 +100,9 @@ pub enum Mutation {
     /// PBFT: patience that grew with views that failed stays where nothing is asked.
     #[cfg(feature = "mutants")]
     PatienceOnlyGrows,
+    /// PBFT: a primary is blamed for old times although this replica was away.
+    #[cfg(feature = "mutants")]
+    BlameWhenLate,
     /// PBFT: whatever a primary proposes within its window is kept until it is decided.
     #[cfg(feature = "mutants")]
     KeepEveryProposal,
@@ -165,11 +168,12 @@ impl Mutation {
 
     /// Every defect of PBFT that a liar needs to make use of it, and that costs liveness or memory, never agreement.
     #[cfg(feature = "mutants")]
-    pub const PBFT_LIVENESS: [Self; 6] = [
+    pub const PBFT_LIVENESS: [Self; 7] = [
         Self::RestartWait,
         Self::PaceOfManyAlone,
         Self::IgnorePassedOn,
         Self::PatienceOnlyGrows,
+        Self::BlameWhenLate,
         Self::FirstComeCustody,
         Self::KeepEveryProposal,
     ];

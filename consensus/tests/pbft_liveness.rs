@@ -185,6 +185,70 @@ fn a_backup_that_was_cut_off_blames_nobody_when_it_is_back() {
     group.assert_safe();
 }
 
+/// A backup that was cut off while the others ordered so much, and is back after so many milliseconds more: how many still take part.
+/// The primary keeps nothing that it need not keep.
+fn come_back(mutation: Mutation, slots: u64, millis: u64) -> usize {
+    let options = Options { request_ticks: 1_000, mutation, ..Options::default() };
+    let mut group = Group::new(4, Window { interval: 4, length: 8 }, options);
+    let mut number = 0;
+    let mut order = |group: &mut Group| {
+        number += 1;
+        let bundle = group.request(0, number, "other");
+        group.submit(PRIMARY, &bundle);
+        group.run(20);
+        group.checkpoint(PRIMARY, 0, true);
+        bundle
+    };
+    order(&mut group);
+    group.partition(&[3], &[0, 1, 2]);
+    let last = (0..slots).map(|_| order(&mut group)).last().unwrap();
+    group.run(millis);
+    group.heal();
+    group.run(5_000);
+    assert!(group.has_executed(3, name(&last)), "it has caught up");
+    group.assert_safe();
+    (0..4).filter(|index| group.replica(*index).view() == (View(0), true)).count()
+}
+
+/// What it is given then was stamped long ago, by a primary whose clock is right.
+#[test]
+fn a_backup_that_was_cut_off_for_long_blames_no_clock_when_it_is_back() {
+    for (slots, millis) in (1..30).flat_map(|slots| [3_000, 6_000, 30_000].map(|millis| (slots, millis))) {
+        assert_eq!(come_back(Mutation::None, slots, millis), 4, "{slots} slots, {millis} ms");
+    }
+}
+
+/// A primary whose clock stands still, while others are asked; how long it keeps its place.
+fn order_with_an_old_clock(left_out: LeftOut) -> Option<u64> {
+    let mut group = production(Mutation::None);
+    let mut puppet = Puppet::take_the_place_of_the_primary(&mut group);
+    while group.now < 20_000 && !has_lost_its_view(&group) {
+        puppet.last += 1;
+        let slot = puppet.last;
+        let bundle = group.request(0, slot, "other");
+        let batch = Batch::new(Timestamp(1_000_000_000 + slot), vec![bundle]);
+        let late = (slot % 3 + 1) as usize;
+        let hears_late = |to: &usize| matches!(left_out, LeftOut::EverySlot) && *to == late;
+        for to in BACKUPS.into_iter().filter(|to| !hears_late(to)) {
+            puppet.propose(&mut group, to, slot, &batch);
+        }
+        puppet.commit(&mut group, slot, &batch);
+        (0..15).for_each(|_| turn(&mut group));
+        BACKUPS.into_iter().filter(hears_late).for_each(|to| puppet.propose(&mut group, to, slot, &batch));
+        (0..5).for_each(|_| turn(&mut group));
+    }
+    group.assert_safe();
+    has_lost_its_view(&group).then_some(group.now)
+}
+
+#[test]
+fn a_primary_whose_clock_stands_still_is_replaced_whoever_hears_of_slots_late() {
+    for left_out in [LeftOut::Nobody, LeftOut::EverySlot] {
+        let millis = order_with_an_old_clock(left_out);
+        assert!(millis.is_some_and(|millis| (5_000..7_000).contains(&millis)), "{left_out:?}: {millis:?}");
+    }
+}
+
 /// How a primary orders everything just before its backups' patience ends.
 #[derive(Clone, Copy, Debug)]
 enum Slowly {
@@ -434,6 +498,7 @@ fn ends_well(mutation: Mutation) -> bool {
         Mutation::PaceOfManyAlone => order_slowly(mutation, Slowly::Proposing).1.is_some(),
         Mutation::IgnorePassedOn => replay(mutation) == View(0),
         Mutation::PatienceOnlyGrows => fail_and_be_idle(mutation, 4, 120_000, false) <= 2_000,
+        Mutation::BlameWhenLate => come_back(mutation, 4, 6_000) == 4,
         Mutation::FirstComeCustody => is_there_room_beside_two(mutation),
         Mutation::KeepEveryProposal => propose_a_window(mutation) < 2 * OPEN_BYTES,
         other => panic!("{other:?} has no story"),

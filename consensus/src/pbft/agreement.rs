@@ -11,7 +11,6 @@ use crate::pbft::catch_up::HELP_WINDOWS;
 use crate::pbft::custody::Taken;
 use crate::pbft::evidence::{Evidence, VoteKind};
 use crate::pbft::message::{CommitCertificate, Message, PreparedCertificate, Vote};
-use crate::pbft::pace::Times;
 use crate::pbft::record::Record;
 use crate::pbft::replica::Replica;
 use crate::pbft::request::Bundle;
@@ -93,7 +92,8 @@ impl Replica {
         if !is_current || !self.config.is_in_window(self.stable_slot(), vote.slot) {
             return;
         }
-        let (view, ahead) = (self.view, self.wall.0.saturating_add(self.options.clock_micros));
+        let (view, wall, lag) = (self.view, self.wall.0, self.options.lag_micros);
+        let ahead = wall.saturating_add(self.options.clock_micros);
         let state = self.slots.entry(vote.slot).or_default();
         let known = state.accepted_in(view).or(state.held.as_ref().map(|(vote, _)| *vote)).or(state.awaited);
         if let Some(known) = known {
@@ -114,8 +114,10 @@ impl Replica {
             state.held = Some((vote, batch));
             return;
         }
+        let is_stale = batch.time().is_some_and(|time| time.0.saturating_add(lag) < wall);
+        (state.is_fresh, state.is_stale) = (true, is_stale);
+        state.times.proposed_at = came_at;
         state.batches.insert(vote.digest, batch);
-        (state.is_fresh, state.times) = (true, Times { proposed_at: came_at, ..state.times });
         self.accept(vote);
     }
 
@@ -349,7 +351,8 @@ impl Replica {
             let Some(digest) = state.decided else { return };
             let Some(batch) = state.batch(digest) else { return self.want_batch(slot, digest) };
             let chain = chain_of(self.executed.chain, slot, digest);
-            let (is_fresh, decided_at, times) = (state.is_fresh, state.times.decided_at, state.fresh_times());
+            let (is_fresh, is_stale) = (state.is_fresh, state.is_stale);
+            let (decided_at, times) = (state.times.decided_at, state.fresh_times());
             let next_epoch = batch.ends_epoch();
             // A null batch has no time: log time stands still.
             let time = batch.time().unwrap_or_default().max(self.executed.time);
@@ -364,7 +367,7 @@ impl Replica {
                 self.pace.executed(times, &told_at);
             }
             self.missing.remove(&slot);
-            self.note_progress(is_fresh, batch.time().is_none());
+            self.note_progress(is_fresh, is_stale);
             if self.is_checkpoint(slot) {
                 self.effect(Effect::Checkpoint { slot });
             }

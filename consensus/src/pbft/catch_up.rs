@@ -245,6 +245,11 @@ impl Replica {
             return;
         }
         peer.answered_at = now;
+        if status.executed < self.executed.slot {
+            // Before it executes what it is sent: it should know that it is late.
+            let own = self.own_status();
+            self.send(from, &Message::Status(own));
+        }
         let is_view_behind = status.view < self.view || status.view == self.view && !status.is_active;
         if is_view_behind
             && self.is_active

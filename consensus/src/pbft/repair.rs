@@ -28,7 +28,7 @@ impl Replica {
         self.own_roots.clear();
         self.waiting = None;
         for state in self.slots.values_mut() {
-            (state.end, state.is_fresh) = (None, false);
+            (state.end, state.is_fresh, state.is_stale) = (None, false, false);
         }
         self.effect(Effect::StateLost { reason, base: self.base.slot });
     }

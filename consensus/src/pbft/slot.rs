@@ -26,6 +26,8 @@ pub(super) struct SlotState {
     pub(super) times: Times,
     /// Whether it was proposed to this replica in this view and life, so that its time says something of its primary.
     pub(super) is_fresh: bool,
+    /// That says that its clock is slow, or that it came here late.
+    pub(super) is_stale: bool,
     /// Batches by digest.
     pub(super) batches: BTreeMap<Digest, Arc<Batch>>,
     /// Those of them that the vote log holds.
@@ -159,7 +161,7 @@ impl SlotState {
         self.commits_in_check.clear();
         self.own_commit = None;
         self.held = None;
-        self.is_fresh = false;
+        (self.is_fresh, self.is_stale) = (false, false);
         self.awaited = None;
         assert!(
             self.recorded.iter().all(|digest| self.batches.contains_key(digest)),

@@ -7,12 +7,17 @@
 //! still, and begins anew afterwards, once for each request. But a primary can keep its backups short of the next batch, each of
 //! them in turn and as often as it likes: for that the timer stands still no longer than for one more patience.
 //!
-//! Further reasons: a request that a whole window of slots overtook; fresh batches stamped far in the past; requests that wait
+//! What was proposed while this replica was away comes with an old time, whatever the primary's clock says. So nothing is made of
+//! it if one honest replica had executed the slot before: whoever helps says first how far it is. The first honest one that
+//! executes a slot is never told that, so a primary whose clock is slow is noticed with each slot by somebody.
+//!
+//! Further reasons: a request that a whole window of slots overtook; fresh batches that come with a time far in the past; requests that wait
 //! much longer for the primary than agreement takes ([`super::pace`]). Patience doubles with each view that fails, and halves as
 //! slots are executed or as a patience goes by in which a view is of use. The timer for a NEW-VIEW starts only when a quorum has
 //! asked for the view: nobody is blamed for what nobody could do.
 
 use crate::mutation::mutated;
+use crate::pbft::catch_up::Peer;
 use crate::pbft::custody::Arrival;
 use crate::pbft::message::Message;
 use crate::pbft::replica::Replica;
@@ -176,8 +181,9 @@ impl Replica {
         self.leave_for(View(self.view.0 + 1));
     }
 
-    /// A slot was executed; `is_fresh` if this view's primary proposed it freely. A null batch says nothing of its clock.
-    pub(super) fn note_progress(&mut self, is_fresh: bool, is_null: bool) {
+    /// The next slot was executed; `is_fresh` if this view's primary proposed it freely, `is_stale` if that came with an old time.
+    pub(super) fn note_progress(&mut self, is_fresh: bool, is_stale: bool) {
+        assert!(is_fresh || !is_stale, "the time of what was proposed anew says nothing");
         self.progress_at = self.now;
         self.fresh_slots += u64::from(is_fresh);
         if let Some(waiting) = &mut self.waiting {
@@ -188,10 +194,17 @@ impl Replica {
             self.calm_slots = 0;
             self.failures = self.failures.saturating_sub(1);
         }
-        let is_behind = self.executed.time.0.saturating_add(self.options.lag_micros) < self.wall.0;
-        if is_fresh && !is_null && is_behind && self.is_active && self.primary() != self.me {
+        if is_stale && self.is_active && self.primary() != self.me && !self.others_were_first() {
             self.give_up();
         }
+    }
+
+    /// Whether one who is honest had executed the newest slot before this replica did.
+    fn others_were_first(&self) -> bool {
+        let slot = self.executed.slot;
+        let is_ahead = |peer: &&Peer| peer.status.is_some_and(|status| status.executed >= slot);
+        let ahead = self.peers.values().filter(is_ahead).count();
+        ahead >= self.config.quorum.one_honest() && !mutated!(self.options, BlameWhenLate)
     }
 }
 
