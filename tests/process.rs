@@ -68,6 +68,13 @@ fn runs(pid: u32) -> bool {
     stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).is_some_and(|state| state != "Z")
 }
 
+/// Whether a process does this with a signal: the name of a mask in its status.
+fn handles(pid: u32, mask: &str, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let signals = status.lines().find_map(|line| line.strip_prefix(mask)).unwrap_or("0");
+    u64::from_str_radix(signals.trim(), 16).unwrap() >> (signal.as_raw() - 1) & 1 == 1
+}
+
 /// However `dev` or `demo` ends, their nodes end with them.
 #[test]
 fn nodes_do_not_outlive_the_process_that_started_them() {
@@ -79,6 +86,10 @@ fn nodes_do_not_outlive_the_process_that_started_them() {
         ("demo", Signal::HUP),
         ("demo", Signal::KILL),
     ] {
+        if signal == Signal::HUP && handles(std::process::id(), "SigIgn:", signal) {
+            // These tests run under `nohup`, and so does what they start.
+            continue;
+        }
         let temporary = tempfile::tempdir().unwrap();
         let mut start = program();
         start.arg(command).env("TMPDIR", temporary.path()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -101,6 +112,27 @@ fn nodes_do_not_outlive_the_process_that_started_them() {
             "{command} {signal:?}"
         );
     }
+}
+
+/// `nohup tetrachord dev` is to outlive the terminal.
+#[test]
+fn a_cluster_that_was_told_to_ignore_hang_ups_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut start = std::process::Command::new("sh");
+    start.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(program().get_program());
+    start.arg("dev").arg("--dir").arg(dir.path().join("c")).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut parent = start.spawn().unwrap();
+    let put = || {
+        let mut put = program();
+        put.arg("--cluster").arg(dir.path().join("c/cluster.toml")).args(["put", "k", "v"]);
+        put.output().is_ok_and(|output| output.status.success()).then_some(())
+    };
+    wait_for("a write", put);
+    wait_for("who waits for its end", || handles(parent.id(), "SigCgt:", Signal::TERM).then_some(()));
+    assert!(handles(parent.id(), "SigIgn:", Signal::HUP), "it is ignored no more");
+    let pid = rustix::process::Pid::from_child(&parent);
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    assert!(parent.wait().unwrap().success());
 }
 
 /// What a node keeps is for its owner's eyes alone.

@@ -221,15 +221,31 @@ pub(crate) async fn leaders(client: &Client) -> Option<Vec<(GroupId, NodeId)>> {
     agreed.collect::<Option<Vec<_>>>().filter(|leaders| !leaders.is_empty())
 }
 
+/// Whether whoever started this process wants it to go on when the terminal hangs up, as `nohup` does. Where it cannot be read, nobody
+/// does.
+fn ignores_hang_up() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // A bit for each signal, the first of which is SIGHUP.
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
+}
+
 /// Waits until this process is asked to end, and says how.
 pub(crate) async fn asked_to_end() -> anyhow::Result<&'static str> {
     use tokio::signal::unix::{SignalKind, signal};
+    // To wait for a signal is to ignore it no more.
+    let mut hang_up = if ignores_hang_up() { None } else { Some(signal(SignalKind::hangup())?) };
+    let hung_up = async {
+        match &mut hang_up {
+            Some(hang_up) => _ = hang_up.recv().await,
+            None => std::future::pending().await,
+        }
+    };
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(tokio::select! {
         _ = terminate.recv() => "SIGTERM",
-        _ = hang_up.recv() => "SIGHUP",
+        () = hung_up => "SIGHUP",
         _ = interrupt.recv() => "Ctrl-C",
     })
 }
