@@ -14,7 +14,7 @@ mod ranges;
 pub use clients::CLIENTS_MAX;
 use clients::NewClient;
 
-use crate::limits::{GROUPS_MAX, KEY_BYTES_CAP, Limits, NODES_MAX, VALUE_BYTES_CAP};
+use crate::limits::{GROUPS_MAX, KEY_BYTES_CAP, Limits, NODES_MAX, PINNED_BYTES, VALUE_BYTES_CAP};
 use crate::ring::{NodeId, RingMap};
 use crate::transport::{Identity, PublicKey};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -313,6 +313,8 @@ pub struct StorageConfig {
     /// Entries that are kept for lagging replicas, in memory and when the log is rewritten; a replica that lags further gets
     /// a snapshot.
     pub log_retain_bytes: u64,
+    /// Entries that are kept besides, in memory and on disk, for replicas that are there and lag, or are given a snapshot.
+    pub log_pinned_bytes: u64,
     /// When nothing was written for a while, applied state is packed if its file has grown by half since the last time, and
     /// by this much.
     pub pack_above_bytes: u64,
@@ -328,6 +330,7 @@ impl Default for StorageConfig {
             cache_bytes: 4 << 20,
             log_max_bytes: 64 << 20,
             log_retain_bytes: 8 << 20,
+            log_pinned_bytes: PINNED_BYTES,
             pack_above_bytes: 64 << 20,
             reserve_bytes: 64 << 20,
             scrub_seconds: 3_600,

@@ -101,6 +101,11 @@ pub const LOG_OVERLAYS_MAX: usize = 4;
 /// for the log; above it the transfer is given up.
 pub const OVERLAY_BYTES_STREAMING_MAX: usize = 32 << 20;
 
+/// Bytes of the log that one node keeps, for all its groups, for replicas that are there and lag, or are given a whole state, unless its
+/// settings say otherwise: as much as gathers at most while a state streams, and as much again for the time until it is in
+/// place. It is in memory, and in the log on disk.
+pub const PINNED_BYTES: u64 = 2 * OVERLAY_BYTES_STREAMING_MAX as u64;
+
 /// Written state reaches the tree at least this often, in milliseconds.
 pub const CHECKPOINT_MILLIS: u64 = 2_000;
 

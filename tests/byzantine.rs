@@ -234,6 +234,7 @@ fn a_node_whose_data_was_changed_by_hand_repairs_it_from_the_others() {
             ("scrub_seconds = 3600", "scrub_seconds = 5"),
             ("log_max_bytes = 67108864", "log_max_bytes = 2000000"),
             ("log_retain_bytes = 8388608", "log_retain_bytes = 200000"),
+            ("log_pinned_bytes = 67108864", "log_pinned_bytes = 200000"),
         ];
         let text = settings.into_iter().fold(text, |text, (from, to)| {
             assert!(text.contains(from), "{text}");

@@ -131,6 +131,7 @@ fn a_replica_that_missed_a_hundred_thousand_writes_comes_back_by_snapshot() {
         let text = std::fs::read_to_string(cluster.node_file(index)).unwrap();
         let text = text.replace("log_max_bytes = 67108864", "log_max_bytes = 2097152");
         let text = text.replace("log_retain_bytes = 8388608", "log_retain_bytes = 524288");
+        let text = text.replace("log_pinned_bytes = 67108864", "log_pinned_bytes = 262144");
         std::fs::write(cluster.node_file(index), text).unwrap();
         cluster.start_node(index);
     }

@@ -62,6 +62,7 @@ fn core(node: u32, disk: &MemoryDisk) -> NodeCore {
             options,
             overlay_bytes_max: 5_000,
             retain_bytes: 500,
+            pinned_bytes: 500,
 
             byzantine: None,
         },

@@ -249,6 +249,7 @@ fn prepare() -> Option<(Cluster, Disks)> {
         let text = std::fs::read_to_string(cluster.node_file(index)).unwrap();
         let text = text.replace("log_max_bytes = 67108864", "log_max_bytes = 1048576");
         let text = text.replace("log_retain_bytes = 8388608", "log_retain_bytes = 262144");
+        let text = text.replace("log_pinned_bytes = 67108864", "log_pinned_bytes = 262144");
         let text = text.replace("reserve_bytes = 67108864", "reserve_bytes = 4194304");
         std::fs::write(cluster.node_file(index), text).unwrap();
     }

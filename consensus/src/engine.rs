@@ -59,21 +59,21 @@ pub enum Event {
         /// The receiver.
         to: ReplicaId,
     },
-    /// The state up to `slot` is durable outside the log: entries up to there may be dropped. The engine keeps
-    /// the last `retain_bytes` of them for replicas that lag, and persists its whole state in one record.
+    /// The state up to `slot` is durable outside the log: entries up to there may be dropped, except for those that are kept
+    /// for others. The engine persists its whole state in one record.
     Compact {
         /// Durable outside the log up to here.
         slot: Slot,
-        /// Entry bytes to keep for others.
-        retain_bytes: usize,
+        /// What is kept of it.
+        retain: Retain,
     },
-    /// The state up to `slot` is durable outside the log: entries up to there may be dropped from memory, except for the
-    /// last `retain_bytes` of them. The records on disk stay as they are.
+    /// The state up to `slot` is durable outside the log: entries up to there may be dropped from memory, except for those that
+    /// are kept for others. The records on disk stay as they are.
     Trim {
         /// Durable outside the log up to here.
         slot: Slot,
-        /// Entry bytes to keep for others.
-        retain_bytes: usize,
+        /// What is kept of it.
+        retain: Retain,
     },
     /// Hand the leadership to another replica (before a planned stop).
     TransferLeadership {
@@ -111,6 +111,40 @@ pub enum Event {
         /// Whether the state machine can take more. If not, what is decided waits in the engine, whose window bounds it.
         may_execute: bool,
     },
+}
+
+/// What is kept of the log for replicas that lag, though the state needs it no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retain {
+    /// The last entries, of about so many bytes.
+    pub bytes: usize,
+    /// Besides, those behind this slot, if somebody is known to need them.
+    pub pinned: Option<Slot>,
+    /// The last entries of so many bytes at most, pinned or not.
+    pub pinned_bytes: usize,
+}
+
+impl Retain {
+    /// The last entries of so many bytes, and no others.
+    #[must_use]
+    pub fn last(bytes: usize) -> Self {
+        Self { bytes, pinned: None, pinned_bytes: bytes }
+    }
+
+    /// Bytes of the entries that are kept, at most.
+    #[must_use]
+    pub fn bytes_max(&self) -> usize {
+        self.bytes.max(self.pinned_bytes)
+    }
+}
+
+/// How far another replica has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// From here on it can go on from this replica's log. In Byzantine mode it says so itself.
+    pub slot: Slot,
+    /// When it was last heard.
+    pub heard_at: Ticks,
 }
 
 /// What a proposal asks to order.
@@ -329,11 +363,8 @@ pub trait Engine {
     /// Bytes of the entries held in memory; the same as in [`Self::status`], for those who ask often.
     fn log_bytes(&self) -> usize;
 
-    /// How far the log of another replica is durable and follows this one's, as far as this replica leads and has heard.
-    fn durable_at(&self, replica: ReplicaId) -> Option<Slot> {
-        let _ = replica;
-        None
-    }
+    /// How far another replica has come, if it is for this one to bring it further, and it was heard.
+    fn reached(&self, replica: ReplicaId) -> Option<Reached>;
 
     /// Whether the state after this slot, which was executed here, is settled: in Byzantine mode, whether a checkpoint there
     /// or later is stable.

@@ -20,7 +20,9 @@ pub mod quorum;
 pub mod types;
 
 pub use config::{GroupConfig, Options};
-pub use engine::{Decided, Effect, Engine, EngineStatus, Event, Proposal, ProposeError, SubmitRefusal};
+pub use engine::{
+    Decided, Effect, Engine, EngineStatus, Event, Proposal, ProposeError, Reached, Retain, SubmitRefusal,
+};
 pub use mutation::Mutation;
 pub use quorum::{ByzantineQuorum, QuorumError, Quorums};
 pub use types::{

@@ -125,6 +125,9 @@ pub enum Mutation {
     /// Around the engines: a client may hold as many sessions as there are.
     #[cfg(feature = "mutants")]
     IgnoreShares,
+    /// Around the engines: of the log as much is kept for whoever lags or is given a state as for anybody.
+    #[cfg(feature = "mutants")]
+    PinNothing,
     /// Nodes around PBFT: whatever comes from whoever gives a state counts as progress, also if nothing of it holds.
     #[cfg(feature = "mutants")]
     AnySignOfLife,
@@ -228,6 +231,15 @@ impl Mutation {
     pub fn checks_in_one_line(self) -> bool {
         #[cfg(feature = "mutants")]
         return self == Self::OneLine;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
+    /// Whether a replica that lags or is given a state finds no more of the log than anybody.
+    #[must_use]
+    pub fn pins_nothing(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::PinNothing;
         #[cfg(not(feature = "mutants"))]
         false
     }

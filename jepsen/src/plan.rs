@@ -79,10 +79,14 @@ pub struct Plan {
     pub barrier_micros: u64,
     /// What the tree takes for a row, in microseconds: where it is much, few rows stand for a large state.
     pub row_micros: u64,
+    /// What it takes besides for a row of a whole state, so that few of them stand for many.
+    pub state_row_micros: u64,
     /// Bytes at which the log is rewritten.
     pub log_bytes_max: u64,
     /// Bytes of entries that are kept for those that lag.
     pub retain_bytes: usize,
+    /// Bytes of entries that are kept besides for those that are there and lag.
+    pub pinned_bytes: usize,
     /// Bytes of written state that are kept in memory.
     pub overlay_bytes_max: usize,
     /// Bytes of entries in one message.
@@ -152,8 +156,11 @@ impl Plan {
             delay_micros: random.between(50, 2_000),
             barrier_micros: random.between(100, 4_000),
             row_micros: 0,
+            state_row_micros: 0,
             log_bytes_max: [15_000, 60_000, 400_000][random.index(3)],
             retain_bytes: [1_000, 4_000, 40_000][random.index(3)],
+            // Drawn apart, as for greedy clients: those that lag must need whole states often enough.
+            pinned_bytes: [0, 10_000, 200_000][Random::new(seed ^ 0x7069_6e73).index(3)],
             overlay_bytes_max: [600, 20_000, 1 << 20][random.index(3)],
             message_bytes: [300, 4_000, 256 << 10][random.index(3)],
             window_entries: [3, 32, 1024][random.index(3)],

@@ -132,9 +132,12 @@ fn write_down(file: HistoryFile, operations: &[Operation], recorder: &Recorder) 
 fn start_cluster(dir: &Path, args: &DemoArgs, liars: &[usize]) -> anyhow::Result<LocalCluster> {
     let storage = match liars.is_empty() {
         true => StorageConfig::default(),
-        false => {
-            StorageConfig { log_max_bytes: 4 << 20, log_retain_bytes: 64 << 10, ..StorageConfig::default() }
-        }
+        false => StorageConfig {
+            log_max_bytes: 4 << 20,
+            log_retain_bytes: 64 << 10,
+            log_pinned_bytes: 64 << 10,
+            ..StorageConfig::default()
+        },
     };
     let turns = liars.iter().enumerate();
     let chaos: Vec<_> = turns.map(|(turn, index)| (*index, liars::chaos(args.seconds, turn))).collect();

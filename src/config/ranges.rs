@@ -36,6 +36,7 @@ pub(super) fn check_storage(storage: &StorageConfig) -> Result<(), String> {
         cache_bytes,
         log_max_bytes,
         log_retain_bytes,
+        log_pinned_bytes,
         pack_above_bytes,
         reserve_bytes,
         scrub_seconds,
@@ -47,6 +48,7 @@ pub(super) fn check_storage(storage: &StorageConfig) -> Result<(), String> {
             "storage.log_retain_bytes = {log_retain_bytes} must be at most half of storage.log_max_bytes = {log_max_bytes}"
         ));
     }
+    within("storage.log_pinned_bytes", log_pinned_bytes, 0..=*LOG_BYTES.end())?;
     within("storage.pack_above_bytes", pack_above_bytes, 0..=BYTES_MAX)?;
     within("storage.reserve_bytes", reserve_bytes, 0..=BYTES_MAX)?;
     within("storage.scrub_seconds", scrub_seconds, SCRUB_SECONDS)

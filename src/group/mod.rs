@@ -43,6 +43,7 @@ use driver::Driver;
 use install::Install;
 use message::GroupMessage;
 use requests::Requests;
+use retain::Pins;
 use snapshot::Transfer;
 use std::collections::{BTreeMap, VecDeque};
 use tetrachord_consensus::paxos::{RecoverError, Replica};
@@ -185,6 +186,8 @@ pub struct Settings {
     pub overlay_bytes_max: usize,
     /// Entry bytes that are kept for lagging replicas.
     pub retain_bytes: usize,
+    /// Entry bytes that are kept besides for those that are there and lag. See [`crate::limits::PINNED_BYTES`].
+    pub pinned_bytes: usize,
     /// In Byzantine mode: keys, and how patient replicas are.
     pub byzantine: Option<Byzantine>,
 }
@@ -237,7 +240,7 @@ pub struct Group {
     install: Option<Install>,
     /// The latest snapshot that was begun from each node: their names grow, so what is not above it is of the past.
     begun: BTreeMap<NodeId, u64>,
-    given: Option<retain::Given>,
+    pins: Pins,
     digests: BTreeMap<u64, [u8; 32]>,
     /// In Byzantine mode, what only that mode needs.
     signed: Option<byzantine::Signed>,
@@ -316,7 +319,7 @@ impl Group {
             transfers: 0,
             install,
             begun: BTreeMap::new(),
-            given: None,
+            pins: Pins::new(settings.pinned_bytes, settings.options.mutation),
             digests: BTreeMap::new(),
             signed,
             outputs: Vec::new(),
@@ -339,10 +342,10 @@ impl Group {
         self.leader.map(|replica| self.node_of(replica))
     }
 
-    /// Entry bytes that this group keeps for lagging replicas.
+    /// Entry bytes that this group keeps for lagging replicas now, at most.
     #[must_use]
     pub fn retain_bytes(&self) -> usize {
-        self.retain_bytes
+        self.retain().bytes_max()
     }
 
     /// The engine's view of itself.
@@ -363,11 +366,10 @@ impl Group {
         self.install.as_ref().is_some_and(Install::has_switched)
     }
 
-    /// Whether a snapshot is being given, so that the tree stands still and what is applied gathers in memory, or was given to one
-    /// for which more of the log is kept.
+    /// Whether a snapshot is being given, so that the tree stands still and what is applied gathers in memory.
     #[must_use]
     pub fn is_giving(&self) -> bool {
-        self.transfer.is_some() || self.given.is_some()
+        self.transfer.is_some()
     }
 
     /// Time passed.
@@ -382,7 +384,7 @@ impl Group {
         self.carry_out(storage)?;
         self.release_held_back(storage)?;
         self.tick_transfer(storage)?;
-        self.tick_given();
+        self.tick_pins();
         self.tick_repair(storage)?;
         self.tick_scrub(storage)?;
         self.release_checkpoints();
@@ -556,18 +558,11 @@ impl Group {
     /// The state that the tree durably holds allows the log to be dropped: writes the whole engine as new records, so
     /// that every older record of this group is void.
     pub fn compact(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        let retain_bytes = self.retain_now();
+        let retain = self.retain();
         self.compacted_slot = self.durable_slot;
-        self.engine.step(Event::Compact { slot: Slot(self.durable_slot), retain_bytes });
+        self.engine.step(Event::Compact { slot: Slot(self.durable_slot), retain });
+        self.note_cut(retain);
         self.carry_out(storage)
-    }
-
-    /// What the tree durably holds need not be in memory as entries too, but for what lagging replicas may want.
-    fn trim(&mut self) {
-        if !self.is_installing() {
-            let retain_bytes = self.retain_now();
-            self.engine.step(Event::Trim { slot: Slot(self.durable_slot), retain_bytes });
-        }
     }
 
     /// Whether the tree durably holds what was applied when a checkpoint was last hastened, or cannot come closer now.

@@ -16,18 +16,12 @@ use tetrachord_consensus::{Event, Ticks};
 const STUCK_MILLIS: u64 = 5_000;
 
 impl Group {
-    /// Bytes of the log that may be in memory when so many checkpoints' worth of state may wait. The log of one key that is written over
-    /// and over grows while its state does not. It may take more: where much is overwritten, a tree that is written seldom is written
-    /// less.
-    fn log_bytes_max(&self, checkpoints: usize) -> usize {
-        self.retain_now() + checkpoints * LOG_OVERLAYS_MAX * self.overlay_bytes_max
-    }
-
-    /// Whether so much of the log waits for the tree. What is not applied yet waits for something else: to hold it up would be to wait for
-    /// ever.
+    /// Whether so many checkpoints' worth of the log wait for the tree. The log of one key that is written over and over grows while its
+    /// state does not. It may take more: where much is overwritten, a tree that is written seldom is written less. What is not applied
+    /// yet waits for something else: to hold it up would be to wait for ever.
     fn is_log_backed_up(&self, checkpoints: usize) -> bool {
         let waits = self.signed.is_none() && self.durable_slot < self.machine.applied().slot;
-        waits && self.engine.log_bytes() >= self.log_bytes_max(checkpoints)
+        waits && self.log_bytes_since_cut() >= checkpoints * LOG_OVERLAYS_MAX * self.overlay_bytes_max
     }
 
     /// Whether so many checkpoints' worth of applied state wait for the tree, or as much of the log. A snapshot that streams has a bound

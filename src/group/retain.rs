@@ -1,46 +1,222 @@
 //! How much of the log is kept for replicas that lag.
 //!
-//! Usually a little, in bytes. Whoever is given a whole state needs the log from that state on, and cannot take it before the
-//! state is in place: for a large one that takes tens of seconds, in which the group goes on. If the log were dropped behind it meanwhile,
-//! it would need another state, and so on for as long as anybody writes. So more is kept until the receiver is level with this
-//! replica's tree, as far as this replica can tell, at most for a while and up to a bound.
+//! Usually a little, in bytes: enough for whoever was away for a moment. More is kept for a replica that is there and lags, or is given a
+//! whole state: all that it lacks is *pinned*. For a large state it takes long to come, and to be put in place, in which the
+//! group goes on. If the log were dropped behind it meanwhile, the replica would need another state, and so on for as long as anybody
+//! writes.
+//!
+//! Invariants:
+//! * all pins together keep so many bytes at most: they are a stretch at the end of the log, not one for each replica;
+//! * a pin moves up with what its replica has, as it says, and to the slot of a state that it is given;
+//! * whoever comes no further for [`PIN_MILLIS`] loses its pin; a state that it was given is worth more time, by its bytes.
+//!
+//! Nothing waits for a pin: whoever lags on purpose costs the others memory and disk within the bound, and nobody an answer.
 
 use super::Group;
-use tetrachord_consensus::{ReplicaId, Slot, Ticks};
+use crate::limits::SOURCE_BYTES_PER_SECOND;
+use std::collections::BTreeMap;
+use tetrachord_consensus::{Event, Mutation, Reached, ReplicaId, Retain, Slot, Ticks};
 
-/// After a whole state was given, more of the log is kept for so long, and so much more of it.
-const GIVEN_MILLIS: u64 = 60_000;
-const GIVEN_RETAIN_BYTES: usize = 32 << 20;
+/// A replica that comes no further loses its pin after so long.
+const PIN_MILLIS: u64 = 60_000;
 
-/// To whom a whole state was given last, and when.
+/// A replica that was not heard for so long and is again, has come back: that counts as coming further.
+const AWAY_MILLIS: u64 = 5_000;
+
+/// Pins are looked at this often.
+const LOOK_MILLIS: u64 = 100;
+
+/// What one replica needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Given {
-    to: ReplicaId,
-    at: Ticks,
+struct Pin {
+    /// Everything behind this slot.
+    slot: Slot,
+    heard_at: Ticks,
+    /// When it last came further.
+    progress_at: Ticks,
+    /// For how long it may come no further.
+    millis: u64,
 }
 
-impl Group {
-    /// Bytes of the log that are kept for others now.
-    pub(super) fn retain_now(&self) -> usize {
-        let is_giving = self.transfer.is_some() && self.signed.is_some();
-        if is_giving || self.given.is_some() {
-            self.retain_bytes + GIVEN_RETAIN_BYTES
-        } else {
-            self.retain_bytes
+/// What the other replicas need of the log.
+#[derive(Debug, Default)]
+pub(super) struct Pins {
+    of: BTreeMap<ReplicaId, Pin>,
+    looked_at: Ticks,
+    /// The lowest slot behind which the log is pinned.
+    lowest: Option<Slot>,
+    /// Bytes that all of them together may keep.
+    bytes_max: usize,
+    /// Bytes that were left of the log for others when it was last cut.
+    left_bytes: usize,
+    /// The broken variant keeps nothing.
+    is_broken: bool,
+}
+
+impl Pins {
+    pub(super) fn new(bytes_max: usize, mutation: Mutation) -> Self {
+        let is_broken = mutation.pins_nothing();
+        Self { is_broken, bytes_max: if is_broken { 0 } else { bytes_max }, ..Self::default() }
+    }
+
+    /// A replica was heard, or was not since the last time. Whoever has all that is durable here needs nothing.
+    fn note(&mut self, replica: ReplicaId, reached: Reached, durable: Slot) {
+        let Reached { slot, heard_at } = reached;
+        let fresh = Pin { slot, heard_at, progress_at: heard_at, millis: PIN_MILLIS };
+        let pin = self.of.entry(replica).or_insert(fresh);
+        let is_back = heard_at.0.saturating_sub(pin.heard_at.0) >= AWAY_MILLIS;
+        pin.heard_at = pin.heard_at.max(heard_at);
+        if slot > pin.slot || slot >= durable {
+            *pin = Pin { slot: pin.slot.max(slot), ..fresh };
+        } else if is_back {
+            pin.progress_at = pin.progress_at.max(heard_at);
         }
     }
 
-    /// A whole state was given, or not; either way its receiver goes on from the log.
-    pub(super) fn note_given(&mut self, to: ReplicaId) {
-        self.given = Some(Given { to, at: self.now });
+    /// A replica is being given the state after this slot, and has stored so many bytes of it.
+    fn note_given(&mut self, replica: ReplicaId, slot: Slot, bytes: u64, progress_at: Ticks) {
+        let fresh = Pin { slot, heard_at: progress_at, progress_at, millis: PIN_MILLIS };
+        let pin = self.of.entry(replica).or_insert(fresh);
+        pin.slot = pin.slot.max(slot);
+        pin.progress_at = pin.progress_at.max(progress_at);
+        pin.millis = PIN_MILLIS.saturating_add(bytes.saturating_mul(1_000) / SOURCE_BYTES_PER_SECOND);
     }
 
-    /// Nothing more need be kept once the receiver is level, or has not become so for too long.
-    pub(super) fn tick_given(&mut self) {
-        let is_over = |given: &Given| {
-            let is_level = self.engine.durable_at(given.to) >= Some(Slot(self.durable_slot));
-            is_level || self.now.since(given.at) >= GIVEN_MILLIS
-        };
-        self.given = self.given.filter(|given| !is_over(given));
+    fn look(&mut self, now: Ticks) {
+        let is_live = |pin: &&Pin| now.since(pin.progress_at) < pin.millis;
+        self.lowest = self.of.values().filter(is_live).map(|pin| pin.slot).min();
+    }
+}
+
+impl Group {
+    /// What is kept of the log for others now.
+    pub(super) fn retain(&self) -> Retain {
+        let bytes = self.retain_bytes;
+        let pinned_bytes = if self.is_pinned() { self.pins.bytes_max } else { 0 };
+        Retain { bytes, pinned: self.pins.lowest, pinned_bytes: bytes + pinned_bytes }
+    }
+
+    /// What the tree durably holds need not be in memory as entries too, but for what lagging replicas may want.
+    pub(super) fn trim(&mut self) {
+        if !self.is_installing() {
+            let retain = self.retain();
+            self.engine.step(Event::Trim { slot: Slot(self.durable_slot), retain });
+            self.note_cut(retain);
+        }
+    }
+
+    /// The log was cut: what is left of it for others waits for nothing here.
+    pub(super) fn note_cut(&mut self, retain: Retain) {
+        self.pins.left_bytes = self.engine.log_bytes().min(retain.bytes_max());
+    }
+
+    /// Bytes of the log that have gathered since it was last cut, besides what is always kept. A pin that ends changes nothing before the
+    /// next cut: else what it kept would count as waiting at once, and stop a leader.
+    pub(super) fn log_bytes_since_cut(&self) -> usize {
+        self.engine.log_bytes().saturating_sub(self.pins.left_bytes.max(self.retain_bytes))
+    }
+
+    /// Whether what somebody lacks is pinned, of what the tree durably holds.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.pins.lowest.is_some_and(|slot| slot.0 < self.durable_slot)
+    }
+
+    /// Sets how much all pins of this group may keep.
+    pub fn set_pinned_bytes_max(&mut self, bytes_max: usize) {
+        self.pins.bytes_max = if self.pins.is_broken { 0 } else { bytes_max };
+    }
+
+    /// Learns how far the others are. What is not pinned any more goes with the next checkpoint.
+    pub(super) fn tick_pins(&mut self) {
+        if self.now.since(self.pins.looked_at) < LOOK_MILLIS {
+            return;
+        }
+        self.pins.looked_at = self.now;
+        let durable = Slot(self.durable_slot);
+        for index in 0..self.place.nodes.len() {
+            let replica = ReplicaId(u8::try_from(index).expect("a group has few replicas"));
+            if let Some(reached) = self.engine.reached(replica) {
+                self.pins.note(replica, reached, durable);
+            }
+        }
+        self.note_transfer();
+        self.pins.look(self.now);
+    }
+
+    /// Whoever is given a state needs what follows it.
+    pub(super) fn note_transfer(&mut self) {
+        if let Some(transfer) = &self.transfer {
+            let (to, slot, bytes, progress_at) = transfer.given();
+            self.pins.note_given(to, slot, bytes, progress_at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: ReplicaId = ReplicaId(1);
+    const OTHER: ReplicaId = ReplicaId(2);
+
+    fn reached(slot: u64, heard_at: u64) -> Reached {
+        Reached { slot: Slot(slot), heard_at: Ticks(heard_at) }
+    }
+
+    fn lowest(pins: &mut Pins, now: u64) -> Option<u64> {
+        pins.look(Ticks(now));
+        pins.lowest.map(|slot| slot.0)
+    }
+
+    #[test]
+    fn what_the_slowest_lacks_is_pinned() {
+        let mut pins = Pins::default();
+        pins.note(ONE, reached(1_000, 10), Slot(1_000));
+        assert_eq!(lowest(&mut pins, 10), Some(1_000));
+        pins.note(OTHER, reached(700, 10), Slot(1_000));
+        assert_eq!(lowest(&mut pins, 10), Some(700));
+        pins.note(OTHER, reached(800, 20), Slot(1_000));
+        assert_eq!(lowest(&mut pins, 20), Some(800));
+        let mut at = 20;
+        while at < 2 * PIN_MILLIS {
+            pins.note(OTHER, reached(1_000, at), Slot(1_000));
+            assert_eq!(
+                lowest(&mut pins, at),
+                Some(1_000),
+                "whoever has everything keeps its pin, which costs nothing"
+            );
+            at += 1_000;
+        }
+    }
+
+    #[test]
+    fn whoever_comes_no_further_loses_its_pin_and_whoever_comes_back_has_it_again() {
+        let mut pins = Pins::default();
+        let mut at = 10;
+        while at < 10 + PIN_MILLIS {
+            assert_eq!(lowest(&mut pins, at), (at > 10).then_some(700), "at {at}");
+            pins.note(ONE, reached(700, at), Slot(1_000));
+            at += 1_000;
+        }
+        assert_eq!(lowest(&mut pins, at), None, "it says the same for too long");
+        pins.note(ONE, reached(701, at), Slot(1_000));
+        assert_eq!(lowest(&mut pins, at), Some(701));
+        let back = at + PIN_MILLIS + AWAY_MILLIS;
+        assert_eq!(lowest(&mut pins, back), None);
+        pins.note(ONE, reached(701, back), Slot(1_000));
+        assert_eq!(lowest(&mut pins, back), Some(701));
+    }
+
+    #[test]
+    fn what_follows_a_state_is_pinned_for_as_long_as_the_state_is_large() {
+        let mut pins = Pins::default();
+        pins.note(ONE, reached(3, 10), Slot(900));
+        let (bytes, stored_at) = (200 << 20, 30_000);
+        pins.note_given(ONE, Slot(900), bytes, Ticks(stored_at));
+        assert_eq!(lowest(&mut pins, stored_at), Some(900));
+        let until = stored_at + PIN_MILLIS + 1_000 * bytes / SOURCE_BYTES_PER_SECOND;
+        assert_eq!(lowest(&mut pins, until - 1), Some(900));
+        assert_eq!(lowest(&mut pins, until), None);
     }
 }

@@ -18,7 +18,7 @@ use crate::ring::{GroupId, RingInterval};
 use crate::storage::Storage;
 use bytes::Bytes;
 use std::collections::VecDeque;
-use tetrachord_consensus::{ReplicaId, Ticks};
+use tetrachord_consensus::{ReplicaId, Slot, Ticks};
 
 /// A transfer to one replica.
 #[derive(Debug)]
@@ -93,6 +93,11 @@ impl Transfer {
             self.ranges = bounds_of(parts, group, range).into();
             self.progress_at = now;
         }
+    }
+
+    /// To whom the state after which slot is given, how many bytes of it are stored there, and when it last came further.
+    pub(super) fn given(&self) -> (ReplicaId, Slot, u64, Ticks) {
+        (self.to, Slot(self.applied.slot), self.stored_bytes, self.progress_at)
     }
 
     /// Gives it up no sooner than if its receiver had just stored something.

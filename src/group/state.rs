@@ -44,6 +44,8 @@ impl Group {
     }
 
     pub(super) fn tick_transfer(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        // The log cannot be dropped behind what the tree holds, and may grow where the state does not.
+        let log_bytes = if self.signed.is_none() { self.log_bytes_since_cut() } else { 0 };
         let Some(transfer) = self.transfer.as_mut() else {
             return self.start_transfer(storage);
         };
@@ -51,9 +53,7 @@ impl Group {
         if chaos.is_some_and(Chaos::gives_nothing) {
             transfer.hold_on(self.now);
         }
-        // The log cannot be dropped behind what the tree holds, and may grow where the state does not.
-        let log_bytes = if self.signed.is_none() { self.engine.log_bytes() } else { 0 };
-        let waiting_bytes = self.machine.unwritten_bytes().max(log_bytes.saturating_sub(self.retain_bytes));
+        let waiting_bytes = self.machine.unwritten_bytes().max(log_bytes);
         let (mut progress, mut messages) = transfer.check(self.now, waiting_bytes);
         let to = transfer.to;
         if self.signed.is_some() && !self.snapshots_wanted.is_empty() && transfer.is_slow(self.now) {
@@ -77,8 +77,8 @@ impl Group {
 
     /// Well or not: the receiver's next answer tells what it needs now.
     pub(super) fn end_transfer(&mut self, storage: &dyn Storage, to: ReplicaId) -> Result<(), StorageError> {
+        self.note_transfer();
         self.transfer = None;
-        self.note_given(to);
         self.release_checkpoints();
         self.engine.step(Event::SnapshotEnded { to });
         self.carry_out(storage)
@@ -109,6 +109,9 @@ impl Group {
             Ok(transfer) => self.transfer = Some(transfer),
             Err(error) => return self.on_damage(storage, error),
         }
+        self.note_transfer();
+        let (group, node, slot) = (self.place.id, self.node_of(to), self.durable_slot);
+        tracing::info!(%group, to = %node, slot, "a whole state is given");
         let offer = self.transfer.as_ref().and_then(Transfer::offer);
         if let Some(body) = offer.map(|offer| self.piece_as_told(offer)) {
             let to = self.node_of(to);

@@ -23,6 +23,7 @@ fn settings() -> Settings {
         options: Options::default(),
         overlay_bytes_max: 1 << 20,
         retain_bytes: 1 << 20,
+        pinned_bytes: 1 << 20,
 
         byzantine: None,
     }

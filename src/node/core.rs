@@ -276,6 +276,7 @@ impl NodeCore {
             for group in self.groups.values_mut() {
                 group.tick(self.storage.as_ref(), now, wall)?;
             }
+            self.share_pins();
         }
         self.give_up_forwards(|forward| now.since(forward.since) >= FORWARD_PATIENCE_MILLIS);
         Ok(())

@@ -131,6 +131,7 @@ fn node_settings(config: &NodeConfig) -> anyhow::Result<NodeSettings> {
             options,
             overlay_bytes_max: OVERLAY_BYTES_MAX / groups,
             retain_bytes: usize::try_from(config.storage.log_retain_bytes).unwrap_or(usize::MAX) / groups,
+            pinned_bytes: usize::try_from(config.storage.log_pinned_bytes).unwrap_or(usize::MAX),
             byzantine: byzantine(config),
         },
         log_bytes_max: config.storage.log_max_bytes,

@@ -226,6 +226,7 @@ impl Alone {
                 options: tetrachord_consensus::Options::default(),
                 overlay_bytes_max: 1 << 20,
                 retain_bytes: 1 << 20,
+                pinned_bytes: 1 << 20,
                 byzantine: None,
             },
             log_bytes_max: 1 << 20,

@@ -142,6 +142,12 @@ pub fn staged(group: GroupId, raw: &[u8]) -> Bytes {
     key.freeze()
 }
 
+/// Whether a row waits for the rest of its snapshot.
+#[must_use]
+pub fn is_staged(raw: &[u8]) -> bool {
+    raw.first() == Some(&b'p')
+}
+
 /// The bounds of all waiting rows of a group.
 #[must_use]
 pub fn staged_bounds(group: GroupId) -> (Bytes, Bytes) {
@@ -151,7 +157,7 @@ pub fn staged_bounds(group: GroupId) -> (Bytes, Bytes) {
 /// The key that a waiting row stands for.
 #[must_use]
 pub fn unstaged(raw: &Bytes) -> Bytes {
-    assert!(raw.len() > 5 && raw[0] == b'p', "only waiting rows are unstaged");
+    assert!(raw.len() > STAGED_PREFIX_BYTES && is_staged(raw), "only waiting rows are unstaged");
     raw.slice(STAGED_PREFIX_BYTES..)
 }
 

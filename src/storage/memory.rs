@@ -3,8 +3,7 @@
 //! The disk outlives the store: clone the [`MemoryDisk`], drop the store, and open the disk again. Nothing becomes
 //! durable by itself; the owner decides when each barrier completes, and what a crash keeps.
 
-use super::sweep;
-use super::{Commit, CommitId, Recovery, StateWrite, Storage};
+use super::{Commit, CommitId, Recovery, StateWrite, Storage, keys, sweep};
 use crate::error::StorageError;
 use crate::limits::RECORD_BYTES_MAX;
 use crate::ring::{GroupId, StoreId};
@@ -97,6 +96,14 @@ impl MemoryDisk {
     pub fn rows_to_write(&self) -> usize {
         let disk = self.disk();
         disk.unwritten.front().map_or(0, |(_, unwritten)| unwritten.batches.iter().map(Vec::len).sum())
+    }
+
+    /// The commit that is written next, and how many rows of it are of a whole state that is taken or put in place.
+    #[must_use]
+    pub fn state_rows_to_write(&self) -> Option<(CommitId, usize)> {
+        let disk = self.disk();
+        let (id, unwritten) = disk.unwritten.front()?;
+        Some((*id, unwritten.batches.iter().flatten().filter(|(key, _)| keys::is_staged(key)).count()))
     }
 
     /// Makes everything durable that was submitted; returns the last commit.

@@ -1,5 +1,6 @@
 //! The entries that a replica holds: contiguous, above a base that stands for everything dropped or snapshotted.
 
+use crate::engine::Retain;
 use crate::paxos::entry::Entry;
 use crate::types::{LogBase, Slot};
 use std::collections::VecDeque;
@@ -128,9 +129,20 @@ impl Log {
         }
     }
 
-    /// The lowest slot to compact to so that entries above it take at most `retain_bytes`, and not above `limit`.
+    /// Where to compact to, not above `limit`, so that what is kept for others stays.
     #[must_use]
-    pub fn compaction_point(&self, limit: Slot, retain_bytes: usize) -> Slot {
+    pub fn compaction_point(&self, limit: Slot, retain: Retain) -> Slot {
+        let usual = self.point_above(limit, retain.bytes);
+        match retain.pinned {
+            Some(pinned) if pinned < usual => {
+                pinned.max(self.point_above(limit, retain.pinned_bytes)).min(usual)
+            }
+            _ => usual,
+        }
+    }
+
+    /// The lowest slot so that entries above it take at most `retain_bytes`, and not above `limit`.
+    fn point_above(&self, limit: Slot, retain_bytes: usize) -> Slot {
         let mut above = self.bytes;
         let mut point = self.base.slot;
         for entry in &self.entries {
@@ -191,9 +203,24 @@ mod tests {
     fn compaction_keeps_what_lagging_replicas_may_want() {
         let log = log(10);
         let entry_bytes = log.bytes() / 10;
-        assert_eq!(log.compaction_point(Slot(9), 3 * entry_bytes), Slot(7));
-        assert_eq!(log.compaction_point(Slot(5), 0), Slot(5));
-        assert_eq!(log.compaction_point(Slot(9), usize::MAX), Slot(0));
+        let point = |limit, bytes| log.compaction_point(Slot(limit), Retain::last(bytes));
+        assert_eq!(point(9, 3 * entry_bytes), Slot(7));
+        assert_eq!(point(5, 0), Slot(5));
+        assert_eq!(point(9, usize::MAX), Slot(0));
+    }
+
+    #[test]
+    fn compaction_keeps_what_somebody_needs_within_its_bound() {
+        let log = log(10);
+        let entry_bytes = log.bytes() / 10;
+        let point = |pinned, entries| {
+            let (bytes, pinned) = (2 * entry_bytes, Some(Slot(pinned)));
+            log.compaction_point(Slot(9), Retain { bytes, pinned, pinned_bytes: entries * entry_bytes })
+        };
+        assert_eq!(point(4, 10), Slot(4), "all that it needs");
+        assert_eq!(point(4, 5), Slot(5), "no more than the bound");
+        assert_eq!(point(9, 10), Slot(8), "no less than is kept for anybody");
+        assert_eq!(point(4, 1), Slot(8), "a bound below that changes nothing");
     }
 
     #[test]

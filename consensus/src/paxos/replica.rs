@@ -6,7 +6,7 @@
 
 use crate::codec;
 use crate::config::{GroupConfig, Options};
-use crate::engine::{Effect, Engine, EngineStatus, Event, Proposal, ProposeError};
+use crate::engine::{Effect, Engine, EngineStatus, Event, Proposal, ProposeError, Reached, Retain};
 use crate::mutation::mutated;
 use crate::paxos::acceptor::Acceptor;
 use crate::paxos::ballot::Ballot;
@@ -344,15 +344,15 @@ impl Replica {
         }
     }
 
-    fn on_compact(&mut self, slot: Slot, retain_bytes: usize) {
+    fn on_compact(&mut self, slot: Slot, retain: Retain) {
         assert!(slot <= self.decided, "only decided slots can be durable outside the log");
-        let point = self.acceptor.log().compaction_point(slot, retain_bytes);
+        let point = self.acceptor.log().compaction_point(slot, retain);
         self.acceptor.compact(point);
     }
 
-    fn on_trim(&mut self, slot: Slot, retain_bytes: usize) {
+    fn on_trim(&mut self, slot: Slot, retain: Retain) {
         assert!(slot <= self.decided, "only decided slots can be durable outside the log");
-        let point = self.acceptor.log().compaction_point(slot, retain_bytes);
+        let point = self.acceptor.log().compaction_point(slot, retain);
         self.acceptor.trim(point);
     }
 }
@@ -369,8 +369,8 @@ impl Engine for Replica {
             Event::Read { ids } => self.on_read(ids),
             Event::SnapshotInstalled { base } => self.on_snapshot_installed(base),
             Event::SnapshotEnded { to } => self.on_snapshot_ended(to),
-            Event::Compact { slot, retain_bytes } => self.on_compact(slot, retain_bytes),
-            Event::Trim { slot, retain_bytes } => self.on_trim(slot, retain_bytes),
+            Event::Compact { slot, retain } => self.on_compact(slot, retain),
+            Event::Trim { slot, retain } => self.on_trim(slot, retain),
             Event::TransferLeadership { to } => self.on_transfer(to),
             Event::Submit { .. }
             | Event::Verified(_)
@@ -431,9 +431,11 @@ impl Engine for Replica {
         Self::is_leader(self)
     }
 
-    fn durable_at(&self, replica: ReplicaId) -> Option<Slot> {
+    /// What is durable there as accepted in this ballot: if it restarts, it goes on from there.
+    fn reached(&self, replica: ReplicaId) -> Option<Reached> {
         let Role::Leader(leader) = &self.role else { return None };
-        leader.peers.get(&replica).map(|peer| peer.durable)
+        let peer = leader.peers.get(&replica)?;
+        Some(Reached { slot: peer.durable, heard_at: peer.contact? })
     }
 
     fn undecided(&self) -> usize {

@@ -5,7 +5,9 @@
 //! After every event the named checks of [`super::invariants`] run.
 
 use crate::codec;
-use crate::engine::{Decided, Effect, Engine, EngineStatus, Event, Proposal, ProposeError, SubmitRefusal};
+use crate::engine::{
+    Decided, Effect, Engine, EngineStatus, Event, Proposal, ProposeError, Reached, SubmitRefusal,
+};
 use crate::pbft::catch_up::{Missing, Peer};
 use crate::pbft::config::{Config, Options};
 use crate::pbft::custody::Custody;
@@ -409,8 +411,8 @@ impl Engine for Replica {
             Event::StateDamaged { reason } => self.lose_state(reason),
             Event::Persisted { token } => self.on_persisted(token),
             Event::SnapshotInstalled { base } => self.on_installed(base),
-            Event::Compact { slot, retain_bytes } => self.on_compact(slot, retain_bytes),
-            Event::Trim { slot, retain_bytes } => self.on_trim(slot, retain_bytes),
+            Event::Compact { slot, retain } => self.on_compact(slot, retain),
+            Event::Trim { slot, retain } => self.on_trim(slot, retain),
             // Reads are ordered like everything else; views change by suspicion alone.
             Event::Read { ids } => {
                 self.effects.extend(ids.into_iter().map(|id| Effect::ReadRefused { id }));
@@ -462,6 +464,12 @@ impl Engine for Replica {
 
     fn is_leader(&self) -> bool {
         self.is_primary()
+    }
+
+    /// What it says that it has executed. Whoever lies about that gets more of the log kept for a while, within its bound.
+    fn reached(&self, replica: ReplicaId) -> Option<Reached> {
+        let peer = self.peers.get(&replica)?;
+        Some(Reached { slot: peer.status?.executed, heard_at: peer.answered_at })
     }
 
     fn is_settled(&self, slot: Slot) -> bool {

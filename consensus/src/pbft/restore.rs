@@ -4,6 +4,7 @@
 //! is said anew from another state. Slots that are stable, executed and durable elsewhere are dropped, never others.
 
 use crate::codec;
+use crate::engine::Retain;
 use crate::pbft::message::{ViewChange, Vote};
 use crate::pbft::record::{Record, Recovered};
 use crate::pbft::replica::Replica;
@@ -155,19 +156,21 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_compact(&mut self, slot: Slot, retain_bytes: usize) {
-        self.on_trim(slot, retain_bytes);
+    pub(super) fn on_compact(&mut self, slot: Slot, retain: Retain) {
+        self.on_trim(slot, retain);
         self.rewrite_log();
     }
 
     /// Drops slots that are stable, executed and durable outside the log, but for what others may ask for.
-    pub(super) fn on_trim(&mut self, slot: Slot, retain_bytes: usize) {
+    pub(super) fn on_trim(&mut self, slot: Slot, retain: Retain) {
         let droppable = slot.min(self.stable_slot()).min(self.executed.slot);
+        let is_pinned = |at: Slot| retain.pinned.is_some_and(|pinned| at > pinned);
         let mut kept = 0;
         let mut point = self.base.slot;
         for (at, state) in self.slots.iter().rev() {
             kept += state.bytes();
-            if *at <= droppable && kept > retain_bytes {
+            let is_kept = kept <= retain.bytes || kept <= retain.pinned_bytes && is_pinned(*at);
+            if *at <= droppable && !is_kept {
                 point = *at;
                 break;
             }

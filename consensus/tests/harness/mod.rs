@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tetrachord_consensus::paxos::{Ballot, Message, Recovered, Replica};
 use tetrachord_consensus::{
     Decided, Effect, Engine, Epoch, Event, GroupConfig, LogBase, Options, PersistToken, Proposal,
-    ProposeError, Quorums, ReadId, ReplicaId, Slot, Ticks, Timestamp, codec,
+    ProposeError, Quorums, ReadId, ReplicaId, Retain, Slot, Ticks, Timestamp, codec,
 };
 
 /// A message under way.
@@ -352,14 +352,14 @@ impl Cluster {
     /// Makes the applied state durable and drops the log behind it, on disk too.
     pub(crate) fn checkpoint(&mut self, index: usize, retain_bytes: usize) {
         if let Some(slot) = self.make_applied_durable(index) {
-            self.step(index, Event::Compact { slot, retain_bytes });
+            self.step(index, Event::Compact { slot, retain: Retain::last(retain_bytes) });
         }
     }
 
     /// The same, but the log is dropped from memory alone.
     pub(crate) fn trim(&mut self, index: usize, retain_bytes: usize) {
         if let Some(slot) = self.make_applied_durable(index) {
-            self.step(index, Event::Trim { slot, retain_bytes });
+            self.step(index, Event::Trim { slot, retain: Retain::last(retain_bytes) });
         }
     }
 

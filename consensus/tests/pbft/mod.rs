@@ -18,7 +18,7 @@ use tetrachord_consensus::pbft::{
 };
 use tetrachord_consensus::{
     ByzantineQuorum, Decided, Digest, Effect, Engine, Epoch, Event, LogBase, PersistToken, Proposal,
-    ReplicaId, Slot, Ticks, Timestamp, View, codec,
+    ReplicaId, Retain, Slot, Ticks, Timestamp, View, codec,
 };
 
 /// A message under way to one process.
@@ -397,8 +397,8 @@ impl Group {
         node.durable_applied = node.applied.len();
         let slot = Slot(node.applied.len() as u64);
         let event = match on_disk {
-            true => Event::Compact { slot, retain_bytes },
-            false => Event::Trim { slot, retain_bytes },
+            true => Event::Compact { slot, retain: Retain::last(retain_bytes) },
+            false => Event::Trim { slot, retain: Retain::last(retain_bytes) },
         };
         self.step(index, event);
     }

@@ -33,6 +33,13 @@ impl NodeCore {
         self.now.since(self.log_grown.1) >= LOG_IDLE_MILLIS && bytes > 2 * kept as u64 + LOG_IDLE_BYTES
     }
 
+    /// The groups in which somebody lags share evenly what a node keeps for such replicas. Those that are done leave it to the others.
+    pub(super) fn share_pins(&mut self) {
+        let pinned = self.groups.values().filter(|group| group.is_pinned()).count();
+        let share = self.settings.group.pinned_bytes / pinned.max(1);
+        self.groups.values_mut().for_each(|group| group.set_pinned_bytes_max(share));
+    }
+
     /// Rewrites the log when it has grown too long: trees first, then one commit with the state of every engine.
     pub(super) fn compact_if_ready(&mut self) -> Result<(), StorageError> {
         const PATIENCE_MILLIS: u64 = 1_000;

@@ -171,6 +171,7 @@ impl World {
                 options: Options::default(),
                 overlay_bytes_max: self.overlay_bytes,
                 retain_bytes: 20_000,
+                pinned_bytes: 20_000,
                 byzantine: Some(byzantine),
             },
             log_bytes_max: 60_000,

@@ -280,6 +280,7 @@ impl Sim {
                 options,
                 overlay_bytes_max: self.plan.overlay_bytes_max,
                 retain_bytes: 4_000 / self.plan.groups,
+                pinned_bytes: 4_000 / self.plan.groups,
 
                 byzantine: None,
             },

@@ -289,6 +289,7 @@ const STORAGE: StorageConfig = StorageConfig {
     cache_bytes: 4 << 20,
     log_max_bytes: 4 << 20,
     log_retain_bytes: 64 << 10,
+    log_pinned_bytes: 64 << 10,
     pack_above_bytes: 4 << 20,
     reserve_bytes: 4 << 20,
     scrub_seconds: 3,

@@ -51,6 +51,7 @@ struct Seen {
     is_damaged: bool,
     view: u64,
     looks_since_giving: u64,
+    looks_since_pinning: u64,
 }
 
 /// How far each group of a node is, in words.
@@ -73,10 +74,8 @@ pub(super) fn applied(core: &NodeCore) -> Vec<String> {
 /// when its node was started.
 const SLACK_BYTES: usize = 512 << 10;
 
-/// While a snapshot is given the tree stands still, and what is applied gathers; so many looks later it has been brought up to date. In
-/// Byzantine mode more of the log is kept for ten seconds for whoever was given a state.
+/// While a snapshot is given the tree stands still, and what is applied gathers; so many looks later it has been brought up to date.
 const LOOKS_TO_CATCH_UP: u64 = 300;
-const BYZANTINE_LOOKS_TO_CATCH_UP: u64 = 1_300;
 
 /// Byzantine mode: bytes that a slot of the window takes, with the votes of seven replicas.
 const SLOT_BYTES: usize = 32 << 10;
@@ -86,7 +85,7 @@ const SLOT_BYTES: usize = 32 << 10;
 pub(super) struct Invariants {
     unwritten_bytes_max: usize,
     log_bytes_max: usize,
-    looks_to_catch_up: u64,
+    pinned_bytes_max: usize,
     keeps_view: bool,
     /// The digest after each slot of each group, by whoever came there first.
     digests: BTreeMap<(u32, u64), ([u8; 32], usize)>,
@@ -100,12 +99,9 @@ const DIGESTS_MAX: usize = 20_000;
 impl Invariants {
     pub(super) fn new(plan: &Plan) -> Self {
         let window = usize::try_from(plan.window.length).expect("a small window");
-        let (window_bytes, looks_to_catch_up) = match plan.mode {
-            Mode::Crash => (0, LOOKS_TO_CATCH_UP),
-            Mode::Byzantine => (window * SLOT_BYTES, BYZANTINE_LOOKS_TO_CATCH_UP),
-        };
+        let window_bytes = if plan.mode == Mode::Byzantine { window * SLOT_BYTES } else { 0 };
         Self {
-            looks_to_catch_up,
+            pinned_bytes_max: plan.pinned_bytes,
             keeps_view: plan.keeps_view,
             // Above four times the limit a follower acknowledges nothing more.
             unwritten_bytes_max: 4 * plan.overlay_bytes_max + SLACK_BYTES,
@@ -131,18 +127,18 @@ impl Invariants {
             }
             let seen = self.seen.entry((index, name)).or_default();
             seen.looks_since_giving = if group.is_giving() { 0 } else { seen.looks_since_giving + 1 };
-            let more = if seen.looks_since_giving < self.looks_to_catch_up {
-                OVERLAY_BYTES_STREAMING_MAX
-            } else {
-                0
-            };
+            // What was pinned goes with the next checkpoint.
+            seen.looks_since_pinning = if group.is_pinned() { 0 } else { seen.looks_since_pinning + 1 };
+            let within = |looks: u64, bytes: usize| if looks < LOOKS_TO_CATCH_UP { bytes } else { 0 };
+            let more = within(seen.looks_since_giving, OVERLAY_BYTES_STREAMING_MAX);
+            let pinned = within(seen.looks_since_pinning, self.pinned_bytes_max);
             for (what, bytes, max) in [
                 (
                     "of state wait for its tree",
                     group.machine().unwritten_bytes(),
                     self.unwritten_bytes_max + more,
                 ),
-                ("of its log are in memory", status.log_bytes, self.log_bytes_max + more),
+                ("of its log are in memory", status.log_bytes, self.log_bytes_max + more + pinned),
             ] {
                 if bytes > max {
                     told.violation =

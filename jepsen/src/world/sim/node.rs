@@ -8,6 +8,7 @@ use tetrachord::limits::Limits;
 use tetrachord::node::checks::Checks;
 use tetrachord::node::core::{NodeCore, NodeEvent, NodeSettings, Room};
 use tetrachord::ring::{GroupId, NodeId, StoreId};
+use tetrachord::storage::CommitId;
 use tetrachord::storage::memory::MemoryDisk;
 use tetrachord::wire::ProcessStats;
 use tetrachord_consensus::pbft::{ClientSigner, Lie, Unverified};
@@ -29,6 +30,8 @@ pub(super) struct Node {
     pub(super) is_checking: bool,
     is_syncing: bool,
     is_writing: bool,
+    /// The commit whose rows of a whole state are counted already in the time that its tree takes.
+    counted: Option<CommitId>,
     pub(super) is_paused: bool,
     pub(super) stalled: Vec<Parcel>,
     pub(super) lies: bool,
@@ -93,6 +96,7 @@ impl Node {
             is_checking: false,
             is_syncing: false,
             is_writing: false,
+            counted: None,
             is_paused: false,
             stalled: Vec::new(),
             is_rotten: false,
@@ -158,6 +162,7 @@ impl World {
                 options,
                 overlay_bytes_max: plan.overlay_bytes_max,
                 retain_bytes: plan.retain_bytes,
+                pinned_bytes: plan.pinned_bytes,
                 byzantine,
             },
             log_bytes_max: plan.log_bytes_max,
@@ -178,6 +183,7 @@ impl World {
         node.life += 1;
         node.started = self.now;
         (node.is_checking, node.is_syncing, node.is_writing, node.is_paused) = (false, false, false, false);
+        node.counted = None;
         let (life, lies) = (node.life, node.lies);
         let core = match NodeCore::open(settings, Box::new(storage), recovery) {
             Ok(core) => core,
@@ -326,6 +332,15 @@ impl World {
         self.random.between(200, 20_000) + rows * self.plan.row_micros
     }
 
+    /// How much longer the tree takes for rows of whole states that are next, if that was not counted yet.
+    fn micros_for_state(&mut self, index: usize) -> Option<u64> {
+        let node = &mut self.nodes[index];
+        let (next, rows) = node.disk.state_rows_to_write()?;
+        let is_news = rows > 0 && self.plan.state_row_micros > 0 && node.counted != Some(next);
+        node.counted = Some(next);
+        is_news.then_some(rows as u64 * self.plan.state_row_micros)
+    }
+
     fn look_at_disk(&mut self, index: usize) {
         if self.nodes[index].stranger.is_some() {
             return;
@@ -339,6 +354,10 @@ impl World {
         if let Some(until) = self.hangs(index) {
             let life = self.nodes[index].life;
             return self.at(until, Event::StateWritten { node: index, life });
+        }
+        if let Some(micros) = self.micros_for_state(index) {
+            let life = self.nodes[index].life;
+            return self.after(micros, Event::StateWritten { node: index, life });
         }
         let node = &mut self.nodes[index];
         node.is_writing = false;

@@ -5,6 +5,7 @@ use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
 use tetrachord::group::Group;
 use tetrachord_consensus::Mutation;
+use tetrachord_consensus::pbft::Window;
 
 /// The replica of the first group on a node.
 fn replica(world: &World, index: usize) -> Option<&Group> {
@@ -23,35 +24,84 @@ fn newest(world: &World) -> u64 {
     groups.map(|group| group.machine().applied().slot).max().unwrap_or(0)
 }
 
+/// What came of a replica that was away while the log went on without it.
+#[derive(Debug)]
+struct CaughtUp {
+    /// Whole states that it has put in place.
+    states: u64,
+    /// Milliseconds from its start until it was level.
+    level_after: Option<u64>,
+    /// Operations that were answered meanwhile.
+    answered: u64,
+}
+
+/// A replica comes back that needs a whole state of some hundred MiB: each row stands for thousands, in the time that it takes.
+/// Meanwhile clients write many times what is usually kept for those that lag.
+fn large_state(mode: Mode, mutation: Mutation) -> Plan {
+    // Slots of Byzantine mode are larger, and take the simulator longer.
+    let (think_micros, pinned_bytes) =
+        if mode == Mode::Crash { (5_000, 2_000_000) } else { (20_000, 1_000_000) };
+    Plan {
+        keys: 300,
+        think_micros,
+        state_row_micros: 8_000,
+        retain_bytes: 4_000,
+        pinned_bytes,
+        overlay_bytes_max: 1 << 20,
+        log_bytes_max: 400_000,
+        window: Window::default(),
+        // Nobody else starts it again.
+        fault_every: 1_000_000,
+        mutation,
+        ..Plan::quiet(mode, 1)
+    }
+}
+
+/// The last node is away for so long that nobody keeps all that it misses.
+fn bring_back_last(world: &mut World) {
+    run(world, 4_000);
+    let away = world.nodes.len() - 1;
+    world.crash(away, 0);
+    run(world, 20_000);
+    world.start(away);
+}
+
+fn beside_a_large_state(mode: Mode, mutation: Mutation) -> CaughtUp {
+    let mut world = World::new(&large_state(mode, mutation), false);
+    bring_back_last(&mut world);
+    let away = world.nodes.len() - 1;
+    let answered = |world: &World| world.clients.iter().map(|client| client.answered).sum::<u64>();
+    let before = answered(&world);
+    let (mut states, mut was_installing, mut level_after) = (0, false, None);
+    for moment in 1..=400 {
+        run(&mut world, 100);
+        let group = replica(&world, away).expect("it runs");
+        let is_installing = group.is_installing();
+        states += u64::from(is_installing && !was_installing);
+        was_installing = is_installing;
+        let lag = newest(&world).abs_diff(group.machine().applied().slot);
+        if states > 0 && !is_installing && lag < 20 {
+            level_after = Some(moment * 100);
+            break;
+        }
+    }
+    CaughtUp { states, level_after, answered: answered(&world) - before }
+}
+
 /// Putting a large state in place takes long, and meanwhile clients write more than is usually kept for those that lag. If that were
 /// dropped, the replica would be given one state after the other.
 #[test]
 fn a_replica_that_needs_a_large_state_needs_one_while_clients_go_on() {
-    // 150 rows stand for some hundred MiB: each takes as long as thousands.
-    let plan = Plan { keys: 150, row_micros: 8_000, retain_bytes: 1_000, ..Plan::quiet(Mode::Crash, 1) };
-    let mut world = World::new(&plan, false);
-    run(&mut world, 4_000);
-    world.crash(2, 0);
-    run(&mut world, 8_000);
-    world.start(2);
-    let (mut states, mut was_installing, mut level_after) = (0, false, None);
-    for moment in 1..=600 {
-        if level_after.is_some() {
-            break;
-        }
-        run(&mut world, 100);
-        let group = replica(&world, 2).expect("it runs");
-        let is_installing = group.is_installing();
-        states += usize::from(is_installing && !was_installing);
-        was_installing = is_installing;
-        let lag = newest(&world).abs_diff(group.machine().applied().slot);
-        if level_after.is_none() && states > 0 && !is_installing && lag < 20 {
-            level_after = Some(moment * 100);
-        }
+    for mode in [Mode::Crash, Mode::Byzantine] {
+        let caught_up = beside_a_large_state(mode, Mutation::None);
+        println!("{mode:?}: {caught_up:?}");
+        assert_eq!(caught_up.states, 1, "it was given a state that it could not go on from");
+        assert!(caught_up.level_after.is_some_and(|millis| millis <= 15_000), "{caught_up:?}");
+        assert!(caught_up.answered > 500, "{caught_up:?}");
+        let without = beside_a_large_state(mode, Mutation::PinNothing);
+        println!("{mode:?} without pins: {without:?}");
+        assert!(without.states > 3 && without.level_after.is_none(), "nobody noticed: {without:?}");
     }
-    println!("{states} states, level after {level_after:?} ms");
-    assert!(level_after.is_some());
-    assert_eq!(states, 1, "it was given a state that it could not go on from");
 }
 
 /// What became of others while one client did, or did not, flood all nodes for a while: the last view, and how many operations were
@@ -99,7 +149,9 @@ fn a_client_that_floods_nodes_with_bad_signatures_costs_no_view_and_nobody_an_an
 /// were answered in each second.
 fn beside_a_hung_disk(mode: Mode, keys: u64, mutation: Mutation) -> (Option<u64>, Vec<u64>) {
     let think_micros = if mode == Mode::Byzantine { 50_000 } else { 10_000 };
-    let plan = Plan { keys, mutation, think_micros, ..Plan::quiet(mode, 1) };
+    // While a state is taken, clients write less than is pinned, as with the defaults.
+    let pinned_bytes = 200_000;
+    let plan = Plan { keys, mutation, think_micros, pinned_bytes, ..Plan::quiet(mode, 1) };
     let mut world = World::new(&plan, false);
     run(&mut world, 3_000);
     let orders = |world: &World| {
