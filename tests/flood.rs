@@ -127,9 +127,11 @@ impl Attacker {
         Bundle::sign(&domain, &signer, &requests).bytes().clone()
     }
 
-    /// On a thread of its own: what is measured is what it does to the nodes, not to the client beside it.
+    /// On a thread of its own, which gets what the nodes and the client leave of the processors: what is measured is what it does to them
+    /// by what it sends.
     fn attack_from_elsewhere(self, other: Option<Self>) -> std::thread::JoinHandle<()> {
         std::thread::spawn(move || {
+            rustix::process::nice(19).unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 self.attack(other.is_some());
