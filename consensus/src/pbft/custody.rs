@@ -261,6 +261,11 @@ impl Custody {
         }
     }
 
+    /// A state of others was taken, in which some of it may be executed: since when the primary has known of it says nothing any more.
+    pub(super) fn forget_told(&mut self) {
+        self.kept.values_mut().for_each(|kept| kept.told_at = None);
+    }
+
     /// The bundle that waits longest.
     pub(super) fn oldest(&self) -> Option<Arrival> {
         self.kept.first_key_value().map(|(arrival, _)| *arrival)

@@ -197,6 +197,7 @@ impl Replica {
         self.missing = self.missing.split_off(&base.slot.next());
         self.next = self.next.max(base.slot.next());
         self.progress_at = self.now;
+        self.custody.forget_told();
         if base.sealed {
             self.close_custody();
         }
