@@ -170,6 +170,10 @@ impl Replica {
         }
         let state = self.slots.entry(vote.slot).or_default();
         if state.decided.is_some_and(|known| known != vote.digest) {
+            // What was learnt by certificate may be of a view above this one, which comes late and can decide nothing any more.
+            if state.committed.as_ref().is_some_and(|certificate| certificate.view > vote.view) {
+                return;
+            }
             return self.fail(format!("slot {} was decided, and a valid view says otherwise", vote.slot));
         }
         if state.batch(vote.digest).is_some() {
