@@ -14,6 +14,7 @@
 //!
 //! That nothing acknowledged is lost, that requests apply once and that reads are fresh is for the checker of the history.
 
+use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
 use std::collections::BTreeMap;
 use tetrachord::group::Group;
@@ -80,6 +81,12 @@ const LOOKS_TO_CATCH_UP: u64 = 300;
 /// Byzantine mode: bytes that a slot of the window takes, with the votes of seven replicas.
 const SLOT_BYTES: usize = 32 << 10;
 
+/// A slot that is not decided holds what was proposed in this view, and in eight views that failed before.
+const BATCHES_OF_A_SLOT: usize = 9;
+
+/// A batch of nothing but openings of sessions, as a greedy client asks for them, takes less.
+const GREEDY_BATCH_BYTES: usize = 64 << 10;
+
 /// Watches all nodes.
 #[derive(Debug)]
 pub(super) struct Invariants {
@@ -99,7 +106,9 @@ const DIGESTS_MAX: usize = 20_000;
 impl Invariants {
     pub(super) fn new(plan: &Plan) -> Self {
         let window = usize::try_from(plan.window.length).expect("a small window");
-        let window_bytes = if plan.mode == Mode::Byzantine { window * SLOT_BYTES } else { 0 };
+        let is_greedy = plan.nemeses.contains(&Nemesis::GreedyClient);
+        let slot_bytes = if is_greedy { BATCHES_OF_A_SLOT * GREEDY_BATCH_BYTES } else { SLOT_BYTES };
+        let window_bytes = if plan.mode == Mode::Byzantine { window * slot_bytes } else { 0 };
         Self {
             pinned_bytes_max: plan.pinned_bytes,
             keeps_view: plan.keeps_view,
