@@ -114,7 +114,8 @@ impl Replica {
             state.held = Some((vote, batch));
             return;
         }
-        let is_stale = batch.time().is_some_and(|time| time.0.saturating_add(lag) < wall);
+        let is_old = batch.time().is_some_and(|time| time.0.saturating_add(lag) < wall);
+        let is_stale = is_old && self.now >= self.judges_time_from;
         (state.is_fresh, state.is_stale) = (true, is_stale);
         state.times.proposed_at = came_at;
         state.batches.insert(vote.digest, batch);
@@ -267,6 +268,9 @@ impl Replica {
             "certificates are of ever higher views"
         );
         state.prepared = Some(certificate.clone());
+        // Nothing is decided before so many honest ones have come as far as this that one more than may lie blame the primary.
+        let was_late = self.others_were_first(slot);
+        self.slots.get_mut(&slot).expect("it was just prepared").is_stale &= !was_late;
         let token = self.record(&Record::Prepared(certificate));
         let own = self.sign_commit(view, slot, vote.digest);
         self.slots.entry(slot).or_default().own_commit = Some(own);
@@ -351,7 +355,7 @@ impl Replica {
             let Some(digest) = state.decided else { return };
             let Some(batch) = state.batch(digest) else { return self.want_batch(slot, digest) };
             let chain = chain_of(self.executed.chain, slot, digest);
-            let (is_fresh, is_stale) = (state.is_fresh, state.is_stale);
+            let (is_fresh, is_stale) = (state.is_fresh, state.is_stale && state.is_prepared_in(self.view));
             let (decided_at, times) = (state.times.decided_at, state.fresh_times());
             let next_epoch = batch.ends_epoch();
             // A null batch has no time: log time stands still.

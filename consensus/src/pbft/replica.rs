@@ -83,6 +83,8 @@ pub struct Replica {
     pub(super) missing: BTreeMap<Slot, Missing>,
     pub(super) status_at: Ticks,
     pub(super) progress_at: Ticks,
+    /// Before, old times are not held against a primary: this replica was stopped for long.
+    pub(super) judges_time_from: Ticks,
     pub(super) fetch_at: Ticks,
     pub(super) fetch_turn: u64,
     pub(super) log: VoteLog,
@@ -172,6 +174,7 @@ impl Replica {
             missing: BTreeMap::new(),
             status_at: Ticks(0),
             progress_at: Ticks(0),
+            judges_time_from: Ticks(0),
             fetch_at: Ticks(0),
             fetch_turn,
             log: VoteLog::default(),

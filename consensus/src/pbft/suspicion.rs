@@ -8,8 +8,9 @@
 //! them in turn and as often as it likes: for that the timer stands still no longer than for one more patience.
 //!
 //! What was proposed while this replica was away comes with an old time, whatever the primary's clock says. So nothing is made of
-//! it if one honest replica had executed the slot before: whoever helps says first how far it is. The first honest one that
-//! executes a slot is never told that, so a primary whose clock is slow is noticed with each slot by somebody.
+//! it if one honest replica had executed the slot before it was prepared here: whoever helps says first how far it is. Nobody
+//! executes before so many honest ones have prepared that those who lie are not enough to excuse the primary. One that was itself
+//! stopped for long says nothing of times for a while.
 //!
 //! Further reasons: a request that a whole window of slots overtook; fresh batches that come with a time far in the past; requests that wait
 //! much longer for the primary than agreement takes ([`super::pace`]). Patience doubles with each view that fails, and halves as
@@ -21,7 +22,7 @@ use crate::pbft::catch_up::Peer;
 use crate::pbft::custody::Arrival;
 use crate::pbft::message::Message;
 use crate::pbft::replica::Replica;
-use crate::types::{Ticks, Timestamp, View};
+use crate::types::{Slot, Ticks, Timestamp, View};
 
 /// Whether it is for the primary that requests wait here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +86,10 @@ impl Replica {
         }
         let elapsed = now.since(self.now);
         self.now = now;
+        if elapsed.saturating_mul(2_000) > self.options.lag_micros {
+            // It was stopped, and what came meanwhile comes now.
+            self.judges_time_from = now.plus(self.options.request_ticks);
+        }
         self.custody.now = now;
         self.wall = wall;
         self.release_held();
@@ -194,14 +199,13 @@ impl Replica {
             self.calm_slots = 0;
             self.failures = self.failures.saturating_sub(1);
         }
-        if is_stale && self.is_active && self.primary() != self.me && !self.others_were_first() {
+        if is_stale && self.is_active && self.primary() != self.me {
             self.give_up();
         }
     }
 
-    /// Whether one who is honest had executed the newest slot before this replica did.
-    fn others_were_first(&self) -> bool {
-        let slot = self.executed.slot;
+    /// Whether one who is honest has executed this slot already, as far as this replica was told.
+    pub(super) fn others_were_first(&self, slot: Slot) -> bool {
         let is_ahead = |peer: &&Peer| peer.status.is_some_and(|status| status.executed >= slot);
         let ahead = self.peers.values().filter(is_ahead).count();
         ahead >= self.config.quorum.one_honest() && !mutated!(self.options, BlameWhenLate)
