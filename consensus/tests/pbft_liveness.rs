@@ -263,6 +263,31 @@ fn a_primary_whose_clock_stands_still_is_replaced_whoever_hears_of_slots_late() 
     }
 }
 
+/// What waits at a backup was executed in a state that it took over: that it waited on says nothing of the primary.
+#[test]
+fn a_backup_that_took_a_state_blames_nobody_for_what_was_in_it() {
+    let options = Options { request_ticks: 1_000, ..Options::default() };
+    let mut group = Group::new(4, Window { interval: 4, length: 8 }, options);
+    let waiting: Vec<Bundle> = (1..=16).map(|number| group.request(1, number, "in the state")).collect();
+    for bundle in &waiting {
+        group.submit(3, bundle);
+    }
+    group.partition(&[3], &[0, 1, 2]);
+    waiting.iter().for_each(|bundle| group.submit(PRIMARY, bundle));
+    for number in 1..=40 {
+        let bundle = group.request(0, number, "other");
+        group.submit(PRIMARY, &bundle);
+        group.run(20);
+        (0..3).for_each(|index| group.checkpoint(index, 0, true));
+    }
+    group.heal();
+    group.run(12_000);
+    assert!(group.reached.transfers > 0, "it took a state");
+    assert!(group.all_executed(name(&waiting[15])));
+    (0..4).for_each(|index| assert_eq!(group.replica(index).view(), (View(0), true), "r{index}"));
+    group.assert_safe();
+}
+
 /// How a primary with an old clock lets one backup that cannot blame it execute each slot first, and excuse it with what it says.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum First {
