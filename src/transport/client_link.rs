@@ -37,7 +37,8 @@ pub enum Denial {
     Key(SocketAddr),
     /// The node belongs to another cluster than the cluster file tells of.
     #[error(
-        "{0} belongs to another cluster than this cluster file, or to this one before or after its genesis record was changed;          the cluster file's `protocol` must fit the record that the nodes have"
+        "{0} belongs to another cluster than this cluster file, or to this one before or after its genesis record was changed; \
+         the cluster file's `protocol` must fit the record that the nodes have"
     )]
     Cluster(SocketAddr),
 }
