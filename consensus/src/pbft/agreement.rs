@@ -269,8 +269,9 @@ impl Replica {
         );
         state.prepared = Some(certificate.clone());
         // Nothing is decided before so many honest ones have come as far as this that one more than may lie blame the primary.
-        let was_late = self.others_were_first(slot);
-        self.slots.get_mut(&slot).expect("it was just prepared").is_stale &= !was_late;
+        if state.is_stale && self.others_were_first(slot) {
+            self.slots.entry(slot).or_default().is_stale = false;
+        }
         let token = self.record(&Record::Prepared(certificate));
         let own = self.sign_commit(view, slot, vote.digest);
         self.slots.entry(slot).or_default().own_commit = Some(own);
