@@ -114,6 +114,27 @@ fn nodes_do_not_outlive_the_process_that_started_them() {
     }
 }
 
+/// A signal that comes while nodes are still being started leaves no more behind than a later one.
+#[test]
+fn whoever_is_asked_to_end_at_once_leaves_nothing_behind() {
+    for (command, signal) in
+        [("demo", Signal::TERM), ("demo", Signal::INT), ("dev", Signal::TERM), ("dev", Signal::INT)]
+    {
+        let temporary = tempfile::tempdir().unwrap();
+        let entries = || std::fs::read_dir(temporary.path()).unwrap().filter_map(Result::ok);
+        let mut start = program();
+        start.arg(command).env("TMPDIR", temporary.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut parent = start.spawn().unwrap();
+        wait_for("something to leave behind", || entries().next().map(|_| ()));
+        rustix::process::kill_process(rustix::process::Pid::from_child(&parent), signal).unwrap();
+        parent.wait().unwrap();
+        // What clients saw is kept, if they came so far.
+        let left: Vec<_> =
+            entries().map(|entry| entry.file_name()).filter(|name| name != "tetrachord-histories").collect();
+        assert!(left.is_empty(), "{command} {signal:?}: {left:?}");
+    }
+}
+
 /// `nohup tetrachord dev` is to outlive the terminal.
 #[test]
 fn a_cluster_that_was_told_to_ignore_hang_ups_goes_on() {

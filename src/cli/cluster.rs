@@ -11,6 +11,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How big a cluster should be.
 #[derive(Clone, Debug, Args)]
@@ -230,24 +231,38 @@ fn ignores_hang_up() -> bool {
     ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
-/// Waits until this process is asked to end, and says how.
-pub(crate) async fn asked_to_end() -> anyhow::Result<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    // To wait for a signal is to ignore it no more.
-    let mut hang_up = if ignores_hang_up() { None } else { Some(signal(SignalKind::hangup())?) };
-    let hung_up = async {
-        match &mut hang_up {
-            Some(hang_up) => _ = hang_up.recv().await,
-            None => std::future::pending().await,
+/// The signals that ask this process to end. Made before anything that is to end with it: what is started earlier is left behind by a
+/// signal that comes in between.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    hang_up: Option<Signal>,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ending {
+    /// From here on these signals end nothing by themselves.
+    pub(crate) fn watch() -> anyhow::Result<Self> {
+        let of = |kind| signal(kind).context("cannot wait for signals");
+        // To wait for a signal is to ignore it no more.
+        let hang_up = if ignores_hang_up() { None } else { Some(of(SignalKind::hangup())?) };
+        Ok(Self { hang_up, terminate: of(SignalKind::terminate())?, interrupt: of(SignalKind::interrupt())? })
+    }
+
+    /// Waits until this process is asked to end, and says how.
+    pub(crate) async fn asked(mut self) -> &'static str {
+        let hung_up = async {
+            match &mut self.hang_up {
+                Some(hang_up) => _ = hang_up.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            () = hung_up => "SIGHUP",
+            _ = self.interrupt.recv() => "Ctrl-C",
         }
-    };
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        () = hung_up => "SIGHUP",
-        _ = interrupt.recv() => "Ctrl-C",
-    })
+    }
 }
 
 /// Addresses on loopback whose ports nobody uses just now.

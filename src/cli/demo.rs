@@ -2,7 +2,7 @@
 //! everybody killed, and a verdict on what the clients saw.
 
 use super::check::remark;
-use super::cluster::{LocalCluster, Size, asked_to_end, leaders};
+use super::cluster::{Ending, LocalCluster, Size, leaders};
 use super::demo_report::{Report, Tally};
 use super::dev::TemporaryDirectory;
 use super::history_file::HistoryFile;
@@ -52,9 +52,10 @@ const LEADER_KILLS: usize = 2;
 const AWAY: Duration = Duration::from_millis(2_500);
 
 pub(crate) async fn run(common: &Common, args: &DemoArgs) -> anyhow::Result<Exit> {
+    let ending = Ending::watch()?;
     tokio::select! {
         done = run_to_the_end(common, args) => done,
-        signal = asked_to_end() => Err(anyhow::anyhow!("ended by {}; nothing was judged", signal?)),
+        signal = ending.asked() => Err(anyhow::anyhow!("ended by {signal}; nothing was judged")),
     }
 }
 

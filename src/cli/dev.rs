@@ -1,12 +1,13 @@
 //! `tetrachord dev`: a cluster on this machine until Ctrl-C.
 
-use super::cluster::{LocalCluster, Size, asked_to_end};
+use super::cluster::{Ending, LocalCluster, Size};
 use super::output::print_json;
 use super::{Common, Exit};
 use crate::ring::{GroupId, NodeId};
 use anyhow::Context;
 use clap::Args;
 use serde_json::json;
+use std::convert::Infallible;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,24 +26,25 @@ pub(crate) struct DevArgs {
 }
 
 pub(crate) async fn run(common: &Common, args: &DevArgs) -> anyhow::Result<Exit> {
+    let ending = Ending::watch()?;
     let temporary = if args.dir.is_none() { Some(TemporaryDirectory::new("tetrachord-dev")?) } else { None };
     let dir = args.dir.clone().or(temporary.as_ref().map(|dir| dir.0.clone())).unwrap_or_default();
-    let mut cluster = LocalCluster::start(&dir, &args.size)?;
+    tokio::select! {
+        Err(crash) = run_until_a_node_ends(common, args, &dir) => Err(crash),
+        _ = ending.asked() => Ok(Exit::Ok),
+    }
+}
+
+/// Ends with an error alone: at the latest that of the node that ended by itself.
+async fn run_until_a_node_ends(common: &Common, args: &DevArgs, dir: &Path) -> anyhow::Result<Infallible> {
+    let mut cluster = LocalCluster::start(dir, &args.size)?;
     let client = cluster.client(Duration::from_secs(5))?;
     let leaders = cluster.wait_for_leaders(&client, Duration::from_secs(30)).await?;
-    say(common, &cluster, &dir, &leaders);
-    let mut ended = std::pin::pin!(asked_to_end());
+    say(common, &cluster, dir, &leaders);
     loop {
-        tokio::select! {
-            signal = &mut ended => {
-                signal?;
-                return Ok(Exit::Ok);
-            }
-            () = tokio::time::sleep(Duration::from_secs(1)) => {
-                if let Some(crash) = cluster.crashed() {
-                    anyhow::bail!(crash);
-                }
-            }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if let Some(crash) = cluster.crashed() {
+            anyhow::bail!(crash);
         }
     }
 }
