@@ -364,6 +364,14 @@ impl Roster {
                 known.store, self.life.store
             );
         }
+        if known.incarnation == self.life.incarnation && known.log_end <= self.life.log_end {
+            return format!(
+                "two copies of this data directory have run: {from} has heard another one at its start {}, and this one is at the same \
+                 start. What {me} promised there is missing here, so it must not vote. Put the copy back that {from} has heard; if it is \
+                 lost, {me} must be added as a new node",
+                known.incarnation
+            );
+        }
         format!(
             "this data directory is an older copy: {from} has seen {me} at its start {} with {} log frames, here it is start {} with {}. \
              What {me} promised in between is missing here, so it must not vote. Put the newest directory back; if it is lost, {me} \

@@ -178,7 +178,13 @@ fn two_copies_that_were_opened_equally_often_are_told_apart() {
     desks[0].life = Life { opening: 7, ..copy };
     desks[0].restart();
     talk(&mut desks, &[1, 2]);
-    assert!(desks[0].stopped.is_some());
+    assert!(
+        desks[0]
+            .stopped
+            .clone()
+            .unwrap()
+            .contains("two copies of this data directory have run: n2 has heard")
+    );
 }
 
 #[test]

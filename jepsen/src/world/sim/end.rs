@@ -14,6 +14,10 @@ use tetrachord_checker::{History, Limits, Operation, Verdict, check};
 const CALM_MILLIS: u64 = 10_000;
 const BYZANTINE_CALM_MILLIS: u64 = 60_000;
 
+/// Where less is pinned for those that lag than clients write while a state is taken, whoever takes one needs a second one when they are
+/// done: it gets the time twice.
+const PINNED_FOR_A_STATE: usize = 100_000;
+
 /// And where nodes lie, each client has been answered so many times in a row within half of a patience before this long is over. A
 /// primary that makes everybody wait as long as it can without being replaced for silence is replaced by then.
 const QUICK_MILLIS: u64 = 180_000;
@@ -44,7 +48,8 @@ impl World {
         }
         self.clients.iter_mut().for_each(|client| client.is_done = true);
         // The bound is for both, without the time that was taken to see how quick answers are.
-        let end = begin + millis * 1_000 + (self.now - answered_at);
+        let states = if self.plan.pinned_bytes < PINNED_FOR_A_STATE { 2 } else { 1 };
+        let end = begin + states * millis * 1_000 + (self.now - answered_at);
         while self.violation.is_none() && self.now < end {
             self.run_until(self.now + SLICE_MICROS);
             if self.is_even() {

@@ -323,7 +323,9 @@ impl World {
                 {
                     self.violate(|| wrong);
                 }
-                self.send(Parcel::Peer { from, to, class, frame });
+                let is_stranger = self.nodes[index].stranger.is_some();
+                let only_life = is_stranger.then_some(self.nodes[index_of(to)].life);
+                self.send(Parcel::Peer { from, to, class, frame, only_life });
             }
             NodeEffect::Answer { connection: ConnectionId(client), frame } => {
                 let client = usize::try_from(client).expect("few clients");

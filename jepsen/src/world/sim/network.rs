@@ -14,9 +14,25 @@ use tetrachord::shares::ClientId;
 /// A frame on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Parcel {
-    Peer { from: NodeId, to: NodeId, class: Class, frame: Bytes },
-    Request { to: NodeId, client: usize, frame: Bytes },
-    Answer { from: NodeId, client: usize, frame: Bytes },
+    Peer {
+        from: NodeId,
+        to: NodeId,
+        class: Class,
+        frame: Bytes,
+        /// Of a stranger: the receiver's life, which alone hears it, as over a connection. Two strangers that hear each other would be
+        /// two faults at once.
+        only_life: Option<u64>,
+    },
+    Request {
+        to: NodeId,
+        client: usize,
+        frame: Bytes,
+    },
+    Answer {
+        from: NodeId,
+        client: usize,
+        frame: Bytes,
+    },
 }
 
 impl Parcel {
@@ -122,6 +138,9 @@ impl World {
 
     pub(super) fn arrives(&mut self, parcel: Parcel) {
         let event = match &parcel {
+            Parcel::Peer { to, only_life: Some(life), .. } if self.nodes[index_of(*to)].life != *life => {
+                return;
+            }
             Parcel::Peer { from, to, frame, .. } => {
                 Some((index_of(*to), NodeEvent::Peer { from: *from, body: frame.slice(4..) }))
             }

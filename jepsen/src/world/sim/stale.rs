@@ -72,7 +72,8 @@ impl World {
             for liar in liars {
                 self.reach(PASSED_ON);
                 let from = NodeId(u32::try_from(liar).expect("few nodes") + 1);
-                self.send(Parcel::Peer { from, to, class: Class::Request, frame: forward.clone() });
+                let (class, frame) = (Class::Request, forward.clone());
+                self.send(Parcel::Peer { from, to, class, frame, only_life: None });
             }
         }
     }
