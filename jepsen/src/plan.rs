@@ -138,6 +138,8 @@ impl Plan {
         };
         // Nodes and groups on a ring that is longer than a group.
         let wide = [(8, 8), (8, 8), (5, 3), (6, 2)];
+        // With all that a slot of Byzantine mode keeps, a small batch takes more than an entry.
+        let slots_kept = if mode == Mode::Crash { 1 } else { 6 };
         let (think_micros, longer) = [(0, 1), (5_000, 1), (50_000, 2), (300_000, 4)][random.index(4)];
         let mut plan = Self {
             seed,
@@ -158,9 +160,9 @@ impl Plan {
             row_micros: 0,
             state_row_micros: 0,
             log_bytes_max: [15_000, 60_000, 400_000][random.index(3)],
-            retain_bytes: [1_000, 4_000, 40_000][random.index(3)],
+            retain_bytes: slots_kept * [1_000, 4_000, 40_000][random.index(3)],
             // Drawn apart, as for greedy clients: those that lag must need whole states often enough.
-            pinned_bytes: [0, 10_000, 200_000][Random::new(seed ^ 0x7069_6e73).index(3)],
+            pinned_bytes: slots_kept * [0, 10_000, 200_000][Random::new(seed ^ 0x7069_6e73).index(3)],
             overlay_bytes_max: [600, 20_000, 1 << 20][random.index(3)],
             message_bytes: [300, 4_000, 256 << 10][random.index(3)],
             window_entries: [3, 32, 1024][random.index(3)],
@@ -213,6 +215,18 @@ impl Plan {
         // No more than `f` are faulty, the one that falls silent among them.
         let is_nobody_faulty = !self.has(Nemesis::Lies) && !self.has(Nemesis::Rot);
         self.ends_silent = may_fall_silent && is_nobody_faulty && !self.keeps_view && self.groups == 1;
+        if self.has(Nemesis::Lies) && random.below(5) == 0 {
+            self.lie = Some([Lie::FalseState, Lie::EndlessState][random.index(2)]);
+        }
+        if self.has(Nemesis::Lies) && matches!(self.lie, Some(Lie::FalseState | Lie::EndlessState)) {
+            self.need_states();
+        }
+    }
+
+    /// Whoever was away for a moment lacks a whole state.
+    fn need_states(&mut self) {
+        (self.retain_bytes, self.pinned_bytes) = (0, 0);
+        self.nemeses.extend([Nemesis::Kill, Nemesis::Isolate]);
     }
 
     /// A run of three nodes, or four in Byzantine mode, in which nothing goes wrong by itself: for those that are told step by step.
@@ -236,7 +250,7 @@ impl Plan {
             keeps_view: false,
             ends_silent: false,
             log_bytes_max: 60_000,
-            retain_bytes: 4_000,
+            retain_bytes: if mode == Mode::Crash { 4_000 } else { 24_000 },
             overlay_bytes_max: 20_000,
             message_bytes: 4_000,
             window_entries: 32,

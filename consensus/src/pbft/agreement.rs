@@ -81,7 +81,7 @@ impl Replica {
         let vote = Vote { signer: self.me, view, slot, digest, signature };
         let state = self.slots.entry(slot).or_default();
         assert!(state.accepted_in(view).is_none(), "a slot is assigned once in a view");
-        state.batches.insert(digest, Arc::new(batch));
+        state.batches.insert(Arc::new(batch));
         self.next = slot.next();
         self.accept(vote);
     }
@@ -118,7 +118,7 @@ impl Replica {
         let is_stale = is_old && self.now >= self.judges_time_from;
         (state.is_fresh, state.is_stale) = (true, is_stale);
         state.times.proposed_at = came_at;
-        state.batches.insert(vote.digest, batch);
+        state.batches.insert(batch);
         self.accept(vote);
     }
 
@@ -204,9 +204,8 @@ impl Replica {
     /// The bytes of a batch that the log does not hold yet and will from now on.
     fn unrecorded(&mut self, slot: Slot, digest: Digest) -> Option<Bytes> {
         let state = self.slots.get_mut(&slot).expect("the caller holds the slot");
-        let batch = state.batches.get(&digest).filter(|_| !state.recorded.contains(&digest)).cloned()?;
-        state.recorded.insert(digest);
-        Some(batch.bytes().clone())
+        let is_news = state.batches.note_recorded(digest);
+        state.batches.get(digest).filter(|_| is_news).map(|batch| batch.bytes().clone())
     }
 
     pub(super) fn sign_prepare(&self, vote: &Vote) -> Vote {

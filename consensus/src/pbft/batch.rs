@@ -100,6 +100,13 @@ impl Batch {
         &self.bytes
     }
 
+    /// Bytes that it takes in memory, about: its own, and what was read from them.
+    pub(super) fn memory(&self) -> usize {
+        let requests: usize = self.bundles.iter().map(Bundle::len).sum();
+        let read = self.bundles.len() * size_of::<Bundle>() + requests * size_of::<Bytes>();
+        size_of::<Self>() + self.bytes.len() + read
+    }
+
     /// What the batch is known by.
     #[must_use]
     pub fn digest(&self) -> Digest {

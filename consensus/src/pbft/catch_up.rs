@@ -381,7 +381,7 @@ impl Replica {
     /// Another replica needs a batch.
     pub(super) fn on_fetch(&mut self, from: ReplicaId, slot: Slot, digest: Digest) {
         let (now, interval) = (self.now, self.options.status_ticks);
-        let batch = self.slots.get(&slot).and_then(|state| state.batches.get(&digest)).cloned();
+        let batch = self.slots.get(&slot).and_then(|state| state.batches.get(digest)).cloned();
         if let Some(batch) = batch {
             let peer = self.peers.get_mut(&from).expect("every other replica is a peer");
             if now.since(peer.fetched.0) >= interval {
@@ -403,9 +403,9 @@ impl Replica {
         self.missing.remove(&slot);
         let (view, is_active) = (self.view, self.is_active);
         let state = self.slots.entry(slot).or_default();
-        state.batches.insert(batch.digest(), batch);
+        state.batches.insert(batch);
         let awaited = state.awaited.filter(|vote| is_active && vote.view == view);
-        if let Some(vote) = awaited.filter(|vote| state.batches.contains_key(&vote.digest)) {
+        if let Some(vote) = awaited.filter(|vote| state.batches.contains(vote.digest)) {
             self.accept(vote);
         }
         self.execute();
@@ -419,7 +419,7 @@ impl Replica {
         }
         let state = self.slots.entry(slot).or_default();
         let digest = certificate.digest;
-        state.batches.insert(digest, batch);
+        state.batches.insert(batch);
         state.committed.get_or_insert(certificate);
         self.decide(slot, digest);
     }

@@ -116,6 +116,18 @@ impl Replica {
             self.refute(slot, "a quorum signed another");
         }
         self.shed();
+        self.rest();
+    }
+
+    /// What is stable and executed needs no votes any more. A view that begins may ask again for what was stable here before: one window
+    /// at most.
+    pub(super) fn rest(&mut self) {
+        let stable = self.stable_slot();
+        let to = stable.min(self.executed.slot);
+        let from = Slot(stable.0.saturating_sub(2 * self.config.window.length));
+        if from < to {
+            self.slots.range_mut(from.next()..=to).for_each(|(_, state)| state.rest());
+        }
     }
 }
 

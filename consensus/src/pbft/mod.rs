@@ -64,6 +64,7 @@
 
 pub mod agreement;
 pub mod batch;
+mod bodies;
 mod catch_up;
 mod checkpoint;
 mod config;

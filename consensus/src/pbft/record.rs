@@ -186,8 +186,8 @@ impl Recovered {
             return Err("a batch is not the one that it is recorded as");
         }
         let state = self.slots.entry(slot).or_default();
-        state.recorded.insert(digest);
-        state.batches.insert(digest, Arc::new(batch));
+        state.batches.insert(Arc::new(batch));
+        state.batches.note_recorded(digest);
         Ok(())
     }
 }

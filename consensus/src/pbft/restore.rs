@@ -115,7 +115,7 @@ impl Replica {
     fn rewrite_slot(&mut self, slot: Slot) {
         let state = self.slots.get_mut(&slot).expect("the caller names a slot that is here");
         state.drop_unused();
-        state.recorded.clear();
+        state.batches.forget_recorded();
         let (accepted, prepared) = (state.accepted, state.prepared.clone());
         // A certificate may be for a batch that an older view proposed; its bytes must stay too.
         let older = prepared.as_ref().filter(|found| accepted.is_none_or(|vote| vote.digest != found.digest));
@@ -145,12 +145,11 @@ impl Replica {
 
     fn record_earlier(&mut self, slot: Slot) {
         let state = self.slots.get_mut(&slot).expect("the caller names a slot that is here");
-        let earlier: Vec<Bytes> = state
-            .earlier
-            .iter()
-            .filter_map(|digest| state.batches.get(digest).map(|batch| batch.bytes().clone()))
-            .collect();
-        state.recorded.extend(state.earlier.iter().filter(|digest| state.batches.contains_key(*digest)));
+        let here = state.earlier.iter().filter_map(|digest| state.batches.get(*digest));
+        let earlier: Vec<Bytes> = here.map(|batch| batch.bytes().clone()).collect();
+        for digest in &state.earlier {
+            state.batches.note_recorded(*digest);
+        }
         for batch in earlier {
             self.record(&Record::Earlier { slot, batch });
         }

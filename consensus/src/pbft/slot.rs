@@ -1,11 +1,16 @@
 //! What a replica knows about one slot.
 
 use crate::pbft::batch::Batch;
+use crate::pbft::bodies::Bodies;
 use crate::pbft::message::{CommitCertificate, PreparedCertificate, Signatures, Vote};
 use crate::pbft::pace::Times;
+use crate::pbft::sign::Signature;
 use crate::types::{Digest, LogBase, ReplicaId, Ticks, View};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+
+/// The slot itself: the leaves of the map that holds slots are little more than half full.
+const SLOT_BYTES: usize = 2 * size_of::<SlotState>();
 
 /// Batches of earlier views that are kept for one slot.
 const EARLIER_MAX: usize = 8;
@@ -28,10 +33,8 @@ pub(super) struct SlotState {
     pub(super) is_fresh: bool,
     /// That says that its clock is slow, or that it came here late.
     pub(super) is_stale: bool,
-    /// Batches by digest.
-    pub(super) batches: BTreeMap<Digest, Arc<Batch>>,
-    /// Those of them that the vote log holds.
-    pub(super) recorded: BTreeSet<Digest>,
+    /// Batches that something here refers to.
+    pub(super) batches: Bodies,
     /// PREPAREs of this view.
     pub(super) prepares: BTreeMap<ReplicaId, Vote>,
     /// COMMITs of this view.
@@ -57,7 +60,7 @@ impl SlotState {
         if digest == Digest::ZERO {
             return Some(Arc::new(Batch::null()));
         }
-        self.batches.get(&digest).cloned()
+        self.batches.get(digest).cloned()
     }
 
     /// The PRE-PREPARE accepted in this view.
@@ -87,8 +90,7 @@ impl SlotState {
     /// A batch that nothing refers to any more.
     fn drop_batch(&mut self, digest: Digest) {
         if !self.used().contains(&Some(digest)) {
-            self.batches.remove(&digest);
-            self.recorded.remove(&digest);
+            self.batches.retain(|kept| kept != digest);
         }
     }
 
@@ -163,23 +165,37 @@ impl SlotState {
         self.held = None;
         (self.is_fresh, self.is_stale) = (false, false);
         self.awaited = None;
-        assert!(
-            self.recorded.iter().all(|digest| self.batches.contains_key(digest)),
-            "recorded batches stay"
-        );
+    }
+
+    /// A stable checkpoint covers it and it is executed here: no view begins below that, and whoever lags is helped by the proof of what
+    /// was decided. The votes and the certificate that led there take many times what they were about.
+    pub(super) fn rest(&mut self) {
+        if self.committed.is_none() {
+            return;
+        }
+        assert!(self.decided.is_some(), "what has a proof is decided");
+        self.prepares = BTreeMap::new();
+        self.commits = BTreeMap::new();
+        self.prepares_in_check = BTreeMap::new();
+        self.commits_in_check = BTreeMap::new();
+        (self.own_commit, self.prepared, self.held, self.awaited) = (None, None, None, None);
+        self.settle();
     }
 
     /// Drops batches that nothing refers to any more.
     pub(super) fn drop_unused(&mut self) {
         let used = self.used();
         let earlier = &self.earlier;
-        self.batches.retain(|digest, _| used.contains(&Some(*digest)) || earlier.contains(digest));
-        self.recorded.retain(|digest| used.contains(&Some(*digest)) || earlier.contains(digest));
+        self.batches.retain(|digest| used.contains(&Some(digest)) || earlier.contains(&digest));
     }
 
-    /// Bytes of the batches, about.
+    /// Bytes that the slot takes in memory, about.
     pub(super) fn bytes(&self) -> usize {
-        self.batches.values().map(|batch| bytes_of(batch)).sum()
+        let votes = self.prepares.len() + self.commits.len();
+        let signatures = self.prepared.as_ref().map_or(0, |certificate| certificate.prepares.len())
+            + self.committed.as_ref().map_or(0, |certificate| certificate.commits.len());
+        let lists = votes * size_of::<Vote>() + signatures * size_of::<(ReplicaId, Signature)>();
+        SLOT_BYTES + lists + self.batches.iter().map(|batch| batch.memory()).sum::<usize>()
     }
 
     /// Bytes of batches while none is decided: what this view's primary proposed, and all.
@@ -188,8 +204,11 @@ impl SlotState {
             return (0, 0);
         }
         let held = self.held.as_ref().map_or(0, |(_, batch)| bytes_of(batch));
-        let accepted = self.accepted_in(view).and_then(|vote| self.batches.get(&vote.digest));
-        (held + accepted.map_or(0, |batch| bytes_of(batch)), held + self.bytes())
+        let accepted = self.accepted_in(view).and_then(|vote| self.batches.get(vote.digest));
+        (
+            held + accepted.map_or(0, |batch| bytes_of(batch)),
+            held + self.batches.iter().map(|batch| bytes_of(batch)).sum::<usize>(),
+        )
     }
 }
 
@@ -213,17 +232,17 @@ mod tests {
             let (digest, signature) = (batch.digest(), Signature([0; 64]));
             let vote =
                 Vote { signer: ReplicaId(0), view: View(u64::from(view)), slot: Slot(1), digest, signature };
-            state.batches.insert(digest, batch);
+            state.batches.insert(batch);
             state.accept(vote);
-            assert!(state.batches.len() <= 1 + EARLIER_MAX, "not only when the log is rewritten");
+            assert!(state.batches.iter().count() <= 1 + EARLIER_MAX, "not only when the log is rewritten");
         }
         state.drop_unused();
-        assert_eq!(state.batches.len(), 1 + EARLIER_MAX, "the last and so many before it");
+        assert_eq!(state.batches.iter().count(), 1 + EARLIER_MAX, "the last and so many before it");
         let (last, all) = state.open_bytes(View(11));
         assert_eq!((all, state.open_bytes(View(12)).0), ((1 + EARLIER_MAX) * last, 0));
         state.decided = state.accepted.map(|vote| vote.digest);
         state.settle();
-        assert_eq!((state.batches.len(), state.open_bytes(View(11))), (1, (0, 0)));
+        assert_eq!((state.batches.iter().count(), state.open_bytes(View(11))), (1, (0, 0)));
     }
 
     fn one_request(time: u8) -> bytes::Bytes {

@@ -16,7 +16,7 @@ const BYZANTINE_CALM_MILLIS: u64 = 60_000;
 
 /// Where less is pinned for those that lag than clients write while a state is taken, whoever takes one needs a second one when they are
 /// done: it gets the time twice.
-const PINNED_FOR_A_STATE: usize = 100_000;
+const PINNED_FOR_A_STATE: usize = 200_000;
 
 /// And where nodes lie, each client has been answered so many times in a row within half of a patience before this long is over. A
 /// primary that makes everybody wait as long as it can without being replaced for silence is replaced by then.

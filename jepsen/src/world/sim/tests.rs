@@ -40,7 +40,7 @@ struct CaughtUp {
 fn large_state(mode: Mode, mutation: Mutation) -> Plan {
     // Slots of Byzantine mode are larger, and take the simulator longer.
     let (think_micros, pinned_bytes) =
-        if mode == Mode::Crash { (5_000, 2_000_000) } else { (20_000, 1_000_000) };
+        if mode == Mode::Crash { (5_000, 2_000_000) } else { (20_000, 6_000_000) };
     Plan {
         keys: 300,
         think_micros,
