@@ -562,6 +562,7 @@ impl Group {
         self.compacted_slot = self.durable_slot;
         self.engine.step(Event::Compact { slot: Slot(self.durable_slot), retain });
         self.note_cut(retain);
+        self.note_rewritten();
         self.carry_out(storage)
     }
 
@@ -571,10 +572,11 @@ impl Group {
         self.durable_slot >= self.wanted_slot || self.transfer.is_some() || self.is_installing()
     }
 
-    /// Whether the tree durably holds more than when the log was last rewritten, so that rewriting it drops something.
+    /// Whether the tree durably holds more than when the log was last rewritten, or less of it may be kept for others, so that rewriting
+    /// it drops something.
     #[must_use]
     pub fn has_gained(&self) -> bool {
-        self.durable_slot > self.compacted_slot
+        self.durable_slot > self.compacted_slot || self.keeps_too_much()
     }
 
     /// Begins a checkpoint now, if there is something to write and nothing forbids it.

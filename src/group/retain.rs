@@ -8,7 +8,11 @@
 //! Invariants:
 //! * all pins together keep so many bytes at most: they are a stretch at the end of the log, not one for each replica;
 //! * a pin moves up with what its replica has, as it says, and to the slot of a state that it is given;
-//! * whoever comes no further for [`PIN_MILLIS`] loses its pin; a state that it was given is worth more time, by its bytes.
+//! * whoever comes no further for [`PIN_MILLIS`] loses its pin; a state that it was given is worth more time, by its bytes;
+//! * what may be kept no more, because a pin has ended or other groups need their share, goes at once, also where nobody writes.
+//!
+//! In crash mode the leader alone knows how far others are, and pins for them; in Byzantine mode everybody does, as they say, but whoever
+//! gives a state pins longest. A replica that is given a state goes on from the log of the one that gave it.
 //!
 //! Nothing waits for a pin: whoever lags on purpose costs the others memory and disk within the bound, and nobody an answer.
 
@@ -49,6 +53,10 @@ pub(super) struct Pins {
     bytes_max: usize,
     /// Bytes that were left of the log for others when it was last cut.
     left_bytes: usize,
+    /// The same in the write-ahead log, when it was last rewritten.
+    rewritten_bytes: usize,
+    /// Bytes of the log at the last look, if somebody lacks some of it.
+    lacked_bytes: usize,
     /// The broken variant keeps nothing.
     is_broken: bool,
 }
@@ -57,6 +65,11 @@ impl Pins {
     pub(super) fn new(bytes_max: usize, mutation: Mutation) -> Self {
         let is_broken = mutation.pins_nothing();
         Self { is_broken, bytes_max: if is_broken { 0 } else { bytes_max }, ..Self::default() }
+    }
+
+    /// It is not for this replica to bring that one further.
+    fn forget(&mut self, replica: ReplicaId) {
+        self.of.remove(&replica);
     }
 
     /// A replica was heard, or was not since the last time. Whoever has all that is durable here needs nothing.
@@ -122,12 +135,28 @@ impl Group {
         self.pins.lowest.is_some_and(|slot| slot.0 < self.durable_slot)
     }
 
+    /// Bytes of the log that somebody may lack, about; none if nobody does.
+    #[must_use]
+    pub fn lacked_bytes(&self) -> usize {
+        self.pins.lacked_bytes
+    }
+
+    /// Whether so much less may be kept than when the write-ahead log was last rewritten that doing it again drops something.
+    pub(super) fn keeps_too_much(&self) -> bool {
+        self.pins.rewritten_bytes > self.retain_bytes()
+    }
+
+    /// The write-ahead log was rewritten, and holds what is in memory.
+    pub(super) fn note_rewritten(&mut self) {
+        self.pins.rewritten_bytes = self.engine.log_bytes();
+    }
+
     /// Sets how much all pins of this group may keep.
     pub fn set_pinned_bytes_max(&mut self, bytes_max: usize) {
         self.pins.bytes_max = if self.pins.is_broken { 0 } else { bytes_max };
     }
 
-    /// Learns how far the others are. What is not pinned any more goes with the next checkpoint.
+    /// Learns how far the others are.
     pub(super) fn tick_pins(&mut self) {
         if self.now.since(self.pins.looked_at) < LOOK_MILLIS {
             return;
@@ -136,12 +165,17 @@ impl Group {
         let durable = Slot(self.durable_slot);
         for index in 0..self.place.nodes.len() {
             let replica = ReplicaId(u8::try_from(index).expect("a group has few replicas"));
-            if let Some(reached) = self.engine.reached(replica) {
-                self.pins.note(replica, reached, durable);
+            match self.engine.reached(replica) {
+                Some(reached) => self.pins.note(replica, reached, durable),
+                None => self.pins.forget(replica),
             }
         }
         self.note_transfer();
         self.pins.look(self.now);
+        self.pins.lacked_bytes = if self.is_pinned() { self.engine.log_bytes() } else { 0 };
+        if self.pins.left_bytes > self.retain_bytes() {
+            self.trim();
+        }
     }
 
     /// Whoever is given a state needs what follows it.

@@ -285,6 +285,7 @@ impl Group {
         }
         self.end_repair();
         self.engine.step(Event::SnapshotInstalled { base: base_of(&applied) });
+        self.note_cut(self.retain());
         self.carry_out(storage)
     }
 }

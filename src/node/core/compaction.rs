@@ -21,6 +21,21 @@ pub(super) enum Compaction {
     Submitted(CommitId),
 }
 
+/// So much is divided among those that need these bytes: nobody gets less than another who gets less than it needs, and what nobody needs
+/// is divided evenly, for whoever needs more soon. Who needs nothing gets what it would if it did.
+fn shares(bytes: usize, needs: &[usize]) -> Vec<usize> {
+    let mut needy: Vec<usize> = (0..needs.len()).filter(|index| needs[*index] > 0).collect();
+    needy.sort_by_key(|index| needs[*index]);
+    let count = needy.len().max(1);
+    let (mut shares, mut left) = (vec![bytes / count; needs.len()], bytes);
+    for (done, index) in needy.iter().enumerate() {
+        shares[*index] = needs[*index].min(left / (count - done));
+        left -= shares[*index];
+    }
+    needy.iter().for_each(|index| shares[*index] += left / count);
+    shares
+}
+
 impl NodeCore {
     /// Whether the log has not grown for a while and holds much more than is kept for lagging replicas: then rewriting it
     /// costs nobody anything, and disk and the next start gain.
@@ -33,11 +48,13 @@ impl NodeCore {
         self.now.since(self.log_grown.1) >= LOG_IDLE_MILLIS && bytes > 2 * kept as u64 + LOG_IDLE_BYTES
     }
 
-    /// The groups in which somebody lags share evenly what a node keeps for such replicas. Those that are done leave it to the others.
+    /// The groups in which somebody lags share what a node keeps for such replicas. Those that need little leave it to the others.
     pub(super) fn share_pins(&mut self) {
-        let pinned = self.groups.values().filter(|group| group.is_pinned()).count();
-        let share = self.settings.group.pinned_bytes / pinned.max(1);
-        self.groups.values_mut().for_each(|group| group.set_pinned_bytes_max(share));
+        let needs: Vec<usize> = self.groups.values().map(Group::lacked_bytes).collect();
+        let shares = shares(self.settings.group.pinned_bytes, &needs);
+        for (group, share) in self.groups.values_mut().zip(shares) {
+            group.set_pinned_bytes_max(share);
+        }
     }
 
     /// Rewrites the log when it has grown too long: trees first, then one commit with the state of every engine.
@@ -72,5 +89,31 @@ impl NodeCore {
             Compaction::Idle | Compaction::Submitted(_) => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_need_little_leave_it_to_the_others() {
+        assert_eq!(shares(100, &[0, 0]), [100, 100], "whoever needs it first");
+        assert_eq!(shares(100, &[0, 7, 0]), [100, 100, 100]);
+        assert_eq!(shares(100, &[10, 500]), [10, 90]);
+        assert_eq!(shares(100, &[500, 10, 500]), [45, 10, 45]);
+        assert_eq!(shares(100, &[10, 20]), [45, 55], "what nobody needs yet is there for whoever needs more");
+        assert_eq!(shares(100, &[10, 20, 0]).iter().take(2).sum::<usize>(), 100);
+        assert_eq!(shares(0, &[10, 0]), [0, 0]);
+        for seed in 0..1_000usize {
+            let needs: Vec<usize> = (1..=seed % 7).map(|index| seed * index * 7_919 % 100).collect();
+            let given: usize = shares(200, &needs)
+                .iter()
+                .zip(&needs)
+                .filter(|(_, need)| **need > 0)
+                .map(|(share, _)| share)
+                .sum();
+            assert!(given <= 200, "{needs:?}");
+        }
     }
 }

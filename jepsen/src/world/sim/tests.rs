@@ -104,6 +104,27 @@ fn a_replica_that_needs_a_large_state_needs_one_while_clients_go_on() {
     }
 }
 
+/// A group that falls silent while somebody lags has no next checkpoint with which what was pinned could go.
+#[test]
+fn what_was_pinned_goes_where_nobody_writes_any_more() {
+    let plan = Plan { think_micros: 20_000, pinned_bytes: 4_000_000, ..Plan::quiet(Mode::Crash, 1) };
+    let mut world = World::new(&plan, false);
+    run(&mut world, 3_000);
+    let is_leader = |index: &usize| replica(&world, *index).is_some_and(Group::is_leading);
+    let leader = (0..3).find(is_leader).expect("somebody leads");
+    let lagging = (leader + 1) % 3;
+    world.nodes[lagging].hung_until = world.now + 30_000_000;
+    run(&mut world, 20_000);
+    world.clients.iter_mut().for_each(|client| client.is_done = true);
+    run(&mut world, 5_000);
+    let kept = |world: &World| replica(world, leader).expect("it runs").engine().log_bytes;
+    assert!(kept(&world) > 10 * plan.retain_bytes, "nothing was pinned: {}", kept(&world));
+    run(&mut world, 10_000);
+    let applied = |index: usize| replica(&world, index).map(|group| group.machine().applied().slot);
+    assert_eq!(applied(lagging), applied(leader));
+    assert!(kept(&world) <= plan.retain_bytes, "{} are kept for nobody", kept(&world));
+}
+
 /// What became of others while one client did, or did not, flood all nodes for a while: the last view, and how many operations were
 /// answered.
 fn beside_a_flood(mutation: Mutation, is_flooded: bool) -> (u64, u64) {
