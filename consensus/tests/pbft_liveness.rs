@@ -658,6 +658,34 @@ fn a_primary_that_proposes_more_than_it_has_decided_fills_no_memory() {
     assert!((OPEN_BYTES / 2..OPEN_BYTES + (165 << 10)).contains(&most), "{most}");
 }
 
+/// Seed 31016692 of the simulator: what a primary was not told of is shown to it when it has waited for half of a patience, and a full
+/// pipeline that was proposed before is executed by the time that it can answer.
+#[test]
+fn a_primary_is_given_time_to_propose_what_it_is_shown() {
+    let options = Options { request_ticks: 1_000, ..Options::default() };
+    let window = Window { interval: 16, length: 32 };
+    let mut group = Group::new(4, window, options);
+    let mut puppet = Puppet::take_the_place_of_the_primary(&mut group);
+    let untold = group.request(1, 1, "the primary was not told");
+    group.submit(1, &untold);
+    while group.now < 490 {
+        turn(&mut group);
+    }
+    assert!(!group.has_executed(1, name(&untold)) && !has_lost_its_view(&group));
+    for number in 1..=window.interval + 4 {
+        let bundle = group.request(0, number, "of a full pipeline");
+        let batch = batch(&group, 0, vec![bundle]);
+        puppet.order(&mut group, &batch);
+    }
+    (0..10).for_each(|_| turn(&mut group));
+    let last = group.request(0, window.interval + 4, "of a full pipeline");
+    assert!(group.has_executed(1, name(&last)), "all that was under way is ordered");
+    let shown = batch(&group, 0, vec![untold.clone()]);
+    puppet.order(&mut group, &shown);
+    (0..10).for_each(|_| turn(&mut group));
+    assert!(group.has_executed(1, name(&untold)) && !has_lost_its_view(&group));
+}
+
 /// The story of each rule, told with the rule switched off: whether it still ends well.
 fn ends_well(mutation: Mutation) -> bool {
     match mutation {

@@ -12,7 +12,8 @@
 //! executes before so many honest ones have prepared that those who lie are not enough to excuse the primary. One that was itself
 //! stopped for long says nothing of times for a while.
 //!
-//! Further reasons: a request that a whole window of slots overtook; fresh batches that come with a time far in the past; requests that wait
+//! Further reasons: a request that slots overtook for a quarter of a patience after it was shown to all (what is on its way then was proposed
+//! before the primary could see it, and of a full pipeline that is more than any number of slots that one could name); fresh batches that come with a time far in the past; requests that wait
 //! much longer for the primary than agreement takes ([`super::pace`]). Patience doubles with each view that fails, and halves as
 //! slots are executed or as a patience goes by in which a view is of use. The timer for a NEW-VIEW starts only when a quorum has
 //! asked for the view: nobody is blamed for what nobody could do.
@@ -47,8 +48,8 @@ pub(super) struct Waiting {
     /// Whether it turned out that this replica had missed something.
     missed: bool,
     has_begun_anew: bool,
-    /// How many fresh slots had been executed when it was shown to all.
-    shown_at: Option<u64>,
+    /// When it was shown to all: how long it had waited, and how many fresh slots had been executed.
+    shown_at: Option<(u64, u64)>,
 }
 
 impl Waiting {
@@ -157,12 +158,14 @@ impl Replica {
             return;
         }
         let Waiting { arrival, waited, shown_at, .. } = waiting;
-        let is_overtaken = shown_at.is_some_and(|at| self.fresh_slots > at + self.config.window.interval);
+        let is_overtaken = shown_at.is_some_and(|(then, slots)| {
+            waited >= then + patience / 4 && self.fresh_slots > slots + self.config.window.interval
+        });
         if waited >= patience || is_overtaken || self.is_primary_slow(patience) {
             return self.give_up();
         }
         if waited >= patience / 2 && shown_at.is_none() {
-            self.waiting = Some(Waiting { shown_at: Some(self.fresh_slots), ..waiting });
+            self.waiting = Some(Waiting { shown_at: Some((waited, self.fresh_slots)), ..waiting });
             if let Some(bytes) = self.custody.bytes_of(arrival) {
                 self.broadcast(&Message::Requests(bytes), None);
                 self.custody.told(Some(arrival));
