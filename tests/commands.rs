@@ -133,7 +133,7 @@ fn status_says_whether_groups_serve_and_which_node_has_what_trouble() {
     std::fs::write(&file, no_room).unwrap();
     let alone = cluster.run(&["status"]);
     let said = String::from_utf8_lossy(&alone.stdout).to_string();
-    assert!(alone.status.code() == Some(5) && said.contains("no node can be reached"), "{said}");
+    assert!(alone.status.code() == Some(5) && said.contains("no node answers"), "{said}");
     assert!(said.contains("unreachable (cannot reach 127.0.0.1:"), "the node and the reason: {said}");
     (0..4).for_each(|index| cluster.start_node(index));
     let state = |cluster: &Cluster| cluster.status()["groups"][0]["state"].as_str().map(str::to_string);

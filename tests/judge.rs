@@ -156,6 +156,12 @@ fn a_cluster_is_recorded_twice_and_accused_of_nothing() {
 #[test]
 fn a_recorder_opens_its_file_before_it_does_anything() {
     let cluster = Cluster::init(3, 1);
+    // A history may be written over, and nothing else.
+    let precious = cluster.dir.path().join("precious");
+    std::fs::write(&precious, "what took a year to write").unwrap();
+    let output = cluster.run(&["record", "--seconds", "1", "-o", precious.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read_to_string(&precious).unwrap(), "what took a year to write");
     let output = cluster.run(&["record", "--seconds", "86400", "-o", "/nowhere/run.jsonl"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(

@@ -168,7 +168,7 @@ type Cpu = BTreeMap<crate::ring::NodeId, Option<(u64, u64)>>;
 
 async fn cpu_micros(client: &Client) -> Cpu {
     let answers = status::ask_all(client).await.into_iter();
-    let told = |answer: Result<crate::wire::NodeStatus, String>| {
+    let told = |answer: Result<crate::wire::NodeStatus, crate::client::Refusal>| {
         answer.ok().map(|status| (status.incarnation, status.process.cpu_micros))
     };
     answers.map(|(node, answer)| (node, told(answer))).collect()

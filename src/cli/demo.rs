@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn histories_are_kept_in_no_folder_of_another_user() {
         let (user, name) =
-            (rustix::process::getuid().as_raw(), format!("tetrachord-test-{}", std::process::id()));
+            (rustix::process::getuid().as_raw(), format!("tetrachord-histories-test-{}", std::process::id()));
         let folder = own_folder(&name, user).unwrap();
         let of_another = own_folder(&name, user + 1).unwrap_err().to_string();
         assert!(of_another.contains("is somebody else's"), "{of_another}");

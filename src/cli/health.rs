@@ -1,5 +1,6 @@
 //! What the nodes' statuses come to: whether each group serves, and what is wrong with a node that is up.
 
+use crate::client::Refusal;
 use crate::ring::{GroupId, NodeId};
 use crate::wire::{GroupStatus, NodeStatus};
 use serde_json::{Value, json};
@@ -7,7 +8,7 @@ use std::collections::BTreeMap;
 use tetrachord_consensus::quorum::liars;
 
 /// What a node says, or why it says nothing.
-pub(crate) type Answer = (NodeId, Result<NodeStatus, String>);
+pub(crate) type Answer = (NodeId, Result<NodeStatus, Refusal>);
 
 /// Whether a group serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +74,15 @@ impl Health {
         let is_joined = told.iter().any(|(status, _)| hears(status) >= needed);
         let named = |leader: &NodeId| told.iter().filter(|(_, told)| told.leader == Some(*leader)).count();
         let leads = |(status, told): &&(&NodeStatus, &GroupStatus)| told.is_leader && hears(status) >= needed;
-        let leader = told.iter().filter(leads).map(|(status, _)| status.node).max_by_key(named);
+        let here = told.iter().filter(leads).map(|(status, _)| status.node).max_by_key(named);
+        // One that others follow may be out of reach from here alone.
+        let is_followed = |leader: &NodeId| {
+            let hear = told
+                .iter()
+                .filter(|(status, told)| told.leader == Some(*leader) && status.connected.contains(leader));
+            !able.contains(leader) && hear.count() + 1 >= needed
+        };
+        let leader = here.or_else(|| members.iter().copied().find(is_followed));
         let state = match (is_joined, leader) {
             (false, _) => State::NoQuorum,
             (true, None) if !is_byzantine => State::NoLeader,
@@ -103,6 +112,12 @@ impl Health {
         let missing = missing.map(ToString::to_string).collect::<Vec<_>>().join(", ");
         match self.state {
             State::Serves => format!("{group} serves"),
+            State::Degraded if self.leader.is_some_and(|leader| !self.able.contains(&leader)) => {
+                let leader = self.leader.unwrap_or_default();
+                format!(
+                    "{group} is led by {leader}, which does not answer here: see its address in the cluster file"
+                )
+            }
             State::Degraded if missing.is_empty() => format!("{group} serves; its primary is being replaced"),
             State::Degraded => {
                 format!("{group} serves without {missing}; {able} of {all} are there, {needed} are needed")
@@ -187,7 +202,19 @@ mod tests {
     }
 
     fn down(id: u32) -> Answer {
-        (NodeId(id), Err("silent".to_string()))
+        (NodeId(id), Err(Refusal::Unavailable("silent".to_string())))
+    }
+
+    #[test]
+    fn a_leader_that_does_not_answer_here_leads_all_the_same() {
+        let others_follow = [down(1), node(2, &[1, 3], Some(1)), node(3, &[1, 2], Some(1))];
+        let health = Health::of(GroupId(1), &[1, 2, 3].map(NodeId), false, &others_follow);
+        assert!(
+            health.state == State::Degraded && health.words().contains("led by n1, which does not answer")
+        );
+        // Nobody has a connection to it: it is gone.
+        let gone = [down(1), node(2, &[3], Some(1)), node(3, &[2], Some(1))];
+        assert_eq!(state(&gone), State::NoLeader);
     }
 
     fn state(answers: &[Answer]) -> State {
@@ -198,11 +225,12 @@ mod tests {
     fn a_group_serves_if_enough_hear_one_another_and_one_leads() {
         let [one, two, three] =
             [(1, [2, 3]), (2, [1, 3]), (3, [1, 2])].map(|(id, links)| node(id, &links, Some(2)));
-        assert_eq!(state(&[one.clone(), two.clone(), three.clone()]), State::Serves);
-        assert_eq!(state(&[one.clone(), two.clone(), down(3)]), State::Degraded);
+        assert_eq!(state(&[one.clone(), two.clone(), three]), State::Serves);
+        assert_eq!(state(&[one, two.clone(), down(3)]), State::Degraded);
         assert_eq!(state(&[down(1), two.clone(), down(3)]), State::NoQuorum);
         assert_eq!(state(&[down(1), down(2), down(3)]), State::NoQuorum);
-        assert_eq!(state(&[one, down(2), three]), State::NoLeader, "who is said to lead does not answer");
+        let left = [node(1, &[3], Some(2)), down(2), node(3, &[1], Some(2))];
+        assert_eq!(state(&left), State::NoLeader, "who is said to lead is gone");
         let alone = [node(1, &[], Some(1)), node(2, &[], None), node(3, &[], None)];
         assert_eq!(state(&alone), State::NoQuorum, "they answer and do not hear one another");
         let electing = [node(1, &[2], None), node(2, &[1], None), down(3)];

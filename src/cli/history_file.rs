@@ -1,11 +1,15 @@
 //! A history on disk while it is recorded. After every write the file holds a history that can be judged: what was answered, and behind
 //! it whatever was open at that moment, as operations of which nobody knows the outcome. The next write replaces those.
 
+use super::usage;
 use anyhow::Context;
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use tetrachord_checker::Operation;
+
+/// How every recorded history begins.
+const HEAD: [u8; 11] = *b"# recorded ";
 
 /// The file, open.
 #[derive(Debug)]
@@ -21,8 +25,14 @@ pub(crate) struct HistoryFile {
 }
 
 impl HistoryFile {
-    /// Opens it, and replaces what was there.
+    /// Opens it, and replaces what was there, if that is a history too.
     pub(crate) fn create(path: &Path, remark: &str) -> anyhow::Result<Self> {
+        if !may_replace(path) {
+            return Err(usage(format!(
+                "{} is there already, and is no recorded history. Name another file, or remove this one",
+                path.display()
+            )));
+        }
         let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         Self::begin(file, path, remark)
     }
@@ -93,6 +103,17 @@ impl HistoryFile {
 
 fn lines(operations: &[Operation]) -> String {
     operations.iter().map(|operation| operation.to_json() + "\n").collect()
+}
+
+/// Whether nobody loses anything if this file is written anew: it is not there, is empty, is a history that was recorded, or is no file at
+/// all but a pipe.
+fn may_replace(path: &Path) -> bool {
+    let mut head = [0; HEAD.len()];
+    let Ok(mut file) = File::open(path) else { return true };
+    match file.metadata() {
+        Ok(metadata) if !metadata.is_file() || metadata.len() == 0 => true,
+        _ => file.read_exact(&mut head).is_ok() && head == HEAD,
+    }
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! The liars of `demo --mode byzantine`: which nodes lie, which lies, and what came of them.
 
 use super::check::remark;
+use super::health::Answer;
 use super::status::ask_all;
 use crate::client::Client;
 use crate::config::ChaosConfig;
 use crate::ring::NodeId;
-use crate::wire::NodeStatus;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -72,7 +72,7 @@ struct Sample {
 }
 
 impl Sample {
-    fn of(answers: &[(NodeId, Result<NodeStatus, String>)], liars: &[NodeId]) -> Self {
+    fn of(answers: &[Answer], liars: &[NodeId]) -> Self {
         let mut sample = Self::default();
         for (node, status) in answers.iter().filter_map(|(node, answer)| Some((node, answer.as_ref().ok()?)))
         {
@@ -140,7 +140,7 @@ impl Watch {
         }
     }
 
-    fn note_suspects(&self, answers: &[(NodeId, Result<NodeStatus, String>)], liars: &[NodeId]) {
+    fn note_suspects(&self, answers: &[Answer], liars: &[NodeId]) {
         let mut suspects = self.suspects.lock().expect("never held while panicking");
         let honest = answers.iter().filter(|(node, _)| !liars.contains(node));
         for status in honest.filter_map(|(_, answer)| answer.as_ref().ok()) {

@@ -107,7 +107,7 @@ enum Command {
     Incr(kv::IncrArgs),
     /// Show nodes and groups, and whether each group serves
     #[command(
-        after_help = "Exits 5 if a group has no quorum or no leader. What the words mean: docs/operating.md."
+        after_help = "Exits 5 if a group has no quorum or no leader, 8 if no node lets this client in. What the words mean: docs/operating.md."
     )]
     Status,
     /// Load a cluster and measure it

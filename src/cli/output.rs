@@ -83,6 +83,9 @@ pub(crate) fn not_done(error: &NotDone, is_json: bool) -> Exit {
         print_json(&json!({ "outcome": word, "error": error.to_string() }));
     } else {
         eprintln!("{error}");
+        if matches!(exit, Exit::Unavailable | Exit::Unknown) {
+            eprintln!("`tetrachord status` shows which nodes answer, and which groups have a quorum");
+        }
     }
     exit
 }

@@ -138,13 +138,18 @@ pub(crate) fn run(common: &Common, args: &ProofArgs) -> anyhow::Result<Exit> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let what = || format!("{} is not a proof", file.display());
     let found: ProofFile = serde_json::from_str(&text).with_context(what)?;
-    anyhow::ensure!(
-        found.cluster == keys.cluster,
-        "the proof is of cluster {}, the keys are those of {}",
-        found.cluster,
-        keys.cluster
-    );
+    if found.cluster != keys.cluster {
+        eprintln!(
+            "NOT proved: the proof is of cluster {}, the keys are those of {}",
+            found.cluster, keys.cluster
+        );
+        return Ok(Exit::ProofFailed);
+    }
     let proof = found.proof().with_context(what)?;
+    if keys.ring.group(proof.group).is_none() {
+        eprintln!("NOT proved: this cluster has no {}, which the proof is about", proof.group);
+        return Ok(Exit::ProofFailed);
+    }
     let judgement = keys.judge(&proof)?;
     print(common, &proof, &judgement, Printed { is_raw: *raw, is_old: true })
 }
@@ -179,20 +184,24 @@ fn print(common: &Common, proof: &Proof, judgement: &Judgement, how: Printed) ->
         object.extend(more.as_object().cloned().unwrap_or_default());
         print_json(&Value::Object(object));
     } else {
-        if let Some((_, value)) = found {
+        // What is not proved is no answer.
+        if let Some((_, value)) = found.as_ref().filter(|_| holds) {
             print_value(Some(value), how.is_raw);
         }
-        let what = if found.is_some() { "this value" } else { "no such key" };
-        let names = if names.is_empty() { vec!["nobody".to_string()] } else { names };
-        eprintln!(
-            "{}: {} of {} signed {what} for {} in slot {}; {} are enough",
-            if holds { "proved" } else { "NOT proved" },
-            names.join(", "),
-            proof.group,
-            in_words(key),
-            judgement.slot,
-            judgement.needed
-        );
+        let what = match (found.is_some(), holds) {
+            (true, true) => "this value",
+            (true, false) => "its value",
+            (false, _) => "no such key",
+        };
+        let (verdict, needed) = (if holds { "proved" } else { "NOT proved" }, judgement.needed);
+        let (group, key, slot) = (proof.group, in_words(key), judgement.slot);
+        match names.as_slice() {
+            [] => eprintln!("{verdict}: nobody of {group} signed {what} for {key}; {needed} are enough"),
+            names => eprintln!(
+                "{verdict}: {} of {group} signed {what} for {key} in slot {slot}; {needed} are enough",
+                names.join(", ")
+            ),
+        }
         if holds && how.is_old {
             eprintln!(
                 "so it was at {} by the cluster's clock, by this machine's {}; it may have changed since",

@@ -3,13 +3,13 @@
 use super::health::{Answer, Clocks, Health, State, clock_off, off_in_words, own_clock_behind, troubles};
 use super::output::{print_json, table};
 use super::{Common, Exit};
-use crate::client::Client;
+use crate::client::{Client, Refusal};
 use crate::ring::NodeId;
 use crate::wire::NodeStatus;
 use serde_json::{Value, json};
 
 /// Asks all nodes at once; those that do not answer are listed with the reason.
-pub(crate) async fn ask_all(client: &Client) -> Vec<(NodeId, Result<NodeStatus, String>)> {
+pub(crate) async fn ask_all(client: &Client) -> Vec<Answer> {
     let mut tasks = tokio::task::JoinSet::new();
     for node in client.nodes() {
         let client = client.clone();
@@ -71,7 +71,13 @@ pub(crate) async fn run(common: &Common) -> anyhow::Result<Exit> {
         print_tables(&answers, &clocks);
         print_health(&groups, &clocks);
     }
-    Ok(if serves { Exit::Ok } else { Exit::Unavailable })
+    let is_denied = |(_, answer): &Answer| matches!(answer, Err(Refusal::Denied(_)));
+    Ok(match serves {
+        true => Exit::Ok,
+        // Whoever is not let in learns nothing of the groups.
+        false if answers.iter().all(is_denied) => Exit::Denied,
+        false => Exit::Unavailable,
+    })
 }
 
 /// Groups that all of their replicas serve are only counted.
@@ -80,13 +86,29 @@ fn print_health(groups: &[Health], clocks: &Clocks) {
         println!("\nthe clock of this machine is {} of the nodes'", off_in_words(-behind));
     }
     if groups.is_empty() {
-        println!("\nno node can be reached: nothing is known of any group");
+        println!("\nno node answers: nothing is known of any group");
         return;
     }
-    let whole = groups.iter().filter(|group| group.state == State::Serves).count();
-    println!("\n{whole} of {} group(s) are served by all of their replicas", groups.len());
+    let count = |is_it: fn(State) -> bool| groups.iter().filter(|group| is_it(group.state)).count();
+    let whole = count(|state| state == State::Serves);
+    let parts = [
+        (whole, "served by all of their replicas"),
+        (count(|state| state == State::Degraded), "degraded"),
+        (count(|state| !state.serves()), "not serving"),
+    ];
+    let parts: Vec<String> =
+        parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    println!("\n{} group(s): {}", groups.len(), parts.join(", "));
     for group in groups.iter().filter(|group| group.state != State::Serves) {
         println!("{}", group.words());
+    }
+}
+
+/// Why a node says nothing of itself.
+fn why_silent(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Unavailable(reason) => format!("unreachable ({reason})"),
+        denied => denied.to_string(),
     }
 }
 
@@ -99,7 +121,7 @@ fn print_tables(answers: &[Answer], clocks: &Clocks) {
         let status = match answer {
             Ok(status) => status,
             Err(reason) => {
-                nodes.add_row(vec![node.to_string(), format!("unreachable ({reason})")]);
+                nodes.add_row(vec![node.to_string(), why_silent(reason)]);
                 continue;
             }
         };
@@ -161,9 +183,9 @@ fn print_tables(answers: &[Answer], clocks: &Clocks) {
     }
 }
 
-fn node_json(node: NodeId, answer: &Result<NodeStatus, String>, clocks: &Clocks) -> Value {
+fn node_json(node: NodeId, answer: &Result<NodeStatus, Refusal>, clocks: &Clocks) -> Value {
     match answer {
-        Err(reason) => json!({ "node": node.0, "up": false, "error": reason }),
+        Err(reason) => json!({ "node": node.0, "up": false, "error": why_silent(reason) }),
         Ok(status) => json!({
             "node": node.0,
             "up": true,

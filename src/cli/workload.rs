@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tetrachord_checker::{Action, Operation, Value};
+use tokio::task::JoinSet;
 
 /// What many clients see.
 #[derive(Clone, Debug)]
@@ -153,27 +154,36 @@ pub(crate) async fn run_client(client: Client, recorder: Recorder, keys: usize, 
     super::close(&user.client).await;
 }
 
+/// How many read at once at the end: where nobody answers, each read takes as long as it may.
+const READERS: usize = 64;
+
 /// Reads every key once, so that the history says what the end state was. None of a key that could not be read.
 pub(crate) async fn read_all(
     client: &Client,
     recorder: &Recorder,
     keys: usize,
 ) -> Vec<(String, Option<Option<String>>)> {
-    let mut user = User {
-        process: recorder.new_process(),
-        client: client.clone(),
-        recorder: recorder.clone(),
-        random: 1,
-        written: 0,
-        seen: BTreeMap::new(),
-    };
-    let mut values = Vec::new();
-    for index in 0..keys {
-        let key = recorder.key(index);
-        let value = user.get(key.clone()).await;
-        values.push((key, value));
+    let mut tasks = JoinSet::new();
+    for reader in 0..READERS.min(keys) {
+        let mut user = User {
+            process: recorder.new_process(),
+            client: client.clone(),
+            recorder: recorder.clone(),
+            random: 1,
+            written: 0,
+            seen: BTreeMap::new(),
+        };
+        tasks.spawn(async move {
+            let mut values = Vec::new();
+            for index in (reader..keys).step_by(READERS) {
+                let key = user.recorder.key(index);
+                let value = user.get(key.clone()).await;
+                values.push((key, value));
+            }
+            values
+        });
     }
-    values
+    tasks.join_all().await.into_iter().flatten().collect()
 }
 
 struct User {
