@@ -48,3 +48,23 @@ fn what_is_kept_of_the_log_takes_about_what_is_counted() {
         );
     }
 }
+
+/// A replica that starts again may cut its log as one that went on: else one that is started again and again keeps all of it in memory.
+#[test]
+fn a_log_is_cut_after_a_restart_as_before() {
+    let mut group = Group::new(4, Window { interval: 16, length: 32 }, Options::default());
+    for number in 1..=100 {
+        let bundle = group.request(0, number, "an operation");
+        group.submit(0, &bundle);
+        group.settle();
+    }
+    group.checkpoint(2, usize::MAX, true);
+    group.crash(2, 0);
+    group.start(2);
+    let kept = group.replica(2).log_bytes();
+    let slot = group.replica(2).stable_slot();
+    assert!(slot.0 >= 96, "{slot}");
+    group.step(2, Event::Trim { slot, retain: Retain::last(kept / 4) });
+    let cut = group.replica(2).log_bytes();
+    assert!(cut <= kept / 4 + kept / 20, "{cut} of {kept} bytes are kept");
+}

@@ -17,7 +17,7 @@ use crate::pbft::request::Bundle;
 use crate::pbft::sign::Statement;
 use crate::pbft::slot::SlotState;
 use crate::pbft::verify::Origin;
-use crate::types::{Digest, LogBase, PersistToken, Slot, Ticks, Timestamp, View};
+use crate::types::{Digest, PersistToken, Slot, Ticks, Timestamp, View};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -354,13 +354,11 @@ impl Replica {
             let Some(state) = self.slots.get_mut(&slot) else { return };
             let Some(digest) = state.decided else { return };
             let Some(batch) = state.batch(digest) else { return self.want_batch(slot, digest) };
-            let chain = chain_of(self.executed.chain, slot, digest);
             let (is_fresh, is_stale) = (state.is_fresh, state.is_stale && state.is_prepared_in(self.view));
             let (decided_at, times) = (state.times.decided_at, state.fresh_times());
             let next_epoch = batch.ends_epoch();
-            // A null batch has no time: log time stands still.
-            let time = batch.time().unwrap_or_default().max(self.executed.time);
-            self.executed = LogBase { slot, chain, time, sealed: next_epoch.is_some() };
+            self.executed = batch.ends(self.executed);
+            assert!(self.executed.slot == slot, "slots are executed in order");
             state.end = Some(self.executed);
             self.record_decided(slot, digest);
             self.hand_out(self.executed, &batch);
@@ -384,10 +382,3 @@ impl Replica {
 
 /// A request may be valid for so long at most, in microseconds; less than a session is remembered.
 pub const NOT_AFTER_MICROS_MAX: u64 = 300 * 1_000_000;
-
-/// The hash of the log up to a slot. Fields have fixed widths.
-fn chain_of(before: Digest, slot: Slot, digest: Digest) -> Digest {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&before.0).update(&slot.0.to_be_bytes()).update(&digest.0);
-    Digest(*hasher.finalize().as_bytes())
-}

@@ -8,7 +8,7 @@
 
 use crate::codec::PROPOSAL_BYTES_MAX;
 use crate::pbft::request::{Bundle, BundleError, RequestName};
-use crate::types::{Digest, Timestamp};
+use crate::types::{Digest, LogBase, Timestamp};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// Bundles in one batch.
@@ -98,6 +98,21 @@ impl Batch {
     #[must_use]
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
+    }
+
+    /// The log up to this batch, if it is decided behind what is given. Fields of the chain hash have fixed widths.
+    pub(super) fn ends(&self, before: LogBase) -> LogBase {
+        let slot = before.slot.next();
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&before.chain.0).update(&slot.0.to_be_bytes()).update(&self.digest.0);
+        // A null batch has no time: log time stands still.
+        let time = self.time.unwrap_or_default().max(before.time);
+        LogBase {
+            slot,
+            chain: Digest(*hasher.finalize().as_bytes()),
+            time,
+            sealed: self.ends_epoch().is_some(),
+        }
     }
 
     /// Bytes that it takes in memory, about: its own, and what was read from them.

@@ -30,13 +30,35 @@ impl Replica {
         for slot in slots {
             self.restore_slot(slot);
         }
-        if let Some(state) = self.slots.get_mut(&self.executed.slot) {
-            state.end = Some(self.executed);
-        }
+        self.restore_ends();
         self.restore_view();
         self.execute();
         let stable = self.stable_slot();
         self.own_checkpoints = self.own_checkpoints.split_off(&stable);
+    }
+
+    /// Where the log may be cut: behind every slot that was executed, as far as the log tells all of them.
+    fn restore_ends(&mut self) {
+        let (executed, mut end) = (self.executed, self.base);
+        let mut ends = Vec::new();
+        for (slot, state) in self.slots.range(self.base.slot.next()..) {
+            if *slot > executed.slot {
+                break;
+            }
+            let Some(batch) = state.decided.and_then(|digest| state.batch(digest)) else { break };
+            if *slot != end.slot.next() {
+                break;
+            }
+            end = batch.ends(end);
+            ends.push(end);
+        }
+        // What was decided last may not have come to the log before the state had it.
+        ends.push(executed);
+        for end in ends {
+            if let Some(state) = self.slots.get_mut(&end.slot) {
+                state.end = Some(end);
+            }
+        }
     }
 
     /// A view that had begun goes on: what it began with and was not voted for yet, and where its primary was.
