@@ -267,7 +267,14 @@ async fn flood(config: NodeConfig, stop: std::sync::Arc<std::sync::atomic::Atomi
     // Without its store nobody would listen to it.
     let format = std::fs::read_to_string(config.data_dir.join("format")).unwrap();
     let store = format.lines().find_map(|line| StoreId::from_hex(line.strip_prefix("store ")?)).unwrap();
-    let life = Life { store, incarnation: 1_000, opening: 1, log_end: u64::MAX, is_admitted: true };
+    let life = Life {
+        store,
+        incarnation: 1_000,
+        opening: 1,
+        opened_at: u64::MAX,
+        log_end: u64::MAX,
+        is_admitted: true,
+    };
     let introduction = wire::encode(&PeerMessage::Introduction(Introduction::Introduce(life)));
     let settings = TransportSettings {
         node: config.node,

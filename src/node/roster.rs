@@ -64,7 +64,7 @@ fn betrays(known: &Life, told: &Life) -> bool {
     }
     let is_other_copy = known.incarnation == told.incarnation && known.opening != told.opening;
     let went_back = told.incarnation < known.incarnation
-        || (told.incarnation > known.incarnation && told.log_end < known.log_end);
+        || (told.incarnation > known.incarnation && told.opened_at < known.log_end);
     is_other_copy || went_back
 }
 
@@ -322,9 +322,9 @@ impl Roster {
             self.refused.insert(from, self.now);
             tracing::error!(
                 peer = %from,
-                "this node is known as store {} at its start {} and {} log frames; now it comes as store {} at start {} and {} \
+                "this node is known as store {} at its start {} and {} log frames; now it comes as store {} at start {} with {} \
                  frames: its disk was replaced, or an older copy put back. It is not listened to",
-                known.store, known.incarnation, known.log_end, told.store, told.incarnation, told.log_end
+                known.store, known.incarnation, known.log_end, told.store, told.incarnation, told.opened_at
             );
         }
         // Whoever is new knows nothing of what was before: what it noted first may be what comes late from another stranger.
@@ -364,7 +364,7 @@ impl Roster {
                 known.store, self.life.store
             );
         }
-        if known.incarnation == self.life.incarnation && known.log_end <= self.life.log_end {
+        if known.incarnation == self.life.incarnation && known.log_end <= self.life.opened_at {
             return format!(
                 "two copies of this data directory have run: {from} has heard another one at its start {}, and this one is at the same \
                  start. What {me} promised there is missing here, so it must not vote. Put the copy back that {from} has heard; if it is \
@@ -376,7 +376,7 @@ impl Roster {
             "this data directory is an older copy: {from} has seen {me} at its start {} with {} log frames, here it is start {} with {}. \
              What {me} promised in between is missing here, so it must not vote. Put the newest directory back; if it is lost, {me} \
              must be added as a new node",
-            known.incarnation, known.log_end, self.life.incarnation, self.life.log_end
+            known.incarnation, known.log_end, self.life.incarnation, self.life.opened_at
         )
     }
 
@@ -445,6 +445,7 @@ pub(super) fn open(
         store: recovery.store,
         incarnation: recovery.incarnation,
         opening: settings.opening,
+        opened_at: storage.log_end(),
         log_end: storage.log_end(),
         is_admitted: false,
     };

@@ -287,7 +287,9 @@ pub struct Life {
     pub incarnation: u64,
     /// Drawn at this opening: two copies of one store may have been opened equally often.
     pub opening: u64,
-    /// How far its log was durable; see [`crate::storage::Storage::log_end`].
+    /// How far its log was durable when it was opened. A copy that has fallen behind may write as much again, but not before that.
+    pub opened_at: u64,
+    /// How far it is durable; see [`crate::storage::Storage::log_end`].
     pub log_end: u64,
     /// Whether a majority of the other nodes has noted this store, so that it may vote.
     pub is_admitted: bool,

@@ -22,8 +22,14 @@ struct Desk {
 impl Desk {
     fn new(node: u32, of: u32, liars: usize) -> Self {
         let all: BTreeSet<NodeId> = (1..=of).map(NodeId).collect();
-        let life =
-            Life { store: store(node as u8), incarnation: 1, opening: 1, log_end: 0, is_admitted: false };
+        let life = Life {
+            store: store(node as u8),
+            incarnation: 1,
+            opening: 1,
+            opened_at: 0,
+            log_end: 0,
+            is_admitted: false,
+        };
         let node = NodeId(node);
         let roster = reopen(node, &all, liars, life, &[]);
         Self { node, all, liars, life, disk: Vec::new(), roster, commits: 0, now: 0, stopped: None }
@@ -33,6 +39,7 @@ impl Desk {
     fn restart(&mut self) {
         self.life.incarnation += 1;
         self.life.opening += 100;
+        self.life.opened_at = self.life.log_end;
         self.stopped = None;
         self.roster = reopen(self.node, &self.all, self.liars, self.life, &self.disk);
     }
@@ -165,6 +172,22 @@ fn an_older_copy_is_noticed_by_whoever_knows_more() {
     assert!(desks[0].roster.may_vote(), "by itself it cannot know");
     talk(&mut desks, &[1, 3]);
     assert!(!desks[2].roster.hears(NodeId(1)));
+    assert!(desks[0].stopped.clone().unwrap().contains("is an older copy: n3 has seen n1"));
+}
+
+/// Seed 32001342 of the simulator: before it was introduced to one who knew more, the copy had written as much as it lacked.
+#[test]
+fn an_older_copy_is_noticed_however_much_it_has_written_since() {
+    let mut desks = cluster(3);
+    talk(&mut desks, &[1, 2, 3]);
+    let (disk, life) = (desks[0].disk.clone(), desks[0].life);
+    desks[0].life.log_end += 10;
+    desks[0].roster.on_logged();
+    talk(&mut desks, &[1, 2, 3]);
+    (desks[0].disk, desks[0].life) = (disk, life);
+    desks[0].restart();
+    desks[0].life.log_end += 20;
+    talk(&mut desks, &[1, 3]);
     assert!(desks[0].stopped.clone().unwrap().contains("is an older copy: n3 has seen n1"));
 }
 
@@ -318,6 +341,7 @@ fn notes_of_one_node_are_bounded_in_time() {
             store: store(2),
             incarnation,
             opening: incarnation,
+            opened_at: incarnation,
             log_end: incarnation,
             is_admitted: false,
         };
