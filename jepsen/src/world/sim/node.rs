@@ -15,6 +15,7 @@ use tetrachord_consensus::pbft::{ClientSigner, Lie, Unverified};
 use tetrachord_consensus::{Options, Ticks, Timestamp};
 
 use super::network::Parcel;
+use std::collections::BTreeSet;
 
 /// When virtual time begins, in microseconds since the Unix epoch.
 pub(super) const EPOCH_MICROS: u64 = 1_700_000_000_000_000;
@@ -34,6 +35,8 @@ pub(super) struct Node {
     counted: Option<CommitId>,
     pub(super) is_paused: bool,
     pub(super) stalled: Vec<Parcel>,
+    /// Nodes with which it has a new link since it was paused.
+    pub(super) missed_links: BTreeSet<usize>,
     pub(super) lies: bool,
     /// Whether a row was changed and the state was not repaired since.
     pub(super) is_rotten: bool,
@@ -99,6 +102,7 @@ impl Node {
             counted: None,
             is_paused: false,
             stalled: Vec::new(),
+            missed_links: BTreeSet::new(),
             is_rotten: false,
             lies: plan.has(Nemesis::Lies) && plan.faulty().contains(&index),
             lie_turn: 0,
@@ -215,7 +219,10 @@ impl World {
     /// A node has a new link to another one.
     pub(super) fn link(&mut self, index: usize, peer: usize) {
         let node = NodeId(u32::try_from(peer).expect("few nodes") + 1);
-        if self.nodes[peer].core.is_some() && !self.nodes[index].is_paused {
+        if self.nodes[index].is_paused {
+            // It learns of it before it hears anything over that link.
+            self.nodes[index].missed_links.insert(peer);
+        } else if self.nodes[peer].core.is_some() {
             let events = [false, true].map(|is_up| NodeEvent::PeerLink { node, is_up });
             self.turn(index, events);
         }
@@ -232,6 +239,7 @@ impl World {
         node.disk.crash(kept);
         node.checks.clear();
         node.stalled.clear();
+        node.missed_links.clear();
         node.is_paused = false;
         self.look_at_disk(index);
         if lost > 0 {
@@ -396,6 +404,9 @@ impl World {
             return;
         }
         self.trace.note(|| format!("n{} goes on", index + 1));
+        for peer in std::mem::take(&mut self.nodes[index].missed_links) {
+            self.link(index, peer);
+        }
         let mut stalled = std::mem::take(&mut self.nodes[index].stalled);
         stalled.sort_by_key(|parcel| !matches!(parcel, Parcel::Request { .. }));
         stalled.into_iter().for_each(|parcel| self.arrives(parcel));
