@@ -146,9 +146,9 @@ impl Group {
         self.pins.rewritten_bytes > self.retain_bytes()
     }
 
-    /// The write-ahead log was rewritten, and holds what is in memory.
+    /// The write-ahead log was rewritten, after a cut: it holds what was left in memory.
     pub(super) fn note_rewritten(&mut self) {
-        self.pins.rewritten_bytes = self.engine.log_bytes();
+        self.pins.rewritten_bytes = self.pins.left_bytes;
     }
 
     /// Sets how much all pins of this group may keep.
