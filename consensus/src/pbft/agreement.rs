@@ -220,7 +220,7 @@ impl Replica {
 
     /// A verified PREPARE of a backup.
     pub(super) fn on_prepare(&mut self, vote: Vote) {
-        if !self.is_vote_in_reach(&vote) {
+        if !self.is_vote_in_reach(&vote) || self.rests(vote.slot) {
             return;
         }
         let state = self.slots.entry(vote.slot).or_default();
@@ -292,7 +292,7 @@ impl Replica {
 
     /// A verified COMMIT.
     pub(super) fn on_commit(&mut self, vote: Vote) {
-        if !self.is_vote_in_reach(&vote) {
+        if !self.is_vote_in_reach(&vote) || self.rests(vote.slot) {
             return;
         }
         let state = self.slots.entry(vote.slot).or_default();

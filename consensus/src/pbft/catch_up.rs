@@ -104,7 +104,8 @@ impl Replica {
             Message::Prepare(vote) => {
                 let state = self.slots.get(&vote.slot);
                 let known = state.and_then(|state| state.prepares.get(&from));
-                let is_done = state.is_some_and(|state| state.is_prepared_in(self.view));
+                let is_done =
+                    self.rests(vote.slot) || state.is_some_and(|state| state.is_prepared_in(self.view));
                 let is_enough =
                     state.is_some_and(|state| self.expects_enough(state, VoteKind::Prepare, vote));
                 let is_news = known.map_or(!is_done && !is_enough, |known| known.digest != vote.digest);

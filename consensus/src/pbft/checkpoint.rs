@@ -119,6 +119,12 @@ impl Replica {
         self.rest();
     }
 
+    /// Whether a slot is stable and executed, and its proof here.
+    pub(super) fn rests(&self, slot: Slot) -> bool {
+        slot <= self.stable_slot().min(self.executed.slot)
+            && self.slots.get(&slot).is_some_and(|state| state.committed.is_some())
+    }
+
     /// What is stable and executed needs no votes any more. A view that begins may ask again for what was stable here before: one window
     /// at most.
     pub(super) fn rest(&mut self) {

@@ -28,7 +28,11 @@ impl Replica {
         }
         let slots: Vec<Slot> = self.slots.keys().copied().collect();
         for slot in slots {
-            self.restore_slot(slot);
+            if self.rests(slot) {
+                self.slots.entry(slot).or_default().rest();
+            } else {
+                self.restore_slot(slot);
+            }
         }
         self.restore_ends();
         self.restore_view();

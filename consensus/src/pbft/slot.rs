@@ -191,7 +191,8 @@ impl SlotState {
 
     /// Bytes that the slot takes in memory, about.
     pub(super) fn bytes(&self) -> usize {
-        let votes = self.prepares.len() + self.commits.len();
+        // A leaf of a map has room for eleven.
+        let votes = self.prepares.len().next_multiple_of(11) + self.commits.len().next_multiple_of(11);
         let signatures = self.prepared.as_ref().map_or(0, |certificate| certificate.prepares.len())
             + self.committed.as_ref().map_or(0, |certificate| certificate.commits.len());
         let lists = votes * size_of::<Vote>() + signatures * size_of::<(ReplicaId, Signature)>();
