@@ -7,7 +7,7 @@
 //!
 //! Invariants:
 //! * all pins together keep so many bytes at most: they are a stretch at the end of the log, not one for each replica;
-//! * a pin moves up with what its replica has, as it says, and to the slot of a state that it is given;
+//! * a pin moves with what its replica has, as it says, and to the slot of a state that it is given;
 //! * whoever comes no further for [`PIN_MILLIS`] loses its pin; a state that it was given is worth more time, by its bytes;
 //! * what may be kept no more, because a pin has ended or other groups need their share, goes at once, also where nobody writes.
 //!
@@ -40,6 +40,8 @@ struct Pin {
     progress_at: Ticks,
     /// For how long it may come no further.
     millis: u64,
+    /// Whether it was given a state, which it may still be putting in place: until then it says what it had before.
+    is_given: bool,
 }
 
 /// What the other replicas need of the log.
@@ -55,7 +57,7 @@ pub(super) struct Pins {
     left_bytes: usize,
     /// The same in the write-ahead log, when it was last rewritten.
     rewritten_bytes: usize,
-    /// Bytes of the log at the last look, if somebody lacks some of it.
+    /// Bytes of the log at the last look, besides what is always kept, if somebody lacks some of it.
     lacked_bytes: usize,
     /// The broken variant keeps nothing.
     is_broken: bool,
@@ -67,15 +69,10 @@ impl Pins {
         Self { is_broken, bytes_max: if is_broken { 0 } else { bytes_max }, ..Self::default() }
     }
 
-    /// It is not for this replica to bring that one further.
-    fn forget(&mut self, replica: ReplicaId) {
-        self.of.remove(&replica);
-    }
-
     /// A replica was heard, or was not since the last time. Whoever has all that is durable here needs nothing.
     fn note(&mut self, replica: ReplicaId, reached: Reached, durable: Slot) {
         let Reached { slot, heard_at } = reached;
-        let fresh = Pin { slot, heard_at, progress_at: heard_at, millis: PIN_MILLIS };
+        let fresh = Pin { slot, heard_at, progress_at: heard_at, millis: PIN_MILLIS, is_given: false };
         let pin = self.of.entry(replica).or_insert(fresh);
         let is_back = heard_at.0.saturating_sub(pin.heard_at.0) >= AWAY_MILLIS;
         pin.heard_at = pin.heard_at.max(heard_at);
@@ -84,13 +81,17 @@ impl Pins {
         } else if is_back {
             pin.progress_at = pin.progress_at.max(heard_at);
         }
+        // It has less than it was known to have: another led meanwhile, or its state is being repaired.
+        if slot < pin.slot && !pin.is_given {
+            pin.slot = slot;
+        }
     }
 
     /// A replica is being given the state after this slot, and has stored so many bytes of it.
     fn note_given(&mut self, replica: ReplicaId, slot: Slot, bytes: u64, progress_at: Ticks) {
-        let fresh = Pin { slot, heard_at: progress_at, progress_at, millis: PIN_MILLIS };
+        let fresh = Pin { slot, heard_at: progress_at, progress_at, millis: PIN_MILLIS, is_given: true };
         let pin = self.of.entry(replica).or_insert(fresh);
-        pin.slot = pin.slot.max(slot);
+        (pin.slot, pin.is_given) = (pin.slot.max(slot), true);
         pin.progress_at = pin.progress_at.max(progress_at);
         pin.millis = PIN_MILLIS.saturating_add(bytes.saturating_mul(1_000) / SOURCE_BYTES_PER_SECOND);
     }
@@ -135,7 +136,7 @@ impl Group {
         self.pins.lowest.is_some_and(|slot| slot.0 < self.durable_slot)
     }
 
-    /// Bytes of the log that somebody may lack, about; none if nobody does.
+    /// Bytes of the log that somebody may lack besides what is always kept, about; none if nobody does.
     #[must_use]
     pub fn lacked_bytes(&self) -> usize {
         self.pins.lacked_bytes
@@ -165,14 +166,14 @@ impl Group {
         let durable = Slot(self.durable_slot);
         for index in 0..self.place.nodes.len() {
             let replica = ReplicaId(u8::try_from(index).expect("a group has few replicas"));
-            match self.engine.reached(replica) {
-                Some(reached) => self.pins.note(replica, reached, durable),
-                None => self.pins.forget(replica),
+            if let Some(reached) = self.engine.reached(replica) {
+                self.pins.note(replica, reached, durable);
             }
         }
         self.note_transfer();
         self.pins.look(self.now);
-        self.pins.lacked_bytes = if self.is_pinned() { self.engine.log_bytes() } else { 0 };
+        let more = || self.engine.log_bytes().saturating_sub(self.retain_bytes);
+        self.pins.lacked_bytes = if self.is_pinned() { more() } else { 0 };
         if self.pins.left_bytes > self.retain_bytes() {
             self.trim();
         }

@@ -364,7 +364,7 @@ impl Roster {
                 known.store, self.life.store
             );
         }
-        if known.incarnation == self.life.incarnation && known.log_end <= self.life.opened_at {
+        if known.incarnation == self.life.incarnation {
             return format!(
                 "two copies of this data directory have run: {from} has heard another one at its start {}, and this one is at the same \
                  start. What {me} promised there is missing here, so it must not vote. Put the copy back that {from} has heard; if it is \
