@@ -146,6 +146,10 @@ fn in_byzantine_mode_a_second_store_of_one_name_ends_as_well() {
     let original = keep_data(&cluster, 3);
     (0..4).for_each(|index| cluster.start_node(index));
     cluster.ok(&["put", "k", "v"]);
+    // Three of four do without it: it may have been noted by nobody yet.
+    wait_for("the votes of n4", || {
+        cluster.log(3).contains("enough nodes have noted this data directory").then_some(())
+    });
     cluster.kill_node(3);
     copy_folder(&original, &data_of(&cluster, 3));
     cluster.start_node(3);
