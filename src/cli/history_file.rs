@@ -108,11 +108,13 @@ fn lines(operations: &[Operation]) -> String {
 /// Whether nobody loses anything if this file is written anew: it is not there, is empty, is a history that was recorded, or is no file at
 /// all but a pipe.
 fn may_replace(path: &Path) -> bool {
-    let mut head = [0; HEAD.len()];
-    let Ok(mut file) = File::open(path) else { return true };
-    match file.metadata() {
-        Ok(metadata) if !metadata.is_file() || metadata.len() == 0 => true,
-        _ => file.read_exact(&mut head).is_ok() && head == HEAD,
+    // A pipe must not be opened to look at it: that waits for whoever writes to it.
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() && metadata.len() > 0 => {
+            let mut head = [0; HEAD.len()];
+            File::open(path).is_ok_and(|mut file| file.read_exact(&mut head).is_ok()) && head == HEAD
+        }
+        _ => true,
     }
 }
 

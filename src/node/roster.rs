@@ -25,7 +25,8 @@
 //! * R3: what a node says in its groups is heard only when, on this link, it has told a life that is not older than the note;
 //! * R4: a node that is told that it is not the one that was known stops. Where nodes may lie, more of a group must say so than may lie.
 //!
-//! Not here: that a copy is put back while those who knew more are away cannot be noticed before they return; the manual says so.
+//! Not here: that a copy is put back while those who knew more are away cannot be noticed before they return; nor then, if it has written as
+//! much as it lacked and was started again: a life tells only of its own opening. The manual says so.
 //!
 //! The idea that replicas must not vote after they have lost state is old (Chandra et al., "Paxos Made Live", 2007, section 5.1).
 

@@ -125,8 +125,7 @@ impl Replica {
             && self.slots.get(&slot).is_some_and(|state| state.committed.is_some())
     }
 
-    /// What is stable and executed needs no votes any more. A view that begins may ask again for what was stable here before: one window
-    /// at most.
+    /// What is stable and executed needs no votes any more. A slot may be executed after it is stable: the last two windows are looked at.
     pub(super) fn rest(&mut self) {
         let stable = self.stable_slot();
         let to = stable.min(self.executed.slot);

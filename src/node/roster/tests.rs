@@ -158,16 +158,22 @@ fn of_five_two_stores_of_one_name_find_no_two_majorities() {
     }
 }
 
-#[test]
-fn an_older_copy_is_noticed_by_whoever_knows_more() {
+/// Three nodes that know one another; the disk of n1 is as it was ten commits ago.
+fn with_an_older_copy() -> Vec<Desk> {
     let mut desks = cluster(3);
     talk(&mut desks, &[1, 2, 3]);
     let (disk, life) = (desks[0].disk.clone(), desks[0].life);
     desks[0].life.log_end += 10;
     desks[0].roster.on_logged();
     talk(&mut desks, &[1, 2, 3]);
-    // n1 comes back as it was ten commits ago; the others have started anew as well.
     (desks[0].disk, desks[0].life) = (disk, life);
+    desks
+}
+
+#[test]
+fn an_older_copy_is_noticed_by_whoever_knows_more() {
+    let mut desks = with_an_older_copy();
+    // The others have started anew as well.
     desks.iter_mut().for_each(Desk::restart);
     assert!(desks[0].roster.may_vote(), "by itself it cannot know");
     talk(&mut desks, &[1, 3]);
@@ -178,13 +184,7 @@ fn an_older_copy_is_noticed_by_whoever_knows_more() {
 /// Seed 32001342 of the simulator: before it was introduced to one who knew more, the copy had written as much as it lacked.
 #[test]
 fn an_older_copy_is_noticed_however_much_it_has_written_since() {
-    let mut desks = cluster(3);
-    talk(&mut desks, &[1, 2, 3]);
-    let (disk, life) = (desks[0].disk.clone(), desks[0].life);
-    desks[0].life.log_end += 10;
-    desks[0].roster.on_logged();
-    talk(&mut desks, &[1, 2, 3]);
-    (desks[0].disk, desks[0].life) = (disk, life);
+    let mut desks = with_an_older_copy();
     desks[0].restart();
     desks[0].life.log_end += 20;
     talk(&mut desks, &[1, 3]);

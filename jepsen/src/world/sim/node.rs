@@ -3,6 +3,7 @@
 use super::{Event, TICK_MICROS, World};
 use crate::nemesis::Nemesis;
 use crate::plan::{Defect, Mode, Plan};
+use std::collections::BTreeSet;
 use tetrachord::group::{Byzantine, Settings};
 use tetrachord::limits::Limits;
 use tetrachord::node::checks::Checks;
@@ -15,7 +16,6 @@ use tetrachord_consensus::pbft::{ClientSigner, Lie, Unverified};
 use tetrachord_consensus::{Options, Ticks, Timestamp};
 
 use super::network::Parcel;
-use std::collections::BTreeSet;
 
 /// When virtual time begins, in microseconds since the Unix epoch.
 pub(super) const EPOCH_MICROS: u64 = 1_700_000_000_000_000;
