@@ -288,6 +288,37 @@ fn a_backup_that_took_a_state_blames_nobody_for_what_was_in_it() {
     group.assert_safe();
 }
 
+/// Seed 50000602 of the simulator: what a backup knows to be decided, but takes as part of a state, is done with as if it had executed it.
+#[test]
+fn a_backup_waits_for_nothing_that_was_decided_in_a_state_that_it_took() {
+    let options = Options { request_ticks: 1_000, ..Options::default() };
+    let mut group = Group::new(4, Window { interval: 4, length: 16 }, options);
+    let waiting = group.request(1, 1, "in the state");
+    let others: Vec<Bundle> = (1..=11).map(|number| group.request(0, number, "other")).collect();
+    let order = |group: &mut Group, bundle: &Bundle| {
+        group.submit(PRIMARY, bundle);
+        group.settle();
+    };
+    group.partition(&[3], &[0, 1, 2]);
+    group.submit(3, &waiting);
+    others[..6].iter().for_each(|bundle| order(&mut group, bundle));
+    (0..3).for_each(|index| group.checkpoint(index, 0, true));
+    group.heal();
+    order(&mut group, &waiting);
+    others[6..].iter().for_each(|bundle| order(&mut group, bundle));
+    assert!(!group.has_executed(3, name(&waiting)), "it lacks what was before");
+    (0..3).for_each(|index| group.checkpoint(index, 0, true));
+    while group.reached.transfers == 0 && group.now < 3_000 {
+        group.run(20);
+    }
+    assert!(group.reached.transfers > 0 && group.has_executed(3, name(&waiting)), "it took a state");
+    let shown = |group: &Group| group.sent.get("requests").copied().unwrap_or(0);
+    let before = shown(&group);
+    group.run(5_000);
+    assert_eq!(shown(&group), before, "nobody is shown what is done with");
+    group.assert_safe();
+}
+
 /// How a primary with an old clock lets one backup that cannot blame it execute each slot first, and excuse it with what it says.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum First {

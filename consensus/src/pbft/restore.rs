@@ -8,9 +8,11 @@ use crate::engine::Retain;
 use crate::pbft::message::{ViewChange, Vote};
 use crate::pbft::record::{Record, Recovered};
 use crate::pbft::replica::Replica;
+use crate::pbft::slot::SlotState;
 use crate::pbft::view_change::reopen;
 use crate::types::{LogBase, Slot};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 
 impl Replica {
     /// Takes up what the vote log tells. Votes that are in it count: they are durable.
@@ -213,12 +215,23 @@ impl Replica {
         }
     }
 
+    /// What was decided in these slots is in a state that was taken: nobody waits for it any more.
+    fn be_done_with(&mut self, slots: &BTreeMap<Slot, SlotState>) {
+        for state in slots.values() {
+            if let Some(batch) = state.decided.and_then(|digest| state.batch(digest)) {
+                batch.bundles().iter().for_each(|bundle| _ = self.custody.executed(bundle));
+            }
+        }
+    }
+
     /// Goes on from a state that is in place.
     pub(super) fn take_over(&mut self, base: LogBase) {
         assert!(base.slot <= self.stable_slot(), "a state is installed only with proof");
         self.executed = base;
         self.base = base;
-        self.slots = self.slots.split_off(&base.slot.next());
+        let later = self.slots.split_off(&base.slot.next());
+        let in_state = std::mem::replace(&mut self.slots, later);
+        self.be_done_with(&in_state);
         self.missing = self.missing.split_off(&base.slot.next());
         self.next = self.next.max(base.slot.next());
         self.progress_at = self.now;
