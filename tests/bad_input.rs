@@ -8,12 +8,13 @@ use std::time::Duration;
 use tetrachord::Client;
 use tetrachord::client::{NotDone, Outcome, Refusal};
 use tetrachord::config::{ClusterConfig, NodeConfig};
+use tetrachord::node::roster::OPENINGS_MAX;
 use tetrachord::ring::{GroupId, StoreId};
 use tetrachord::shares::ClientId;
 use tetrachord::transport::{
     ClientEndpoint, ClientLink, Patience, PeerAddress, Transport, TransportSettings,
 };
-use tetrachord::wire::{self, Consistency, Introduction, Life, PeerMessage, Request, RequestFrame};
+use tetrachord::wire::{self, Consistency, Introduction, Life, Opening, PeerMessage, Request, RequestFrame};
 
 /// Starts a node that must not start; returns what it said.
 fn refused(cluster: &Cluster, index: usize) -> String {
@@ -264,18 +265,14 @@ async fn flood(config: NodeConfig, stop: std::sync::Arc<std::sync::atomic::Atomi
     let peers: Vec<PeerAddress> =
         peers.map(|node| PeerAddress { node: node.id, address: node.address, key: node.key }).collect();
     let targets: Vec<_> = peers.iter().map(|peer| peer.node).collect();
-    // Without its store nobody would listen to it.
+    // Without its store nobody would listen to it; and of its starts it must name more than anybody remembers.
     let format = std::fs::read_to_string(config.data_dir.join("format")).unwrap();
     let store = format.lines().find_map(|line| StoreId::from_hex(line.strip_prefix("store ")?)).unwrap();
-    let life = Life {
-        store,
-        incarnation: 1_000,
-        opening: 1,
-        opened_at: u64::MAX,
-        log_end: u64::MAX,
-        is_admitted: true,
-    };
-    let introduction = wire::encode(&PeerMessage::Introduction(Introduction::Introduce(life)));
+    let opening = |incarnation| Opening { incarnation, mark: 1, log_end: u64::MAX };
+    let starts = 1_000 + OPENINGS_MAX as u64;
+    let life = Life { store, opening: opening(starts), log_end: u64::MAX, is_admitted: true };
+    let introduce = Introduction::Introduce { life, earlier: (1_000..starts).map(opening).collect() };
+    let introduction = wire::encode(&PeerMessage::Introduction(introduce));
     let settings = TransportSettings {
         node: config.node,
         identity: config.identity,

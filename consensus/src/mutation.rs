@@ -118,6 +118,9 @@ pub enum Mutation {
     /// Around the engines: whatever store a node comes with is noted anew.
     #[cfg(feature = "mutants")]
     NoteAnew,
+    /// Around the engines: of a store that comes, only its last opening is looked at.
+    #[cfg(feature = "mutants")]
+    ForgetOpenings,
     /// Nodes around PBFT: signatures are checked in one line for all, first come, first served, and whoever brings bad ones may go
     /// on.
     #[cfg(feature = "mutants")]
@@ -183,8 +186,13 @@ impl Mutation {
 
     /// Every defect of what a node does around its engines.
     #[cfg(feature = "mutants")]
-    pub const NODE: [Self; 4] =
-        [Self::ReplaceWithoutAll, Self::VoteUnknown, Self::NoteAnew, Self::IgnoreShares];
+    pub const NODE: [Self; 5] = [
+        Self::ReplaceWithoutAll,
+        Self::VoteUnknown,
+        Self::NoteAnew,
+        Self::ForgetOpenings,
+        Self::IgnoreShares,
+    ];
 
     /// Whether a client may hold as many sessions as there are.
     #[must_use]
@@ -218,6 +226,15 @@ impl Mutation {
     pub fn notes_anew(self) -> bool {
         #[cfg(feature = "mutants")]
         return self == Self::NoteAnew;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
+    /// Whether of a store that comes under a name only the last opening is looked at.
+    #[must_use]
+    pub fn forgets_openings(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::ForgetOpenings;
         #[cfg(not(feature = "mutants"))]
         false
     }

@@ -127,6 +127,11 @@ fn occasion(wrong: Wrong, mode: Mode, seed: u64) -> Plan {
             alone(&mut plan, Nemesis::StaleRequests);
             (plan.keeps_view, plan.think_micros) = (true, 50_000);
         }
+        // The copy must run on its own for a while, be started again, and be heard then.
+        Mutation::ForgetOpenings => {
+            alone(&mut plan, Nemesis::OldCopy);
+            (plan.millis, plan.fault_every, plan.think_micros) = (8_000, 100, 300_000);
+        }
         Mutation::OneLine => {
             alone(&mut plan, Nemesis::Flood);
             (plan.keeps_view, plan.think_micros) = (true, 5_000);

@@ -11,7 +11,7 @@
 //!     │<───── Noted(life) ───────│
 //!     │ from a majority of the others: note that, durable: from now on n3 votes
 //!     │
-//!     │── Introduce(life) ──────>│  whoever starts later says which life this is,
+//!     │── Introduce(life) ──────>│  whoever starts later says which life this is, and which were before it,
 //!     │<── Mistaken(life, note) ─│  and is told if more was known of it: it stops
 //! ```
 //!
@@ -23,19 +23,25 @@
 //!   a store that was. Of one name no two are: their majorities would have a node in common that noted both before either was admitted
 //!   (unless that node lost its own disk in between, before it was admitted itself);
 //! * R3: what a node says in its groups is heard only when, on this link, it has told a life that is not older than the note;
-//! * R4: a node that is told that it is not the one that was known stops. Where nodes may lie, more of a group must say so than may lie.
+//! * R4: a node that is told that it is not the one that was known stops. Where nodes may lie, more of a group must say so than may lie;
+//! * R5: a life is told when its opening is in the node's own log. So a store that is the right one can name, among its openings, every
+//!   life that was ever noted of it, and had not been opened again before all that was noted then was in its log. A copy can not,
+//!   whatever it has written since, and however often it was started ([`lineage`]).
 //!
-//! Not here: that a copy is put back while those who knew more are away cannot be noticed before they return; nor then, if it has written as
-//! much as it lacked and was started again: a life tells only of its own opening. The manual says so.
+//! Not here: that a copy is put back while those who knew more are away cannot be noticed before they return. The manual says so.
 //!
 //! The idea that replicas must not vote after they have lost state is old (Chandra et al., "Paxos Made Live", 2007, section 5.1).
+
+mod lineage;
 
 use super::face::NodeSettings;
 use crate::error::StorageError;
 use crate::ring::{GroupId, GroupPlace, NodeId, StoreId};
 use crate::storage::{CommitId, Recovery, Storage};
-use crate::wire::{Introduction, Life};
+use crate::wire::{Introduction, Life, Opening};
 use bytes::Bytes;
+pub use lineage::OPENINGS_MAX;
+use lineage::{Misfit, is_same, is_sound, misfit, renewed};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tetrachord_consensus::quorum::liars;
@@ -43,6 +49,9 @@ use tetrachord_consensus::{Mutation, Ticks, codec};
 
 /// The node's own records stand in the write-ahead log under this name, which no group has.
 pub const OWN: GroupId = GroupId(0);
+
+/// What an error calls one of them.
+const OWN_RECORD: &str = "the node's own record in the write-ahead log";
 
 /// How often a node says how far it has come, and how often what others say is noted.
 const INTERVAL_MILLIS: u64 = 1_000;
@@ -52,29 +61,6 @@ const INTERVALS_TO_REPEAT: u64 = 5;
 
 /// How often a node that must not vote yet says for whom it waits.
 const REMINDER_MILLIS: u64 = 10_000;
-
-fn is_same(one: &Life, other: &Life) -> bool {
-    (one.store, one.incarnation, one.opening) == (other.store, other.incarnation, other.opening)
-}
-
-/// Whether a node of which the first is known cannot have come to the second by itself.
-fn betrays(known: &Life, told: &Life) -> bool {
-    if known.store != told.store {
-        // R2: whoever notes an empty disk under this name, because the right one had not come yet, is put right by that one.
-        return known.is_admitted || !told.is_admitted;
-    }
-    let is_other_copy = known.incarnation == told.incarnation && known.opening != told.opening;
-    let went_back = told.incarnation < known.incarnation
-        || (told.incarnation > known.incarnation && told.opened_at < known.log_end);
-    is_other_copy || went_back
-}
-
-/// R2: the note of a node that told this. A message of the same life that comes late takes nothing back.
-fn renewed(known: &Life, told: &Life) -> Life {
-    let log_end = if is_same(known, told) { known.log_end.max(told.log_end) } else { told.log_end };
-    let was_admitted = known.store == told.store && known.is_admitted;
-    Life { log_end, is_admitted: told.is_admitted || was_admitted, ..*told }
-}
 
 /// A durable note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +77,8 @@ pub enum Record {
         /// The store.
         store: StoreId,
     },
+    /// The store was opened. The last ones are kept, [`OPENINGS_MAX`] before the present one.
+    Opened(Opening),
 }
 
 /// What the node must do.
@@ -120,6 +108,7 @@ pub(super) struct RosterSettings {
 enum Awaited {
     Note(NodeId, Life),
     Admission,
+    Opening,
 }
 
 /// Who the others are, and whether they know who this node is. See the module's essay.
@@ -127,6 +116,10 @@ enum Awaited {
 pub(super) struct Roster {
     settings: RosterSettings,
     life: Life,
+    /// The openings before this life's, oldest first.
+    earlier: Vec<Opening>,
+    /// R5: whether the opening of this life is durable.
+    is_written: bool,
     known: BTreeMap<NodeId, Life>,
     /// Those whose notes are not written down yet.
     changed: BTreeSet<NodeId>,
@@ -159,19 +152,27 @@ impl Roster {
         records: &[Bytes],
     ) -> Result<Self, StorageError> {
         let mut known = BTreeMap::new();
+        // They may stand there again, before a rewrite of the log that was none in the end.
+        let mut earlier = BTreeMap::new();
         life.is_admitted = settings.others.is_empty() || settings.mutation.votes_unknown();
         for record in records {
-            let record = codec::decode(record).map_err(|error| {
-                StorageError::corrupt("the node's own record in the write-ahead log", error)
-            })?;
+            let record = codec::decode(record).map_err(|error| StorageError::corrupt(OWN_RECORD, error))?;
             match record {
                 Record::Known { node, life } => drop(known.insert(node, life)),
                 Record::Admitted { store } => life.is_admitted |= store == life.store,
+                Record::Opened(opening) => drop(earlier.insert(opening.incarnation, opening)),
             }
+        }
+        let too_many = earlier.len().saturating_sub(OPENINGS_MAX);
+        let earlier: Vec<Opening> = earlier.into_values().skip(too_many).collect();
+        if !is_sound(&life, &earlier) {
+            return Err(StorageError::corrupt(OWN_RECORD, "openings are out of order"));
         }
         Ok(Self {
             settings,
             life,
+            earlier,
+            is_written: false,
             known,
             changed: BTreeSet::new(),
             recognized: BTreeSet::new(),
@@ -179,7 +180,7 @@ impl Roster {
             confirmed: BTreeSet::new(),
             accusers: BTreeMap::new(),
             refused: BTreeMap::new(),
-            records: Vec::new(),
+            records: vec![(Record::Opened(life.opening), Awaited::Opening)],
             submitted: VecDeque::new(),
             has_news: false,
             now: Ticks(0),
@@ -211,7 +212,15 @@ impl Roster {
         self.recognized.remove(&node);
         self.confirmed.remove(&node);
         if is_up {
-            self.outputs.push(Output::Send(node, Introduction::Introduce(self.life)));
+            self.introduce(node);
+        }
+    }
+
+    /// Says to another node who this one is, unless it must be written down first.
+    fn introduce(&mut self, node: NodeId) {
+        if self.is_written {
+            let earlier = self.earlier.clone();
+            self.outputs.push(Output::Send(node, Introduction::Introduce { life: self.life, earlier }));
         }
     }
 
@@ -232,8 +241,9 @@ impl Roster {
         self.spoken += 1;
         let is_for_all =
             std::mem::take(&mut self.has_news) || self.spoken.is_multiple_of(INTERVALS_TO_REPEAT);
-        for node in self.settings.others.iter().filter(|node| is_for_all || !self.confirmed.contains(node)) {
-            self.outputs.push(Output::Send(*node, Introduction::Introduce(self.life)));
+        let is_waiting = |node: &&NodeId| is_for_all || !self.confirmed.contains(node);
+        for node in self.settings.others.iter().filter(is_waiting).copied().collect::<Vec<_>>() {
+            self.introduce(node);
         }
         for node in std::mem::take(&mut self.changed) {
             self.write_down(node);
@@ -271,7 +281,12 @@ impl Roster {
             return;
         }
         match said {
-            Introduction::Introduce(told) => self.on_introduced(from, told),
+            Introduction::Introduce { life, earlier } => {
+                // No correct node says anything else.
+                if is_sound(&life, &earlier) {
+                    self.on_introduced(from, life, &earlier);
+                }
+            }
             Introduction::Noted(life) if is_same(&life, &self.life) => self.on_noted(from),
             Introduction::Mistaken { told, known } if is_same(&told, &self.life) => {
                 self.on_mistaken(from, known)
@@ -281,16 +296,19 @@ impl Roster {
         }
     }
 
-    fn on_introduced(&mut self, from: NodeId, told: Life) {
+    fn on_introduced(&mut self, from: NodeId, told: Life, earlier: &[Opening]) {
         let known = self.known.get(&from).copied();
         if known.is_none_or(|known| !is_same(&known, &told)) && self.confirmed.remove(&from) {
             // It has started anew, and does not know any more who this is.
-            self.outputs.push(Output::Send(from, Introduction::Introduce(self.life)));
+            self.introduce(from);
         }
+        let nothing = self.settings.mutation.forgets_openings().then(|| vec![told.opening; OPENINGS_MAX]);
+        let is_misfit = |known| misfit(known, &told, nothing.as_deref().unwrap_or(earlier)).is_some();
         match known {
-            Some(known) if betrays(&known, &told) && !self.settings.mutation.notes_anew() => {
+            Some(known) if is_misfit(&known) && !self.settings.mutation.notes_anew() => {
                 // What an earlier life had said may come late, and takes nothing back.
-                let is_late = known.store == told.store && told.incarnation < known.incarnation;
+                let is_late =
+                    known.store == told.store && told.opening.incarnation < known.opening.incarnation;
                 if !is_late {
                     self.recognized.remove(&from);
                 }
@@ -324,8 +342,13 @@ impl Roster {
             tracing::error!(
                 peer = %from,
                 "this node is known as store {} at its start {} and {} log frames; now it comes as store {} at start {} with {} \
-                 frames: its disk was replaced, or an older copy put back. It is not listened to",
-                known.store, known.incarnation, known.log_end, told.store, told.incarnation, told.opened_at
+                 frames: its disk was replaced, or another copy of it put in its place. It is not listened to",
+                known.store,
+                known.opening.incarnation,
+                known.log_end,
+                told.store,
+                told.opening.incarnation,
+                told.opening.log_end
             );
         }
         // Whoever is new knows nothing of what was before: what it noted first may be what comes late from another stranger.
@@ -357,27 +380,35 @@ impl Roster {
     /// What happened to this node, and what to do.
     fn explain(&self, from: NodeId, known: &Life) -> String {
         let me = self.settings.me;
-        if known.store != self.life.store {
-            return format!(
+        let Opening { incarnation, log_end, .. } = self.life.opening;
+        match misfit(known, &self.life, &self.earlier) {
+            Some(Misfit::OtherStore) => format!(
                 "{from} knows {me} by another data directory (store {}); this one (store {}) is new. {me} had begun before, and what it \
                  promised then stands in that directory: a fresh one must not take its name. Put the first directory back; if it is \
                  lost, {me} must be added as a new node",
                 known.store, self.life.store
-            );
+            ),
+            Some(Misfit::OtherCopy) => format!(
+                "two copies of this data directory have run: {from} has heard another one at its start {}, and this one, now at its start \
+                 {incarnation}, is not what became of that. What {me} promised there is missing here, so it must not vote. Put the copy \
+                 back that {from} has heard; if it is lost, {me} must be added as a new node",
+                known.opening.incarnation
+            ),
+            Some(Misfit::Older(Opening { incarnation, log_end, .. })) => {
+                self.explain_older(from, known, incarnation, log_end)
+            }
+            // What it said when it was judged, it would not say now: it was noted by others meanwhile.
+            None => self.explain_older(from, known, incarnation, log_end),
         }
-        if known.incarnation == self.life.incarnation {
-            return format!(
-                "two copies of this data directory have run: {from} has heard another one at its start {}, and this one is at the same \
-                 start. What {me} promised there is missing here, so it must not vote. Put the copy back that {from} has heard; if it is \
-                 lost, {me} must be added as a new node",
-                known.incarnation
-            );
-        }
+    }
+
+    fn explain_older(&self, from: NodeId, known: &Life, incarnation: u64, log_end: u64) -> String {
+        let me = self.settings.me;
         format!(
-            "this data directory is an older copy: {from} has seen {me} at its start {} with {} log frames, here it is start {} with {}. \
-             What {me} promised in between is missing here, so it must not vote. Put the newest directory back; if it is lost, {me} \
-             must be added as a new node",
-            known.incarnation, known.log_end, self.life.incarnation, self.life.opened_at
+            "this data directory is an older copy: {from} has seen {me} at its start {} with {} log frames, here start {incarnation} began \
+             with {log_end}. What {me} promised in between is missing here, so it must not vote. Put the newest directory back; if it \
+             is lost, {me} must be added as a new node",
+            known.opening.incarnation, known.log_end
         )
     }
 
@@ -403,7 +434,9 @@ impl Roster {
         let is_admitted =
             self.life.is_admitted || self.submitted.iter().any(|(_, awaited)| *awaited == Awaited::Admission);
         let known = self.known.iter().map(|(node, life)| Record::Known { node: *node, life: *life });
-        known.chain(is_admitted.then_some(admitted)).map(|record| codec::encode(&record)).collect()
+        let opened = self.earlier.iter().chain([&self.life.opening]).copied().map(Record::Opened);
+        let all = known.chain(is_admitted.then_some(admitted)).chain(opened);
+        all.map(|record| codec::encode(&record)).collect()
     }
 
     /// The records of the commit and of all before it are durable.
@@ -412,6 +445,10 @@ impl Roster {
             self.submitted.pop_front();
             match awaited {
                 Awaited::Note(node, life) => self.outputs.push(Output::Send(node, Introduction::Noted(life))),
+                Awaited::Opening => {
+                    self.is_written = true;
+                    self.settings.others.clone().into_iter().for_each(|node| self.introduce(node));
+                }
                 Awaited::Admission => {
                     self.life.is_admitted = true;
                     // The others must know: see R2.
@@ -444,9 +481,11 @@ pub(super) fn open(
     };
     let life = Life {
         store: recovery.store,
-        incarnation: recovery.incarnation,
-        opening: settings.opening,
-        opened_at: storage.log_end(),
+        opening: Opening {
+            incarnation: recovery.incarnation,
+            mark: settings.opening,
+            log_end: storage.log_end(),
+        },
         log_end: storage.log_end(),
         is_admitted: false,
     };

@@ -11,9 +11,10 @@ use crate::kv::Command;
 use crate::limits::Limits;
 use crate::ring::{GroupId, NodeId, Position, RingMap};
 use crate::shares::ClientId;
+use crate::storage::CommitId;
 use crate::storage::memory::MemoryDisk;
 use crate::wire::{
-    self, Answer, AnswerFrame, Consistency, Introduction, Life, PeerMessage, Request, RequestFrame,
+    self, Answer, AnswerFrame, Consistency, Introduction, Life, Opening, PeerMessage, Request, RequestFrame,
     RetryReason,
 };
 use bytes::Bytes;
@@ -238,14 +239,16 @@ impl Alone {
 
     /// The others say that they have noted this node's store.
     fn be_admitted(&mut self, disk: &MemoryDisk) {
-        let life = Life { incarnation: 1, opening: 1, ..Life::default() };
+        let opening = Opening { incarnation: 1, mark: 1, log_end: 0 };
+        let life = Life { opening, ..Life::default() };
         for from in (2..=4).map(NodeId) {
             let body = wire::encode(&PeerMessage::Introduction(Introduction::Noted(life))).slice(4..);
             self.core.step(NodeEvent::Peer { from, body });
         }
         self.core.flush();
-        let commit = disk.flush_one().expect("that it is admitted is written down");
-        self.core.step(NodeEvent::Durable(commit));
+        let commits: Vec<CommitId> = std::iter::from_fn(|| disk.flush_one()).collect();
+        assert_eq!(commits.len(), 2, "that it was opened and that it is admitted is written down");
+        commits.into_iter().for_each(|commit| self.core.step(NodeEvent::Durable(commit)));
     }
 
     fn ask(&mut self, request: Request) -> Vec<NodeEffect> {

@@ -278,28 +278,41 @@ pub struct GroupStatus {
     pub told: Vec<(String, u64)>,
 }
 
+/// One opening of a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opening {
+    /// How often the store was opened, with this time.
+    pub incarnation: u64,
+    /// Drawn at random: two copies of one store may have been opened equally often.
+    pub mark: u64,
+    /// How far its log was durable then; see [`crate::storage::Storage::log_end`]. A copy that has fallen behind may write as much
+    /// again, but not before that.
+    pub log_end: u64,
+}
+
 /// One life of a node: from one opening of its store to the next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Life {
     /// Its store.
     pub store: StoreId,
-    /// How often the store was opened.
-    pub incarnation: u64,
-    /// Drawn at this opening: two copies of one store may have been opened equally often.
-    pub opening: u64,
-    /// How far its log was durable when it was opened. A copy that has fallen behind may write as much again, but not before that.
-    pub opened_at: u64,
-    /// How far it is durable; see [`crate::storage::Storage::log_end`].
+    /// How it began.
+    pub opening: Opening,
+    /// How far its log is durable; see [`crate::storage::Storage::log_end`].
     pub log_end: u64,
     /// Whether a majority of the other nodes has noted this store, so that it may vote.
     pub is_admitted: bool,
 }
 
 /// What nodes say to one another about who they are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Introduction {
-    /// The sender's life. Said on every new link, until it is noted, and when more has become durable.
-    Introduce(Life),
+    /// Who the sender is. Said on every new link, until it is noted, and when more has become durable.
+    Introduce {
+        /// Its life.
+        life: Life,
+        /// The openings of its store before that one, oldest first. At most [`crate::node::roster::OPENINGS_MAX`].
+        earlier: Vec<Opening>,
+    },
     /// The receiver's life, as it introduced itself, is durably noted.
     Noted(Life),
     /// The receiver introduced itself with the first life, but more was known of it.

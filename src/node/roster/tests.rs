@@ -6,6 +6,11 @@ const fn store(name: u8) -> StoreId {
     StoreId([name; 16])
 }
 
+/// Said by a node that was opened once.
+const fn introduce(life: Life) -> Introduction {
+    Introduction::Introduce { life, earlier: Vec::new() }
+}
+
 /// A node: its roster, and its records as its disk holds them.
 struct Desk {
     node: NodeId,
@@ -24,9 +29,7 @@ impl Desk {
         let all: BTreeSet<NodeId> = (1..=of).map(NodeId).collect();
         let life = Life {
             store: store(node as u8),
-            incarnation: 1,
-            opening: 1,
-            opened_at: 0,
+            opening: Opening { incarnation: 1, mark: 1, log_end: 0 },
             log_end: 0,
             is_admitted: false,
         };
@@ -37,9 +40,9 @@ impl Desk {
 
     /// Opens the store again, as it is.
     fn restart(&mut self) {
-        self.life.incarnation += 1;
-        self.life.opening += 100;
-        self.life.opened_at = self.life.log_end;
+        let Opening { incarnation, mark, .. } = self.life.opening;
+        self.life.opening =
+            Opening { incarnation: incarnation + 1, mark: mark + 100, log_end: self.life.log_end };
         self.stopped = None;
         self.roster = reopen(self.node, &self.all, self.liars, self.life, &self.disk);
     }
@@ -191,14 +194,105 @@ fn an_older_copy_is_noticed_however_much_it_has_written_since() {
     assert!(desks[0].stopped.clone().unwrap().contains("is an older copy: n3 has seen n1"));
 }
 
+/// It writes as much as it lacked while nobody who knew more hears it, and is started again.
+#[test]
+fn an_older_copy_is_noticed_however_often_it_was_started_since() {
+    for starts in 1..5 {
+        let mut desks = with_an_older_copy();
+        for _ in 0..starts {
+            desks[0].restart();
+            desks[0].settle();
+            desks[0].life.log_end += 20;
+        }
+        talk(&mut desks, &[1, 3]);
+        let reason = desks[0].stopped.clone().unwrap();
+        assert!(
+            reason
+                .contains("is an older copy: n3 has seen n1 at its start 1 with 14 log frames, here start 2"),
+            "{reason}"
+        );
+        assert!(!desks[2].roster.hears(NodeId(1)));
+    }
+}
+
+/// The copy lacks a start that was noted. How far both have come tells nothing: neither had written anything then.
+#[test]
+fn a_copy_that_was_not_through_a_start_is_noticed() {
+    let mut desks = cluster(3);
+    talk(&mut desks, &[1, 2, 3]);
+    let copy = (desks[0].disk.clone(), desks[0].life);
+    desks[0].restart();
+    talk(&mut desks, &[1, 2, 3]);
+    (desks[0].disk, desks[0].life) = copy;
+    desks[0].life.opening.mark = 7;
+    for _ in 0..3 {
+        desks[0].restart();
+        desks[0].settle();
+        desks[0].life.log_end += 100;
+    }
+    talk(&mut desks, &[1, 2]);
+    let reason = desks[0].stopped.clone().unwrap();
+    assert!(
+        reason.contains("n2 has heard another one at its start 2, and this one, now at its start 4"),
+        "{reason}"
+    );
+}
+
+/// Whoever was away for longer than anybody counts takes the right store for what it is.
+#[test]
+fn a_node_may_start_oftener_than_anybody_remembers() {
+    let mut desks = cluster(3);
+    talk(&mut desks, &[1, 2, 3]);
+    for _ in 0..OPENINGS_MAX + 10 {
+        desks[0].restart();
+        desks[0].settle();
+    }
+    assert_eq!(desks[0].roster.earlier.len(), OPENINGS_MAX);
+    talk(&mut desks, &[1, 2]);
+    assert!(desks[1].roster.hears(NodeId(1)) && desks[0].stopped.is_none());
+    assert_eq!(desks[0].roster.take_records(CommitId(u64::MAX), true).len(), 2 + 1 + OPENINGS_MAX + 1);
+}
+
+/// R5: a life that the disk may forget is told to nobody.
+#[test]
+fn nobody_hears_of_a_life_before_it_is_written_down() {
+    let mut desk = Desk::new(1, 3, 0);
+    let heard_of = |desk: &mut Desk| desk.roster.take_outputs().len();
+    desk.roster.on_link(NodeId(2), true);
+    desk.tick();
+    assert_eq!(heard_of(&mut desk), 0);
+    assert_eq!(desk.roster.take_records(CommitId(1), false).len(), 1);
+    desk.tick();
+    assert_eq!(heard_of(&mut desk), 0);
+    desk.roster.durable(CommitId(1));
+    assert_eq!(heard_of(&mut desk), 2);
+}
+
+/// What no correct node says is not taken: openings that go back, or more of them than anybody keeps.
+#[test]
+fn openings_that_cannot_be_are_not_believed() {
+    let at = |incarnation, log_end| Opening { incarnation, mark: 1, log_end };
+    let life = Life { store: store(2), opening: at(9, 50), log_end: 60, is_admitted: true };
+    let too_many = (0..=OPENINGS_MAX as u64).map(|start| at(start, 0)).collect();
+    let last = Life { opening: at(2_000, 50), ..life };
+    let goes_back = [vec![at(9, 1)], vec![at(4, 1), at(3, 1)], vec![at(4, 40), at(5, 30)], vec![at(4, 51)]];
+    for (life, earlier) in goes_back.map(|earlier| (life, earlier)).into_iter().chain([(last, too_many)]) {
+        let mut desk = Desk::new(1, 3, 0);
+        desk.roster.on_said(NodeId(2), Introduction::Introduce { life, earlier });
+        assert!(!desk.roster.hears(NodeId(2)) && desk.roster.known.is_empty());
+    }
+    assert!(is_sound(&life, &[at(4, 40), at(5, 40)]));
+}
+
 #[test]
 fn two_copies_that_were_opened_equally_often_are_told_apart() {
     let mut desks = cluster(3);
     talk(&mut desks, &[1, 2, 3]);
-    let copy = desks[0].life;
+    let copy = (desks[0].disk.clone(), desks[0].life);
     desks[0].restart();
     talk(&mut desks, &[1, 2, 3]);
-    desks[0].life = Life { opening: 7, ..copy };
+    (desks[0].disk, desks[0].life) = copy;
+    desks[0].life.opening.mark = 7;
     desks[0].restart();
     talk(&mut desks, &[1, 2]);
     assert!(
@@ -219,10 +313,10 @@ fn what_comes_late_accuses_nobody() {
     desks[0].roster.on_logged();
     talk(&mut desks, &[1, 2, 3]);
     // Of the same life, and later of the one before.
-    desks[1].roster.on_said(NodeId(1), Introduction::Introduce(old));
+    desks[1].roster.on_said(NodeId(1), introduce(old));
     desks[0].restart();
     talk(&mut desks, &[1, 2, 3]);
-    desks[1].roster.on_said(NodeId(1), Introduction::Introduce(old));
+    desks[1].roster.on_said(NodeId(1), introduce(old));
     talk(&mut desks, &[1, 2, 3]);
     assert!(desks[0].stopped.is_none() && desks[1].roster.hears(NodeId(1)));
     desks[0].restart();
@@ -250,15 +344,16 @@ fn where_nodes_may_lie_one_accuser_stops_nobody() {
 #[test]
 fn a_link_must_be_introduced_anew_and_strangers_count_for_nothing() {
     let mut desks = cluster(3);
+    desks[0].settle();
     let mine = desks[0].life;
     desks[0].roster.on_said(NodeId(9), Introduction::Noted(mine));
-    desks[0].roster.on_said(NodeId(9), Introduction::Introduce(Life::default()));
+    desks[0].roster.on_said(NodeId(9), introduce(Life::default()));
     assert!(desks[0].settle().is_empty() && !desks[0].roster.hears(NodeId(9)));
     talk(&mut desks, &[1, 2, 3]);
     assert!(desks[0].roster.hears(NodeId(2)));
     desks[0].roster.on_link(NodeId(2), true);
     assert!(!desks[0].roster.hears(NodeId(2)));
-    assert!(matches!(desks[0].settle()[..], [(_, NodeId(2), Introduction::Introduce(_))]));
+    assert!(matches!(desks[0].settle()[..], [(_, NodeId(2), Introduction::Introduce { .. })]));
 }
 
 /// n1 finds an empty disk, and hears first what a stranger under the name of n3 said before it was refused.
@@ -269,7 +364,7 @@ fn a_node_that_is_new_itself_accuses_nobody() {
     desks[0] = Desk { life: Life { store: store(99), ..desks[0].life }, ..Desk::new(1, 3, 0) };
     desks[0].restart();
     let late = Life { store: store(77), ..desks[2].life };
-    desks[0].roster.on_said(NodeId(3), Introduction::Introduce(late));
+    desks[0].roster.on_said(NodeId(3), introduce(late));
     talk(&mut desks, &[1, 3]);
     assert_eq!(desks[2].stopped, None);
     assert!(!desks[0].roster.may_vote());
@@ -297,7 +392,7 @@ fn a_store_that_was_admitted_takes_its_name_back() {
     desks[1].restart();
     for is_admitted in [false, true] {
         let told = Life { store: store(99), is_admitted, ..desks[2].life };
-        desks[1].roster.on_said(NodeId(3), Introduction::Introduce(told));
+        desks[1].roster.on_said(NodeId(3), introduce(told));
         assert!(!desks[1].roster.hears(NodeId(3)));
     }
     talk(&mut desks, &[1, 2, 3]);
@@ -310,9 +405,9 @@ fn who_was_admitted_once_stays_so() {
     let mut desks = cluster(3);
     let before = desks[2].life;
     talk(&mut desks, &[1, 2, 3]);
-    desks[0].roster.on_said(NodeId(3), Introduction::Introduce(before));
+    desks[0].roster.on_said(NodeId(3), introduce(before));
     let other = Life { store: store(99), is_admitted: true, ..before };
-    desks[0].roster.on_said(NodeId(3), Introduction::Introduce(other));
+    desks[0].roster.on_said(NodeId(3), introduce(other));
     assert_eq!(desks[0].roster.known[&NodeId(3)].store, store(3));
 }
 
@@ -322,11 +417,15 @@ fn what_replaces_the_log_holds_all_that_is_known() {
     talk(&mut desks, &[1, 2, 3]);
     let desk = &mut desks[0];
     let whole = desk.roster.take_records(CommitId(1_000), true);
-    assert_eq!(whole.len(), 3);
+    assert_eq!(whole.len(), 4);
+    // Where the log was not replaced in the end, all of it stands there again.
+    desk.disk.extend(whole.clone());
+    desk.restart();
+    assert_eq!(desk.roster.earlier.len(), 1);
     desk.disk = whole;
     desk.restart();
     assert!(desk.roster.may_vote());
-    assert_eq!(desk.roster.known.len(), 2);
+    assert_eq!((desk.roster.known.len(), desk.roster.earlier.len()), (2, 1));
 }
 
 /// A liar that says another life with every message makes no more than one record in a second, and no two lines in the log.
@@ -336,16 +435,12 @@ fn notes_of_one_node_are_bounded_in_time() {
     desk.tick();
     desk.settle();
     let before = desk.disk.len();
+    let opening = |incarnation| Opening { incarnation, mark: incarnation, log_end: incarnation };
     for incarnation in 1..1_000 {
-        let life = Life {
-            store: store(2),
-            incarnation,
-            opening: incarnation,
-            opened_at: incarnation,
-            log_end: incarnation,
-            is_admitted: false,
-        };
-        desk.roster.on_said(NodeId(2), Introduction::Introduce(life));
+        let life =
+            Life { store: store(2), opening: opening(incarnation), log_end: incarnation, is_admitted: false };
+        let earlier = (1..incarnation).map(opening).collect();
+        desk.roster.on_said(NodeId(2), Introduction::Introduce { life, earlier });
     }
     desk.settle();
     desk.tick();

@@ -54,6 +54,9 @@ impl World {
     /// What is down may come back, what is cut may heal.
     fn mend(&mut self) {
         for index in 0..self.nodes.len() {
+            if self.nodes[index].is_apart && self.random.coin() {
+                self.start_copy_again(index);
+            }
             if self.nodes[index].stranger.is_some() && self.random.per_mille(300) {
                 self.put_own_disk_back(index, false);
             }
@@ -222,7 +225,15 @@ impl World {
             self.nodes[victim].copy = Some(copy);
             return;
         }
+        self.nodes[victim].is_apart = self.random.coin();
         self.exchange_disk(victim, Stranger::Copy, copy);
+    }
+
+    /// A copy that nobody has heard yet is started once more: how far it has come and how often it was started tells nothing then.
+    fn start_copy_again(&mut self, index: usize) {
+        self.crash(index, 1);
+        self.nodes[index].is_apart = self.random.coin();
+        self.start(index);
     }
 
     fn has_stranger(&self) -> bool {
@@ -243,7 +254,7 @@ impl World {
         let Some((stranger, own)) = self.nodes[index].stranger.take() else { return };
         self.nodes[index].stranger = Some((stranger, MemoryDisk::default()));
         self.crash(index, 0);
-        self.nodes[index].stranger = None;
+        (self.nodes[index].stranger, self.nodes[index].is_apart) = (None, false);
         self.nodes[index].disk = own;
         self.count(nemesis_of(stranger), 0, u64::from(has_refused));
     }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | a promise, an acknowledgement or a signed statement leaves when the disk holds what it rests on | persist before send |
 //! | a node speaks in its groups when enough others have noted its store | who forgot must not vote |
+//! | what a node notes of another is no life of an older copy | the same |
 //! | who leads, to whom a quorum has durably promised (crash mode) | Paxos, phase 1 |
 //! | a log that is rewritten still speaks of every group, and of promises no lower (crash mode) | promises are kept |
 //! | what any replica has applied, a quorum durably holds; what a leader has, accepted in its ballot or later (crash mode) | Paxos, phase 2 |
@@ -13,7 +14,7 @@
 
 use super::invariant::News;
 use super::said::{Kind, Statement};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use tetrachord::node::roster::{self, OWN};
 use tetrachord::ring::{GroupId, GroupPlace, NodeId};
 use tetrachord::storage::memory::MemoryDisk;
@@ -43,6 +44,8 @@ struct Disk {
 pub(super) struct Durable {
     disks: Vec<Disk>,
     is_signed: bool,
+    /// The marks of the openings of older copies, of which all others know more.
+    copies: BTreeSet<u64>,
 }
 
 impl Disk {
@@ -51,13 +54,19 @@ impl Disk {
         match codec::decode(record).expect("what is durable can be read") {
             roster::Record::Known { node, life } => drop(self.notes.insert(node, life)),
             roster::Record::Admitted { .. } => self.is_admitted = true,
+            roster::Record::Opened(_) => {}
         }
     }
 }
 
 impl Durable {
     pub(super) fn new(nodes: usize, is_signed: bool) -> Self {
-        Self { disks: (0..nodes).map(|_| Disk::default()).collect(), is_signed }
+        Self { disks: (0..nodes).map(|_| Disk::default()).collect(), is_signed, copies: BTreeSet::new() }
+    }
+
+    /// An older copy of a disk is opened, with this mark.
+    pub(super) fn beware(&mut self, mark: u64) {
+        self.copies.insert(mark);
     }
 
     /// The disk of a node was replaced by an empty one.
@@ -148,7 +157,7 @@ impl Durable {
     pub(super) fn knows_more(&self, index: usize, other: usize, age: (u64, u64)) -> bool {
         let (opened, log_end) = age;
         let note = self.disks[index].notes.get(&NodeId(other as u32 + 1));
-        note.is_some_and(|life| life.incarnation > opened || life.log_end > log_end)
+        note.is_some_and(|life| life.opening.incarnation > opened || life.log_end > log_end)
     }
 
     /// The ballot in which a replica has accepted its log, if it has promised none since.
@@ -184,6 +193,10 @@ impl Durable {
                 followed.spoken_of.insert(group, log.promised);
             }
             followed.read += 1;
+        }
+        let is_copy = |life: &&Life| self.copies.contains(&life.opening.mark);
+        if let Some(life) = followed.notes.values().find(is_copy) {
+            return Some(format!("n{} takes an older copy for what became of a disk: {life:?}", index + 1));
         }
         let forgotten = before
             .iter()

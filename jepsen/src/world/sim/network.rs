@@ -101,6 +101,11 @@ impl World {
             }
             return self.count(nemesis, 0, 1);
         }
+        if let Parcel::Peer { from, to, .. } = &parcel
+            && [from, to].iter().any(|node| self.nodes[index_of(**node)].is_apart)
+        {
+            return;
+        }
         if self.strikes_now(Nemesis::Loss, 40) {
             return self.count(Nemesis::Loss, 0, 1);
         }

@@ -45,6 +45,8 @@ pub(super) struct Node {
     pub(super) stranger: Option<(Stranger, MemoryDisk)>,
     /// An older copy of its disk.
     pub(super) copy: Option<MemoryDisk>,
+    /// Whether it is that copy and runs where no other node hears it, nor is heard by it.
+    pub(super) is_apart: bool,
     /// Whether it was just told what cannot be, so that it may stop.
     pub(super) is_told_nonsense: bool,
     /// Whether its disk is almost full.
@@ -108,6 +110,7 @@ impl Node {
             lie_turn: 0,
             stranger: None,
             copy: None,
+            is_apart: false,
             is_told_nonsense: false,
             is_short: false,
             hung_until: 0,
@@ -181,6 +184,9 @@ impl World {
         if self.plan.defect == Defect::Amnesia && node.life > 0 {
             node.disk = MemoryDisk::named(store_name(index as u64));
             self.durable.forget(index);
+        }
+        if matches!(node.stranger, Some((Stranger::Copy, _))) {
+            self.durable.beware(settings.opening);
         }
         let is_short = node.is_short;
         let (storage, recovery) = node.disk.open();
