@@ -110,7 +110,10 @@ impl World {
                         self.frames.insert((Kind::FromPeer, body.clone()));
                         let to = to.0 as usize - 1;
                         if Some(to) != absent {
-                            events.push((to, NodeEvent::Peer { from: NodeId(index as u32 + 1), body }));
+                            events.push((
+                                to,
+                                NodeEvent::Peer { from: NodeId(index as u32 + 1), link: 1, body },
+                            ));
                         }
                     }
                     NodeEffect::Answer { frame, .. } => self.on_answer(frame.slice(4..)),
@@ -285,7 +288,9 @@ fn feed_nodes(golden: &[(Kind, Bytes)]) -> usize {
             let body = Bytes::from(changed);
             let index = turn % NODES as usize;
             let event = match kind {
-                Kind::FromPeer => NodeEvent::Peer { from: NodeId((index as u32 + 1) % NODES + 1), body },
+                Kind::FromPeer => {
+                    NodeEvent::Peer { from: NodeId((index as u32 + 1) % NODES + 1), link: 1, body }
+                }
                 _ => NodeEvent::Client {
                     connection: ConnectionId(turn as u64),
                     client: ClientId([7; 32]),

@@ -33,7 +33,7 @@ use crate::wire::{
 use bytes::Bytes;
 use compaction::Compaction;
 use requests::Waiting;
-use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::collections::{BTreeMap, btree_map};
 use tetrachord_consensus::pbft::Verifier;
 use tetrachord_consensus::{Ticks, Timestamp};
 
@@ -63,7 +63,8 @@ pub struct NodeCore {
     leaders: BTreeMap<GroupId, Option<NodeId>>,
     last_forward: u64,
     last_commit: CommitId,
-    linked: BTreeSet<NodeId>,
+    /// The links that are up.
+    linked: BTreeMap<NodeId, u64>,
     compaction: Compaction,
     compact_above: u64,
     /// Bytes of the log, and since when they have been the same.
@@ -133,7 +134,7 @@ impl NodeCore {
             // Never the number of an earlier life: an answer to that one may still be on its way.
             last_forward: recovery.incarnation << 32,
             last_commit: CommitId(0),
-            linked: BTreeSet::new(),
+            linked: BTreeMap::new(),
             compaction: Compaction::Idle,
             compact_above,
             log_grown: (0, Ticks(0)),
@@ -158,13 +159,21 @@ impl NodeCore {
     fn try_step(&mut self, event: NodeEvent) -> Result<(), StorageError> {
         match event {
             NodeEvent::Tick { now, wall } => self.on_tick(now, wall)?,
-            NodeEvent::Peer { from, body } => self.on_peer(from, &body)?,
-            NodeEvent::PeerLink { node, is_up } => {
-                self.roster.on_link(node, is_up);
-                if is_up {
-                    self.linked.insert(node);
-                } else {
+            NodeEvent::Peer { from, link, body } => {
+                if self.linked.get(&from).is_none_or(|current| *current == link) {
+                    self.on_peer(from, &body)?;
+                }
+            }
+            NodeEvent::PeerLink { node, link, is_up: true } => {
+                if self.linked.insert(node, link).is_some_and(|before| before != link) {
+                    self.give_up_forwards(|forward| forward.to == node);
+                }
+                self.roster.on_link(node, true);
+            }
+            NodeEvent::PeerLink { node, link, is_up: false } => {
+                if self.linked.get(&node).is_none_or(|current| *current == link) {
                     self.linked.remove(&node);
+                    self.roster.on_link(node, false);
                     self.give_up_forwards(|forward| forward.to == node);
                 }
             }
@@ -526,7 +535,7 @@ impl NodeCore {
             node: self.settings.node,
             incarnation: self.incarnation,
             uptime_millis: self.started.map_or(0, |started| self.now.since(started)),
-            connected: self.linked.iter().copied().collect(),
+            connected: self.linked.keys().copied().collect(),
             awaits: self.roster.awaited(),
             refuses_writes: self.room != Room::Enough,
             wall_micros: self.wall.0,

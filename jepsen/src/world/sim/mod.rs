@@ -325,7 +325,8 @@ impl World {
                 }
                 let is_stranger = self.nodes[index].stranger.is_some();
                 let only_life = is_stranger.then_some(self.nodes[index_of(to)].life);
-                self.send(Parcel::Peer { from, to, class, frame, only_life });
+                let link = self.nodes[index].life;
+                self.send(Parcel::Peer { from, to, class, frame, link, only_life });
             }
             NodeEffect::Answer { connection: ConnectionId(client), frame } => {
                 let client = usize::try_from(client).expect("few clients");

@@ -19,6 +19,8 @@ pub(crate) enum Parcel {
         to: NodeId,
         class: Class,
         frame: Bytes,
+        /// The sender's life: to whoever has a link to a later one it says nothing.
+        link: u64,
         /// Of a stranger: the receiver's life, which alone hears it, as over a connection. Two strangers that hear each other would be
         /// two faults at once.
         only_life: Option<u64>,
@@ -146,8 +148,8 @@ impl World {
             Parcel::Peer { to, only_life: Some(life), .. } if self.nodes[index_of(*to)].life != *life => {
                 return;
             }
-            Parcel::Peer { from, to, frame, .. } => {
-                Some((index_of(*to), NodeEvent::Peer { from: *from, body: frame.slice(4..) }))
+            Parcel::Peer { from, to, link, frame, .. } => {
+                Some((index_of(*to), NodeEvent::Peer { from: *from, link: *link, body: frame.slice(4..) }))
             }
             Parcel::Request { to, client, frame } => {
                 let connection = ConnectionId(*client as u64);

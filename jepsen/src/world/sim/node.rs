@@ -229,8 +229,8 @@ impl World {
             // It learns of it before it hears anything over that link.
             self.nodes[index].missed_links.insert(peer);
         } else if self.nodes[peer].core.is_some() {
-            let events = [false, true].map(|is_up| NodeEvent::PeerLink { node, is_up });
-            self.turn(index, events);
+            let link = self.nodes[peer].life;
+            self.turn(index, [NodeEvent::PeerLink { node, link, is_up: true }]);
         }
     }
 

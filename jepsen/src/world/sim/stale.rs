@@ -72,8 +72,8 @@ impl World {
             for liar in liars {
                 self.reach(PASSED_ON);
                 let from = NodeId(u32::try_from(liar).expect("few nodes") + 1);
-                let (class, frame) = (Class::Request, forward.clone());
-                self.send(Parcel::Peer { from, to, class, frame, only_life: None });
+                let (class, frame, link) = (Class::Request, forward.clone(), self.nodes[liar].life);
+                self.send(Parcel::Peer { from, to, class, frame, link, only_life: None });
             }
         }
     }
