@@ -125,6 +125,25 @@ fn what_was_pinned_goes_where_nobody_writes_any_more() {
     assert!(kept(&world) <= plan.retain_bytes, "{} are kept for nobody", kept(&world));
 }
 
+/// What has to stay of an idle log is rewritten no more, though it is as much as lets an idle log be rewritten: here a window of slots that
+/// no checkpoint covers.
+#[test]
+fn an_idle_log_is_not_rewritten_again_and_again() {
+    let window = Window { interval: 2_048, length: 4_096 };
+    let plan = Plan { window, retain_bytes: 4_000, pinned_bytes: 4_000, ..Plan::quiet(Mode::Byzantine, 1) };
+    let mut world = World::new(&plan, false);
+    run(&mut world, 6_000);
+    world.clients.iter_mut().for_each(|client| client.is_done = true);
+    run(&mut world, 20_000);
+    let rewritten =
+        |world: &World| world.nodes.iter().map(|node| node.disk.durable_log_from(0).1).collect::<Vec<_>>();
+    let before = rewritten(&world);
+    run(&mut world, 60_000);
+    let bytes = world.nodes[0].core.as_ref().map_or(0, |core| core.status().log_bytes);
+    assert!(bytes > (1 << 20) + 2 * plan.retain_bytes as u64, "{bytes} would not be rewritten at all");
+    assert_eq!(rewritten(&world), before);
+}
+
 /// What became of others while one client did, or did not, flood all nodes for a while: the last view, and how many operations were
 /// answered.
 fn beside_a_flood(mutation: Mutation, is_flooded: bool) -> (u64, u64) {
