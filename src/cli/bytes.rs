@@ -1,7 +1,7 @@
 //! Keys and values as the command line gives them: as text, in hexadecimal, from a file, from standard input. Both may hold any bytes.
 
 use super::output::bytes_json;
-use super::usage;
+use super::{refused, usage};
 use crate::limits::VALUE_BYTES_CAP;
 use anyhow::Context;
 use bytes::Bytes;
@@ -86,10 +86,10 @@ fn up_to_limit(from: impl Read, name: &str) -> anyhow::Result<Bytes> {
     let mut bytes = Vec::new();
     let most = VALUE_BYTES_CAP as u64 + 1;
     from.take(most).read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;
-    anyhow::ensure!(
-        bytes.len() <= VALUE_BYTES_CAP,
-        "{name} holds more than {VALUE_BYTES_CAP} bytes, the most that a value may have"
-    );
+    if bytes.len() > VALUE_BYTES_CAP {
+        let what = format!("{name} holds more than {VALUE_BYTES_CAP} bytes, the most that a value may have");
+        return Err(refused(what));
+    }
     Ok(Bytes::from(bytes))
 }
 
@@ -131,7 +131,9 @@ mod tests {
 
     #[test]
     fn what_is_too_large_for_a_value_is_not_read_to_its_end() {
-        let error = up_to_limit(std::io::repeat(7), "that").unwrap_err().to_string();
+        let error = up_to_limit(std::io::repeat(7), "that").unwrap_err();
+        assert_eq!(crate::cli::exit_of(&error), crate::cli::Exit::Refused, "as if the cluster had said so");
+        let error = error.to_string();
         assert!(error.contains("1048576 bytes"), "{error}");
         assert_eq!(up_to_limit(&[7; VALUE_BYTES_CAP][..], "that").unwrap().len(), VALUE_BYTES_CAP);
     }

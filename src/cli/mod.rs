@@ -148,9 +148,23 @@ fn usage(text: impl Into<String>) -> anyhow::Error {
     Usage(text.into()).into()
 }
 
+/// A value that no cluster takes.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refused(String);
+
+/// Says why nobody needs to be asked.
+fn refused(text: impl Into<String>) -> anyhow::Error {
+    Refused(text.into()).into()
+}
+
 /// What an error means for the exit code.
 fn exit_of(error: &anyhow::Error) -> Exit {
-    if error.is::<Usage>() { Exit::Usage } else { Exit::Error }
+    match error {
+        error if error.is::<Usage>() => Exit::Usage,
+        error if error.is::<Refused>() => Exit::Refused,
+        _ => Exit::Error,
+    }
 }
 
 impl From<Exit> for ExitCode {
