@@ -109,6 +109,35 @@ fn an_older_copy_of_a_data_directory_ends_its_node() {
     assert_eq!(cluster.ok(&["get", "k"]), "new");
 }
 
+/// Whoever hears the copy knows a start of the right one that it was not through, however often it was started while nobody heard it.
+#[test]
+fn an_older_copy_that_was_started_again_ends_its_node() {
+    let mut cluster = Cluster::start(3, 1);
+    cluster.ok(&["put", "k", "old"]);
+    cluster.kill_node(0);
+    let copy = keep_data(&cluster, 0);
+    cluster.start_node(0);
+    cluster.kill_node(2);
+    cluster.ok(&["put", "k", "new"]);
+    cluster.kill_node(0);
+    cluster.kill_node(1);
+    copy_folder(&copy, &data_of(&cluster, 0));
+    for _ in 0..3 {
+        cluster.start_node(0);
+        wait_for("n1 to answer", || cluster.status()["nodes"][0]["connected"].is_array().then_some(()));
+        assert_eq!(cluster.terminate_node(0), Some(0));
+    }
+    cluster.start_node(1);
+    cluster.start_node(0);
+    let log = wait_for_end(&mut cluster, 0, "k");
+    assert!(
+        log.contains("two copies of this data directory have run: n2 has heard another one at its start"),
+        "{log}"
+    );
+    cluster.start_node(2);
+    assert_eq!(cluster.ok(&["get", "k"]), "new");
+}
+
 #[test]
 fn the_data_of_another_node_or_cluster_is_refused() {
     let mut cluster = Cluster::start(3, 1);
