@@ -99,7 +99,7 @@ pub struct TransportSettings {
 
 /// The protocol's name between nodes of a cluster.
 fn peer_protocol(cluster: &str) -> Vec<u8> {
-    format!("tetrachord-peer/1/{cluster}").into_bytes()
+    format!("tetrachord-peer/2/{cluster}").into_bytes()
 }
 
 /// The protocol's name between clients and nodes of a cluster.
