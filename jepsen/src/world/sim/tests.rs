@@ -62,7 +62,7 @@ fn bring_back_last(world: &mut World) {
     run(world, 4_000);
     let away = world.nodes.len() - 1;
     world.crash(away, 0);
-    run(world, 20_000);
+    run(world, 30_000);
     world.start(away);
 }
 
