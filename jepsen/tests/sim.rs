@@ -218,6 +218,8 @@ fn seeds_for(wrong: Wrong) -> u64 {
         Wrong::Rule(Mutation::CountOlderBallot) => 3_000,
         // The logs of most runs are small: few are moved in more than one piece.
         Wrong::Rule(Mutation::LeadHalfFetched | Mutation::AdoptHalfSync) => 3_000,
+        // Views must fail again and again before the rest, which is seldom.
+        Wrong::Rule(Mutation::PatienceOnlyGrows) => 1_000,
         _ => 150,
     }
 }
