@@ -164,6 +164,9 @@ impl NodeCore {
                     self.on_peer(from, &body)?;
                 }
             }
+            // Two tasks may tell of two connections, the older one last.
+            NodeEvent::PeerLink { node, link, is_up: true }
+                if self.linked.get(&node).is_some_and(|current| *current > link) => {}
             NodeEvent::PeerLink { node, link, is_up: true } => {
                 if self.linked.insert(node, link).is_some_and(|before| before != link) {
                     self.give_up_forwards(|forward| forward.to == node);

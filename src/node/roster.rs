@@ -27,7 +27,8 @@
 //! * R4: a node that is told that it is not the one that was known stops. Where nodes may lie, more of a group must say so than may lie;
 //! * R5: a life is told when its opening is in the node's own log. So a store that is the right one can name, among its openings, every
 //!   life that was ever noted of it, and had not been opened again before all that was noted then was in its log. A copy can not,
-//!   whatever it has written since, and however often it was started ([`lineage`]).
+//!   whatever it has written since, and however often it was started ([`lineage`]). Whoever refuses one remembers its opening: a copy that
+//!   is started until nobody can tell any more where it came from names that.
 //!
 //! Not here: that a copy is put back while those who knew more are away cannot be noticed before they return. The manual says so.
 //!
@@ -78,6 +79,13 @@ pub enum Record {
         /// The store.
         store: StoreId,
     },
+    /// A store of this node's name was refused at this opening, the last time that one was.
+    Refused {
+        /// The node.
+        node: NodeId,
+        /// How the one that was refused had been opened.
+        opening: Opening,
+    },
     /// The store was opened. The last ones are kept, [`OPENINGS_MAX`] before the present one.
     Opened(Opening),
 }
@@ -110,6 +118,8 @@ enum Awaited {
     Note(NodeId, Life),
     Admission,
     Opening,
+    /// Nobody waits for it.
+    Refusal,
 }
 
 /// Who the others are, and whether they know who this node is. See the module's essay.
@@ -124,6 +134,9 @@ pub(super) struct Roster {
     known: BTreeMap<NodeId, Life>,
     /// Those whose notes are not written down yet.
     changed: BTreeSet<NodeId>,
+    /// The last openings that were refused, and those that are not written down yet.
+    refused_at: BTreeMap<NodeId, Opening>,
+    to_refuse: BTreeSet<NodeId>,
     /// Those who have told, on this link, a life that fits their note.
     recognized: BTreeSet<NodeId>,
     /// Those who have durably noted this life.
@@ -155,12 +168,14 @@ impl Roster {
         let mut known = BTreeMap::new();
         // They may stand there again, before a rewrite of the log that was none in the end.
         let mut earlier = BTreeMap::new();
+        let mut refused_at = BTreeMap::new();
         life.is_admitted = settings.others.is_empty() || settings.mutation.votes_unknown();
         for record in records {
             let record = codec::decode(record).map_err(|error| StorageError::corrupt(OWN_RECORD, error))?;
             match record {
                 Record::Known { node, life } => drop(known.insert(node, life)),
                 Record::Admitted { store } => life.is_admitted |= store == life.store,
+                Record::Refused { node, opening } => drop(refused_at.insert(node, opening)),
                 Record::Opened(opening) => drop(earlier.insert(opening.incarnation, opening)),
             }
         }
@@ -176,6 +191,8 @@ impl Roster {
             is_written: false,
             known,
             changed: BTreeSet::new(),
+            refused_at,
+            to_refuse: BTreeSet::new(),
             recognized: BTreeSet::new(),
             noted_by: BTreeSet::new(),
             confirmed: BTreeSet::new(),
@@ -249,6 +266,10 @@ impl Roster {
         for node in std::mem::take(&mut self.changed) {
             self.write_down(node);
         }
+        for node in std::mem::take(&mut self.to_refuse) {
+            let opening = self.refused_at[&node];
+            self.records.push((Record::Refused { node, opening }, Awaited::Refusal));
+        }
         if !self.life.is_admitted && self.reminded_at.is_none_or(|at| now.since(at) >= REMINDER_MILLIS) {
             self.reminded_at = Some(now);
             self.remind();
@@ -299,12 +320,15 @@ impl Roster {
 
     fn on_introduced(&mut self, from: NodeId, told: Life, earlier: &[Opening]) {
         let known = self.known.get(&from).copied();
-        if known.is_none_or(|known| !is_same(&known, &told)) && self.confirmed.remove(&from) {
+        if known.is_none_or(|known| !is_same(&known, &told)) {
             // It has started anew, and does not know any more who this is.
-            self.introduce(from);
+            self.confirmed.remove(&from);
         }
         let nothing = self.settings.mutation.forgets_openings().then(|| vec![told.opening; OPENINGS_MAX]);
-        let is_misfit = |known| misfit(known, &told, nothing.as_deref().unwrap_or(earlier)).is_some();
+        let is_misfit = |known| {
+            let refused = self.refused_at.get(&from);
+            misfit(known, &told, nothing.as_deref().unwrap_or(earlier), refused).is_some()
+        };
         match known {
             Some(known) if is_misfit(&known) && !self.settings.mutation.notes_anew() => {
                 // What an earlier life had said may come late, and takes nothing back.
@@ -312,6 +336,7 @@ impl Roster {
                     known.store == told.store && told.opening.incarnation < known.opening.incarnation;
                 if !is_late {
                     self.recognized.remove(&from);
+                    self.note_refused(from, &told, &known);
                 }
                 self.refuse(from, told, known);
             }
@@ -333,6 +358,14 @@ impl Roster {
                 self.known.insert(from, told);
                 self.write_down(from);
             }
+        }
+    }
+
+    /// The right store never names an opening that was refused.
+    fn note_refused(&mut self, from: NodeId, told: &Life, known: &Life) {
+        let is_copy = told.store == known.store;
+        if is_copy && self.refused_at.insert(from, told.opening) != Some(told.opening) {
+            self.to_refuse.insert(from);
         }
     }
 
@@ -382,7 +415,7 @@ impl Roster {
     fn explain(&self, from: NodeId, known: &Life) -> String {
         let me = self.settings.me;
         let Opening { incarnation, log_end, .. } = self.life.opening;
-        match misfit(known, &self.life, &self.earlier) {
+        match misfit(known, &self.life, &self.earlier, None) {
             Some(Misfit::OtherStore) => format!(
                 "{from} knows {me} by another data directory (store {}); this one (store {}) is new. {me} had begun before, and what it \
                  promised then stands in that directory: a fresh one must not take its name. Put the first directory back; if it is \
@@ -398,7 +431,7 @@ impl Roster {
             Some(Misfit::Older(Opening { incarnation, log_end, .. })) => {
                 self.explain_older(from, known, incarnation, log_end)
             }
-            // What it said when it was judged, it would not say now: it was noted by others meanwhile.
+            // It was noted by others since it was judged, or was started oftener than anybody counts.
             None => self.explain_older(from, known, incarnation, log_end),
         }
     }
@@ -436,7 +469,9 @@ impl Roster {
             self.life.is_admitted || self.submitted.iter().any(|(_, awaited)| *awaited == Awaited::Admission);
         let known = self.known.iter().map(|(node, life)| Record::Known { node: *node, life: *life });
         let opened = self.earlier.iter().chain([&self.life.opening]).copied().map(Record::Opened);
-        let all = known.chain(is_admitted.then_some(admitted)).chain(opened);
+        let refused =
+            self.refused_at.iter().map(|(node, opening)| Record::Refused { node: *node, opening: *opening });
+        let all = known.chain(is_admitted.then_some(admitted)).chain(refused).chain(opened);
         all.map(|record| codec::encode(&record)).collect()
     }
 
@@ -446,6 +481,7 @@ impl Roster {
             self.submitted.pop_front();
             match awaited {
                 Awaited::Note(node, life) => self.outputs.push(Output::Send(node, Introduction::Noted(life))),
+                Awaited::Refusal => {}
                 Awaited::Opening => {
                     self.is_written = true;
                     self.settings.others.clone().into_iter().for_each(|node| self.introduce(node));

@@ -44,12 +44,20 @@ pub(super) struct Link {
     /// Counts the connections; a connection that is not the latest lets go.
     generation: AtomicU64,
     current: Mutex<Option<quinn::Connection>>,
+    /// The connection of which it was told that it is up: whoever ends last tells that it is down.
+    told: Mutex<Option<u64>>,
 }
 
 impl Link {
     pub(super) fn new(peer: PeerAddress) -> Self {
         let outboxes = std::array::from_fn(|_| Outbox::new(OUTBOX_BYTES));
-        Self { peer, outboxes, generation: AtomicU64::new(0), current: Mutex::new(None) }
+        Self {
+            peer,
+            outboxes,
+            generation: AtomicU64::new(0),
+            current: Mutex::new(None),
+            told: Mutex::new(None),
+        }
     }
 
     /// Queues a frame; true if it was.
@@ -77,6 +85,7 @@ impl Link {
             };
             if !is_up {
                 is_up = true;
+                self.told.lock().expect("never held while panicking").replace(generation);
                 shared.tell(Inbound::PeerUp { node, link: generation }).await;
             }
             let frames = frames_of(stream, PEER_FRAME_BYTES_MAX, shared.clone(), None, move |frame| {
@@ -99,9 +108,10 @@ impl Link {
             for outbox in &self.outboxes {
                 outbox.close();
             }
-            if is_up {
+            let told = self.told.lock().expect("never held while panicking").take();
+            if let Some(link) = told {
                 tracing::info!(peer = %node, reason = in_words(&reason), "link lost");
-                shared.tell(Inbound::PeerDown { node, link: generation }).await;
+                shared.tell(Inbound::PeerDown { node, link }).await;
             }
         }
     }

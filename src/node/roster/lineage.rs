@@ -13,7 +13,7 @@
 //! How often a store was started and how much it has written tell no copy from the right one: a copy may be started as often and
 //! write as much. So every opening is marked with a number that is drawn, and each life names those before it.
 //!
-//! Not here: more than [`OPENINGS_MAX`] starts while the one who noted was away. Then the oldest opening that is named must have
+//! Not here: more than [`OPENINGS_MAX`] starts that the one who noted did not hear of. Then the oldest opening that is named must have
 //! begun behind what was noted; whether it is of the same store's starts is believed.
 
 use crate::wire::{Life, Opening};
@@ -40,14 +40,23 @@ pub(super) fn is_same(one: &Life, other: &Life) -> bool {
 
 /// Whether a store can have been opened like this: each time with a higher number and no shorter log.
 pub(super) fn is_sound(life: &Life, earlier: &[Opening]) -> bool {
-    let all: Vec<&Opening> = earlier.iter().chain([&life.opening]).collect();
     let ascends =
-        |pair: &[&Opening]| pair[0].incarnation < pair[1].incarnation && pair[0].log_end <= pair[1].log_end;
-    earlier.len() <= OPENINGS_MAX && life.opening.log_end <= life.log_end && all.windows(2).all(ascends)
+        |pair: &[Opening]| pair[0].incarnation < pair[1].incarnation && pair[0].log_end <= pair[1].log_end;
+    let last = earlier.last().copied().unwrap_or_default();
+    earlier.len() <= OPENINGS_MAX
+        && life.opening.log_end <= life.log_end
+        && earlier.windows(2).all(ascends)
+        && ascends(&[last, life.opening])
 }
 
 /// Why whoever tells this life, and the openings before it, cannot be what became of the known one. Nothing if it can.
-pub(super) fn misfit(known: &Life, told: &Life, earlier: &[Opening]) -> Option<Misfit> {
+/// Nor if it was through an opening that was refused: a copy that is started over and over names one of those.
+pub(super) fn misfit(
+    known: &Life,
+    told: &Life,
+    earlier: &[Opening],
+    refused: Option<&Opening>,
+) -> Option<Misfit> {
     if known.store != told.store {
         // R2: whoever notes an empty disk under this name, because the right one had not come yet, is put right by that one.
         return (known.is_admitted || !told.is_admitted).then_some(Misfit::OtherStore);
@@ -58,6 +67,9 @@ pub(super) fn misfit(known: &Life, told: &Life, earlier: &[Opening]) -> Option<M
         return Some(Misfit::Older(told.opening));
     }
     let was_through = all().any(|opening| *opening == known.opening);
+    if all().any(|opening| Some(opening) == refused) {
+        return Some(Misfit::OtherCopy);
+    }
     let reaches_back = earlier.len() < OPENINGS_MAX || earlier[0].incarnation <= start;
     if reaches_back && !was_through {
         return Some(Misfit::OtherCopy);
