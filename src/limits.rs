@@ -1,5 +1,9 @@
 //! Every bound of the system in one place, with the reason for each, and their relations proved at compile time.
 
+mod few;
+
+pub(crate) use few::few;
+
 /// Bytes of a key that a cluster may allow at most. A key is part of several stored keys, and a page of sled must
 /// hold 16 records.
 pub const KEY_BYTES_CAP: usize = 4 << 10;
@@ -9,6 +13,10 @@ pub const VALUE_BYTES_CAP: usize = 1 << 20;
 
 /// Bytes of a value that `incr` takes for a number: a longer one is none, so that it need not be read.
 pub const NUMBER_BYTES_MAX: usize = 64;
+
+/// As many openings of a store before the present one are named, and kept. A node that fails at each start, with a second between,
+/// needs a quarter of an hour for them.
+pub const OPENINGS_MAX: usize = 1_023;
 
 /// Bytes of one stored record, key included. Larger values are cut: sled keeps pages above 131,052 bytes in files of
 /// their own that it never syncs, and a page holds up to 16 records.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tetrachord::Client;
 use tetrachord::client::{NotDone, Outcome, Refusal};
 use tetrachord::config::{ClusterConfig, NodeConfig};
-use tetrachord::node::roster::OPENINGS_MAX;
+use tetrachord::limits::OPENINGS_MAX;
 use tetrachord::ring::{GroupId, StoreId};
 use tetrachord::shares::ClientId;
 use tetrachord::transport::{

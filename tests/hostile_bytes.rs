@@ -70,7 +70,11 @@ fn core(node: u32, disk: &MemoryDisk) -> NodeCore {
         nodes: (1..=NODES).map(NodeId).collect(),
         opening: recovery.incarnation,
     };
-    NodeCore::open(settings, Box::new(storage), recovery).unwrap()
+    let mut core = NodeCore::open(settings, Box::new(storage), recovery).unwrap();
+    for peer in (1..=NODES).filter(|peer| *peer != node).map(NodeId) {
+        core.step(NodeEvent::PeerLink { node: peer, link: 1, is_up: true });
+    }
+    core
 }
 
 impl World {

@@ -160,7 +160,7 @@ impl NodeCore {
         match event {
             NodeEvent::Tick { now, wall } => self.on_tick(now, wall)?,
             NodeEvent::Peer { from, link, body } => {
-                if self.linked.get(&from).is_none_or(|current| *current == link) {
+                if self.linked.get(&from) == Some(&link) {
                     self.on_peer(from, &body)?;
                 }
             }

@@ -27,7 +27,7 @@ pub enum NodeEvent {
     Peer {
         /// The sender.
         from: NodeId,
-        /// The link that it came over. While another link to the sender is up, it is what was left of an old one, and ignored.
+        /// The link that it came over. Unless that one is up, it is what was left of an old one, and ignored.
         link: u64,
         /// The message.
         body: Bytes,

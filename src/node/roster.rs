@@ -23,7 +23,7 @@
 //!   a store that was. Of one name no two are: their majorities would have a node in common that noted both before either was admitted
 //!   (unless that node lost its own disk in between, before it was admitted itself);
 //! * R3: what a node says in its groups is heard only when, on this link, it has told a life that fits the note. A link has one process
-//!   at its other end: what is left of an old link is not heard once another is up ([`super::core`]);
+//!   at its other end, and what is left of an old link is not heard ([`super::core`]);
 //! * R4: a node that is told that it is not the one that was known stops. Where nodes may lie, more of a group must say so than may lie;
 //! * R5: a life is told when its opening is in the node's own log. So a store that is the right one can name, among its openings, every
 //!   life that was ever noted of it, and had not been opened again before all that was noted then was in its log. A copy can not,
@@ -38,11 +38,11 @@ mod lineage;
 
 use super::face::NodeSettings;
 use crate::error::StorageError;
+use crate::limits::OPENINGS_MAX;
 use crate::ring::{GroupId, GroupPlace, NodeId, StoreId};
 use crate::storage::{CommitId, Recovery, Storage};
 use crate::wire::{Introduction, Life, Opening};
 use bytes::Bytes;
-pub use lineage::OPENINGS_MAX;
 use lineage::{Misfit, is_same, is_sound, misfit, renewed};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

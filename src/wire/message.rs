@@ -1,7 +1,7 @@
 //! Every message on the wire: who sends it and what it means.
 
 use crate::kv::{self, Reply, RequestId};
-use crate::limits::Limits;
+use crate::limits::{Limits, OPENINGS_MAX, few};
 use crate::proof::OutcomeProof;
 use crate::ring::{GroupId, NodeId, RingMap, StoreId};
 use crate::shares::ClientId;
@@ -310,7 +310,8 @@ pub enum Introduction {
     Introduce {
         /// Its life.
         life: Life,
-        /// The openings of its store before that one, oldest first. At most [`crate::node::roster::OPENINGS_MAX`].
+        /// The openings of its store before that one, oldest first. At most [`OPENINGS_MAX`].
+        #[serde(deserialize_with = "few::<_, _, OPENINGS_MAX>")]
         earlier: Vec<Opening>,
     },
     /// The receiver's life, as it introduced itself, is durably noted.

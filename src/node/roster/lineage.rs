@@ -16,11 +16,8 @@
 //! Not here: more than [`OPENINGS_MAX`] starts that the one who noted did not hear of. Then the oldest opening that is named must have
 //! begun behind what was noted; whether it is of the same store's starts is believed.
 
+use crate::limits::OPENINGS_MAX;
 use crate::wire::{Life, Opening};
-
-/// As many openings before the present one are named, and kept. A node that fails at each start, with a second between, needs a quarter
-/// of an hour for them.
-pub const OPENINGS_MAX: usize = 1_023;
 
 /// Why a store cannot be what became of the one that was noted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -179,6 +179,9 @@ impl World {
             opening: recovery.incarnation,
         };
         let mut core = NodeCore::open(settings, Box::new(storage), recovery).expect("a healthy store");
+        for peer in (1..=self.nodes.len() as u32).map(NodeId).filter(|peer| peer.0 as usize != index + 1) {
+            core.step(NodeEvent::PeerLink { node: peer, link: 1, is_up: true });
+        }
         if lies {
             core.step(NodeEvent::Lie(Some(self.lie)));
         }

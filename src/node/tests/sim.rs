@@ -291,6 +291,9 @@ impl Sim {
         let is_restart = recovery.incarnation > 1;
         let mut core =
             NodeCore::open(settings, Box::new(storage), recovery).expect("the disk holds a healthy store");
+        for peer in (1..=self.nodes.len() as u32).map(NodeId).filter(|peer| peer.0 as usize != index + 1) {
+            core.step(NodeEvent::PeerLink { node: peer, link: 1, is_up: true });
+        }
         if is_restart && self.plan.defect == Some(Defect::ForgetSessions) {
             core.groups_mut().for_each(Group::forget_sessions);
         }

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | a promise, an acknowledgement or a signed statement leaves when the disk holds what it rests on | persist before send |
 //! | a node speaks in its groups when enough others have noted its store | who forgot must not vote |
-//! | what a node notes of another is no life of an older copy | the same |
+//! | what a node notes of another is no life of an older copy; what it refuses is one | the same |
 //! | who leads, to whom a quorum has durably promised (crash mode) | Paxos, phase 1 |
 //! | a log that is rewritten still speaks of every group, and of promises no lower (crash mode) | promises are kept |
 //! | what any replica has applied, a quorum durably holds; what a leader has, accepted in its ballot or later (crash mode) | Paxos, phase 2 |
@@ -33,6 +33,8 @@ struct Disk {
     /// Whether others have noted its store, and what it has noted of others.
     is_admitted: bool,
     notes: BTreeMap<NodeId, Life>,
+    /// The openings at which it has refused another node's store.
+    refused: BTreeMap<NodeId, u64>,
     /// What it promised in each group of which there are records; in Byzantine mode only that there are some.
     spoken_of: BTreeMap<GroupId, Ballot>,
     /// In Byzantine mode, all that was ever written down: what is signed once may be said again for ever.
@@ -54,6 +56,7 @@ impl Disk {
         match codec::decode(record).expect("what is durable can be read") {
             roster::Record::Known { node, life } => drop(self.notes.insert(node, life)),
             roster::Record::Admitted { .. } => self.is_admitted = true,
+            roster::Record::Refused { node, opening } => drop(self.refused.insert(node, opening.mark)),
             roster::Record::Opened(_) => {}
         }
     }
@@ -177,6 +180,7 @@ impl Durable {
             followed.logs.clear();
             followed.spoken_of.clear();
             followed.notes.clear();
+            followed.refused.clear();
             followed.is_admitted = false;
             records = disk.durable_log_from(0).0;
         }
@@ -197,6 +201,10 @@ impl Durable {
         let is_copy = |life: &&Life| self.copies.contains(&life.opening.mark);
         if let Some(life) = followed.notes.values().find(is_copy) {
             return Some(format!("n{} takes an older copy for what became of a disk: {life:?}", index + 1));
+        }
+        let is_own = |(_, mark): &(&NodeId, &u64)| !self.copies.contains(mark);
+        if let Some((node, _)) = followed.refused.iter().find(is_own) {
+            return Some(format!("n{} refuses the disk of {node}, which is the right one", index + 1));
         }
         let forgotten = before
             .iter()
