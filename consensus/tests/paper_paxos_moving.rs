@@ -149,6 +149,26 @@ fn the_owner_of_a_log_that_is_far_ahead_offers_to_lead() {
     assert!(cluster.violations.is_empty(), "{:?}", cluster.violations);
 }
 
+/// Schedule 11337034195: two that fetched a log of two pieces from each other, and offered to lead each time, went on for ever.
+#[test]
+fn an_offer_to_lead_is_not_made_again_at_once() {
+    let log = entries(ballot(1, 0), 8, "a");
+    let mut owner =
+        Alone::with_log(1, 3, Options { message_bytes: 4, ..Options::default() }, ballot(1, 0), log);
+    let asks = |owner: &mut Alone, round: u64| {
+        let ballot = ballot(round, 2);
+        owner.hear(2, &Message::Prepare { ballot });
+        let sent = owner.hear(2, &Message::FetchLog { ballot, from: Slot(0), bytes: 1 });
+        assert!(sent.iter().any(|(_, message)| matches!(message, Message::LogChunk { .. })), "it is given");
+        sent.iter().any(|(_, message)| matches!(message, Message::PreVote { .. }))
+    };
+    assert!(asks(&mut owner, 2), "it could lead without moving anything");
+    assert!(!asks(&mut owner, 3), "it has just offered");
+    owner.hear(2, &Message::Heartbeat { ballot: ballot(3, 2), round: 1, decided: Slot(0), quorate: true });
+    owner.wait(1_000);
+    assert!(asks(&mut owner, 9), "an election timeout later");
+}
+
 #[test]
 fn an_attempt_that_always_fails_does_not_keep_others_from_trying() {
     let mut cluster = led(3, options(Mutation::None));

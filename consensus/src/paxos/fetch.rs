@@ -160,10 +160,13 @@ impl Replica {
         }
     }
 
-    /// Asks the others whether they would have this replica lead, once for each ballot that it has promised.
+    /// Asks the others whether they would have this replica lead, once for each ballot that it has promised, and not again within the
+    /// time that an election takes. Whoever leads for a moment has the best log: two that fetch from each other and offer each time
+    /// would go on for ever.
     fn offer_to_lead(&mut self, ballot: Ballot) {
-        if self.offered < ballot && self.role == Role::Follower {
-            self.offered = ballot;
+        let has_just = self.offered_at.is_some_and(|at| self.now.since(at) < self.options.election_ticks);
+        if self.offered < ballot && !has_just && self.role == Role::Follower {
+            (self.offered, self.offered_at) = (ballot, Some(self.now));
             self.start_pre_vote();
         }
     }

@@ -49,6 +49,8 @@ pub struct Replica {
     pub(super) gathering: Option<Gathering>,
     /// The latest ballot of whose candidate this replica's log is so far ahead that it offered to lead itself.
     pub(super) offered: Ballot,
+    /// When it did.
+    pub(super) offered_at: Option<Ticks>,
     /// When the last entry of the log came to be here, at the earliest.
     pub(super) appended_at: Ticks,
     leader: Option<ReplicaId>,
@@ -97,6 +99,7 @@ impl Replica {
             decided: applied.slot,
             gathering: None,
             offered: Ballot::ZERO,
+            offered_at: None,
             appended_at: Ticks(0),
             leader: None,
             is_halted: false,
