@@ -87,8 +87,8 @@ fn a_first_start_waits_for_all_three_once_and_says_so() {
     assert_eq!(cluster.ok(&["get", "k"]), "v");
 }
 
-#[test]
-fn an_older_copy_of_a_data_directory_ends_its_node() {
+/// n2 is up; n1 is down and has a directory from before its last start, in which it acknowledged a write with n2 alone.
+fn with_an_older_copy() -> Cluster {
     let mut cluster = Cluster::start(3, 1);
     cluster.ok(&["put", "k", "old"]);
     cluster.kill_node(0);
@@ -99,6 +99,12 @@ fn an_older_copy_of_a_data_directory_ends_its_node() {
     cluster.ok(&["put", "k", "new"]);
     cluster.kill_node(0);
     copy_folder(&copy, &data_of(&cluster, 0));
+    cluster
+}
+
+#[test]
+fn an_older_copy_of_a_data_directory_ends_its_node() {
+    let mut cluster = with_an_older_copy();
     cluster.start_node(2);
     cluster.start_node(0);
     let log = wait_for_end(&mut cluster, 0, "k");
@@ -112,16 +118,8 @@ fn an_older_copy_of_a_data_directory_ends_its_node() {
 /// Whoever hears the copy knows a start of the right one that it was not through, however often it was started while nobody heard it.
 #[test]
 fn an_older_copy_that_was_started_again_ends_its_node() {
-    let mut cluster = Cluster::start(3, 1);
-    cluster.ok(&["put", "k", "old"]);
-    cluster.kill_node(0);
-    let copy = keep_data(&cluster, 0);
-    cluster.start_node(0);
-    cluster.kill_node(2);
-    cluster.ok(&["put", "k", "new"]);
-    cluster.kill_node(0);
+    let mut cluster = with_an_older_copy();
     cluster.kill_node(1);
-    copy_folder(&copy, &data_of(&cluster, 0));
     for _ in 0..3 {
         cluster.start_node(0);
         wait_for("n1 to answer", || cluster.status()["nodes"][0]["connected"].is_array().then_some(()));

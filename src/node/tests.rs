@@ -305,9 +305,9 @@ const BUSY: Answer = Answer::Retry { reason: RetryReason::Busy, leader: None, ma
 #[test]
 fn an_answer_meant_for_an_earlier_life_is_nobodys() {
     let disk = MemoryDisk::default();
-    let (to, old) = one_of_four(&disk).pass_on();
+    let (_, old) = one_of_four(&disk).pass_on();
     let mut node = one_of_four(&disk);
-    let (_, new) = node.pass_on();
+    let (to, new) = node.pass_on();
     assert_eq!(node.answered(to, old, BUSY), None, "the number of an earlier life was given again");
     assert_eq!(node.answered(to, new, BUSY), Some(BUSY));
 }

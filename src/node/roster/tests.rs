@@ -173,6 +173,18 @@ fn with_an_older_copy() -> Vec<Desk> {
     desks
 }
 
+/// Three nodes that know one another; the disk of n1 is as it was before its last start, and will draw other marks.
+fn with_a_copy_of_the_start_before() -> Vec<Desk> {
+    let mut desks = cluster(3);
+    talk(&mut desks, &[1, 2, 3]);
+    let copy = (desks[0].disk.clone(), desks[0].life);
+    desks[0].restart();
+    talk(&mut desks, &[1, 2, 3]);
+    (desks[0].disk, desks[0].life) = copy;
+    desks[0].life.opening.mark = 7;
+    desks
+}
+
 #[test]
 fn an_older_copy_is_noticed_by_whoever_knows_more() {
     let mut desks = with_an_older_copy();
@@ -218,13 +230,7 @@ fn an_older_copy_is_noticed_however_often_it_was_started_since() {
 /// The copy lacks a start that was noted. How far both have come tells nothing: neither had written anything then.
 #[test]
 fn a_copy_that_was_not_through_a_start_is_noticed() {
-    let mut desks = cluster(3);
-    talk(&mut desks, &[1, 2, 3]);
-    let copy = (desks[0].disk.clone(), desks[0].life);
-    desks[0].restart();
-    talk(&mut desks, &[1, 2, 3]);
-    (desks[0].disk, desks[0].life) = copy;
-    desks[0].life.opening.mark = 7;
+    let mut desks = with_a_copy_of_the_start_before();
     for _ in 0..3 {
         desks[0].restart();
         desks[0].settle();
@@ -302,13 +308,7 @@ fn openings_that_cannot_be_are_not_believed() {
 
 #[test]
 fn two_copies_that_were_opened_equally_often_are_told_apart() {
-    let mut desks = cluster(3);
-    talk(&mut desks, &[1, 2, 3]);
-    let copy = (desks[0].disk.clone(), desks[0].life);
-    desks[0].restart();
-    talk(&mut desks, &[1, 2, 3]);
-    (desks[0].disk, desks[0].life) = copy;
-    desks[0].life.opening.mark = 7;
+    let mut desks = with_a_copy_of_the_start_before();
     desks[0].restart();
     talk(&mut desks, &[1, 2]);
     assert!(
