@@ -106,7 +106,11 @@ fn occasion(wrong: Wrong, mode: Mode, seed: u64) -> Plan {
     plan.nemeses.remove(&Nemesis::GreedyClient);
     let Wrong::Rule(rule) = wrong else { return plan };
     match rule {
-        Mutation::IgnoreShares => _ = plan.nemeses.insert(Nemesis::GreedyClient),
+        Mutation::IgnoreShares => {
+            plan.nemeses.insert(Nemesis::GreedyClient);
+            // A state with all its sessions would take longer to be put in place than a run waits.
+            plan.row_micros = 0;
+        }
         Mutation::AnySignOfLife => {
             plan.nemeses.extend([Nemesis::Lies, Nemesis::Kill]);
             (plan.lie, plan.keeps_view, plan.ends_silent) = (Some(Lie::EndlessState), false, false);
@@ -219,7 +223,7 @@ fn seeds_for(wrong: Wrong) -> u64 {
         // The logs of most runs are small: few are moved in more than one piece.
         Wrong::Rule(Mutation::LeadHalfFetched | Mutation::AdoptHalfSync) => 3_000,
         // Views must fail again and again before the rest, which is seldom.
-        Wrong::Rule(Mutation::PatienceOnlyGrows) => 1_000,
+        Wrong::Rule(Mutation::PatienceOnlyGrows) => 3_000,
         _ => 150,
     }
 }
