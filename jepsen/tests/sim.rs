@@ -46,6 +46,7 @@ fn beside_strangers(seed: u64) -> Plan {
     (plan.keeps_view, plan.ends_silent) = (false, false);
     plan.nemeses.insert(Nemesis::Lies);
     plan.lie = Some(Lie::ALL[usize::try_from(seed).unwrap() % Lie::ALL.len()]);
+    plan.let_liars_lead();
     assert_eq!(plan.faulty(), [1, 5], "every four nodes in a row have one of them");
     plan
 }
