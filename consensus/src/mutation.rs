@@ -121,6 +121,9 @@ pub enum Mutation {
     /// Around the engines: of a store that comes, only its last opening is looked at.
     #[cfg(feature = "mutants")]
     ForgetOpenings,
+    /// Around the engines: a node is heard although its life is not durably noted.
+    #[cfg(feature = "mutants")]
+    HearAtOnce,
     /// Nodes around PBFT: signatures are checked in one line for all, first come, first served, and whoever brings bad ones may go
     /// on.
     #[cfg(feature = "mutants")]
@@ -186,11 +189,12 @@ impl Mutation {
 
     /// Every defect of what a node does around its engines.
     #[cfg(feature = "mutants")]
-    pub const NODE: [Self; 5] = [
+    pub const NODE: [Self; 6] = [
         Self::ReplaceWithoutAll,
         Self::VoteUnknown,
         Self::NoteAnew,
         Self::ForgetOpenings,
+        Self::HearAtOnce,
         Self::IgnoreShares,
     ];
 
@@ -226,6 +230,15 @@ impl Mutation {
     pub fn notes_anew(self) -> bool {
         #[cfg(feature = "mutants")]
         return self == Self::NoteAnew;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
+    /// Whether a node is heard before its life is durably noted.
+    #[must_use]
+    pub fn hears_at_once(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::HearAtOnce;
         #[cfg(not(feature = "mutants"))]
         false
     }

@@ -28,7 +28,8 @@ use crate::ring::{GroupId, NodeId};
 use crate::shares::Account;
 use crate::storage::{Commit, CommitId, Recovery, Storage};
 use crate::wire::{
-    self, Answer, AnswerFrame, Consistency, NodeStatus, PeerMessage, ProcessStats, RetryReason, Served,
+    self, Answer, AnswerFrame, Consistency, NodeStatus, Opening, PeerMessage, ProcessStats, RetryReason,
+    Served,
 };
 use bytes::Bytes;
 use compaction::Compaction;
@@ -147,6 +148,11 @@ impl NodeCore {
             yielded_at: None,
             effects: Vec::new(),
         })
+    }
+
+    /// The nodes whose messages to groups are heard, and by which opening of its store each is known.
+    pub fn heard(&self) -> impl Iterator<Item = (NodeId, Opening)> {
+        self.roster.heard()
     }
 
     /// Tells the node what happened.

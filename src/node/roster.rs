@@ -22,8 +22,9 @@
 //! * R2: in a note the store never changes, and how far it was only grows; but the note of a store that was never admitted gives way to
 //!   a store that was. Of one name no two are: their majorities would have a node in common that noted both before either was admitted
 //!   (unless that node lost its own disk in between, before it was admitted itself);
-//! * R3: what a node says in its groups is heard only when, on this link, it has told a life that fits the note. A link has one process
-//!   at its other end, and what is left of an old link is not heard ([`super::core`]);
+//! * R3: what a node says in its groups is heard only when, on this link, it has told a life that fits the note, and the note of that
+//!   life is durable: whoever has acknowledged anything together with a life knows of it for ever. A link has one process at its other
+//!   end, and what is left of an old link is not heard ([`super::core`]);
 //! * R4: a node that is told that it is not the one that was known stops. Where nodes may lie, more of a group must say so than may lie;
 //! * R5: a life is told when its opening is in the node's own log. So a store that is the right one can name, among its openings, every
 //!   life that was ever noted of it, and had not been opened again before all that was noted then was in its log. A copy can not,
@@ -137,7 +138,12 @@ pub(super) struct Roster {
     /// The last openings that were refused, and those that are not written down yet.
     refused_at: BTreeMap<NodeId, Opening>,
     to_refuse: BTreeSet<NodeId>,
-    /// Those who have told, on this link, a life that fits their note.
+    /// The lives that are durably noted.
+    written: BTreeMap<NodeId, Life>,
+    /// Those who have told, on this link, a life that fits their note, which is not durable yet, and those of whom it is.
+    introduced: BTreeSet<NodeId>,
+    /// When another life of a node was last written down at once.
+    noted_at: BTreeMap<NodeId, Ticks>,
     recognized: BTreeSet<NodeId>,
     /// Those who have durably noted this life.
     noted_by: BTreeSet<NodeId>,
@@ -189,6 +195,9 @@ impl Roster {
             life,
             earlier,
             is_written: false,
+            written: known.clone(),
+            introduced: BTreeSet::new(),
+            noted_at: BTreeMap::new(),
             known,
             changed: BTreeSet::new(),
             refused_at,
@@ -219,6 +228,11 @@ impl Roster {
         self.recognized.contains(&node)
     }
 
+    /// Those who are heard, and by which opening each is known.
+    pub(super) fn heard(&self) -> impl Iterator<Item = (NodeId, Opening)> {
+        self.recognized.iter().map(|node| (*node, self.known[node].opening))
+    }
+
     /// Those of whom a note is missing, as long as it is waited for.
     pub(super) fn awaited(&self) -> Vec<NodeId> {
         let missing = self.settings.others.difference(&self.noted_by);
@@ -227,10 +241,41 @@ impl Roster {
 
     /// A link came up or went down: whoever is at its other end must say again who it is.
     pub(super) fn on_link(&mut self, node: NodeId, is_up: bool) {
-        self.recognized.remove(&node);
+        self.forget_face(node);
         self.confirmed.remove(&node);
         if is_up {
             self.introduce(node);
+        }
+    }
+
+    fn forget_face(&mut self, node: NodeId) {
+        self.recognized.remove(&node);
+        self.introduced.remove(&node);
+    }
+
+    /// R3: a node has told a life that fits. It is heard when that is durably noted, which takes no time if it was before.
+    fn recognize(&mut self, node: NodeId) {
+        let life = self.known[&node];
+        let is_written = self.written.get(&node).is_some_and(|written| is_same(written, &life));
+        self.forget_face(node);
+        if is_written || self.settings.mutation.hears_at_once() {
+            self.recognized.insert(node);
+        } else {
+            self.introduced.insert(node);
+        }
+        let is_it = |awaited: &Awaited| matches!(awaited, Awaited::Note(of, noted) if *of == node && is_same(noted, &life));
+        let is_under_way = self.records.iter().any(|(_, awaited)| is_it(awaited))
+            || self.submitted.iter().any(|(_, awaited)| is_it(awaited));
+        // One that starts without end must not fill the log: its next lives wait for the next second.
+        let is_rare = self.noted_at.get(&node).is_none_or(|at| self.now.since(*at) >= INTERVAL_MILLIS);
+        if !is_written && !is_under_way && is_rare {
+            self.noted_at.insert(node, self.now);
+            self.changed.remove(&node);
+            self.write_down(node);
+            // Whoever has just started does not know either who this is.
+            self.introduce(node);
+        } else if !is_written && !is_under_way {
+            self.changed.insert(node);
         }
     }
 
@@ -335,16 +380,18 @@ impl Roster {
                 let is_late =
                     known.store == told.store && told.opening.incarnation < known.opening.incarnation;
                 if !is_late {
-                    self.recognized.remove(&from);
+                    self.forget_face(from);
                     self.note_refused(from, &told, &known);
                 }
                 self.refuse(from, told, known);
             }
             Some(known) => {
-                self.recognized.insert(from);
                 let now = renewed(&known, &told);
                 self.known.insert(from, now);
-                if now == known && !self.changed.contains(&from) {
+                self.recognize(from);
+                if !is_same(&now, &known) {
+                    // It is written down, and answered then.
+                } else if now == known && !self.changed.contains(&from) {
                     // A note that is on its way to the disk is answered when it is there.
                     if !self.is_under_way(from) {
                         self.outputs.push(Output::Send(from, Introduction::Noted(now)));
@@ -354,9 +401,8 @@ impl Roster {
                 }
             }
             None => {
-                self.recognized.insert(from);
                 self.known.insert(from, told);
-                self.write_down(from);
+                self.recognize(from);
             }
         }
     }
@@ -480,7 +526,14 @@ impl Roster {
         while let Some((_, awaited)) = self.submitted.front().copied().filter(|(id, _)| *id <= commit) {
             self.submitted.pop_front();
             match awaited {
-                Awaited::Note(node, life) => self.outputs.push(Output::Send(node, Introduction::Noted(life))),
+                Awaited::Note(node, life) => {
+                    self.written.insert(node, life);
+                    let is_the_one = is_same(&self.known[&node], &life);
+                    if is_the_one && self.introduced.remove(&node) {
+                        self.recognized.insert(node);
+                    }
+                    self.outputs.push(Output::Send(node, Introduction::Noted(life)));
+                }
                 Awaited::Refusal => {}
                 Awaited::Opening => {
                     self.is_written = true;

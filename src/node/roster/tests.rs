@@ -290,6 +290,32 @@ fn nobody_hears_of_a_life_before_it_is_written_down() {
     assert_eq!(heard_of(&mut desk), 2);
 }
 
+/// Whoever acknowledges something together with a life must know of that life for ever: one that was killed at once would else take an
+/// older copy for the right one.
+#[test]
+fn nobody_is_heard_before_its_life_is_noted_durably() {
+    let mut desks = cluster(3);
+    talk(&mut desks, &[1, 2, 3]);
+    desks[0].restart();
+    let said = desks[0].settle();
+    let (.., introduction) = said.iter().find(|(_, to, _)| *to == NodeId(2)).cloned().unwrap();
+    desks[1].roster.on_link(NodeId(1), true);
+    desks[1].roster.on_said(NodeId(1), introduction.clone());
+    assert!(!desks[1].roster.hears(NodeId(1)));
+    let before = desks[1].disk.len();
+    let answers = desks[1].settle();
+    assert!(
+        desks[1].roster.hears(NodeId(1)) && desks[1].disk.len() == before + 1,
+        "within no time that passes"
+    );
+    assert!(answers.iter().any(|(_, to, said)| *to == NodeId(1) && matches!(said, Introduction::Noted(_))));
+    // The same life over another link needs no disk.
+    desks[1].roster.on_link(NodeId(1), true);
+    assert!(!desks[1].roster.hears(NodeId(1)));
+    desks[1].roster.on_said(NodeId(1), introduction);
+    assert!(desks[1].roster.hears(NodeId(1)));
+}
+
 /// What no correct node says is not taken: openings that go back, or more of them than anybody keeps.
 #[test]
 fn openings_that_cannot_be_are_not_believed() {

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | a promise, an acknowledgement or a signed statement leaves when the disk holds what it rests on | persist before send |
 //! | a node speaks in its groups when enough others have noted its store | who forgot must not vote |
+//! | a node hears another in its groups when its disk knows that one's last start | who acknowledged something with a life knows of it |
 //! | what a node notes of another is no life of an older copy; what it refuses is one | the same |
 //! | who leads, to whom a quorum has durably promised (crash mode) | Paxos, phase 1 |
 //! | a log that is rewritten still speaks of every group, and of promises no lower (crash mode) | promises are kept |
@@ -18,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use tetrachord::node::roster::{self, OWN};
 use tetrachord::ring::{GroupId, GroupPlace, NodeId};
 use tetrachord::storage::memory::MemoryDisk;
-use tetrachord::wire::Life;
+use tetrachord::wire::{Life, Opening};
 use tetrachord_consensus::paxos::{Ballot, Message, Recovered};
 use tetrachord_consensus::pbft::Record;
 use tetrachord_consensus::pbft::message::{NewViewBody, body_digest};
@@ -154,6 +155,23 @@ impl Durable {
     /// Whether the store of this node was noted by enough others.
     pub(super) fn is_admitted(&self, index: usize) -> bool {
         self.disks[index].is_admitted
+    }
+
+    /// Whom a node hears, its disk must know by that opening.
+    pub(super) fn check_heard(
+        &self,
+        index: usize,
+        heard: impl Iterator<Item = (NodeId, Opening)>,
+    ) -> Option<String> {
+        let notes = &self.disks[index].notes;
+        let mut unknown =
+            heard.filter(|(node, opening)| notes.get(node).is_none_or(|life| life.opening != *opening));
+        let (node, opening) = unknown.next()?;
+        Some(format!(
+            "n{} hears {node}, of whose start {} its disk knows nothing",
+            index + 1,
+            opening.incarnation
+        ))
     }
 
     /// Whether a node has noted more of another than a store of this age can say of itself when it is opened.

@@ -298,6 +298,13 @@ impl World {
                 self.violate(|| violation);
             }
         }
+        // The disk of a stranger is not followed.
+        let node = &self.nodes[index];
+        let own = node.core.as_ref().filter(|_| node.stranger.is_none());
+        let unknown = own.and_then(|core| self.durable.check_heard(index, core.heard()));
+        if let Some(violation) = unknown {
+            self.violate(|| violation);
+        }
         let speaks = effects
             .iter()
             .any(|effect| matches!(effect, NodeEffect::Send { .. } | NodeEffect::Answer { .. }));
