@@ -33,7 +33,7 @@ pub use outcomes::Outcomes;
 pub use requests::Ticket;
 
 use crate::error::StorageError;
-use crate::kv::{self, Machine, Reply, RequestId, Versioned};
+use crate::kv::{self, Command, Machine, Reply, Versioned};
 use crate::limits::{BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, Limits, PEER_FRAME_BYTES_MAX};
 use crate::ring::{GroupId, GroupPlace, NodeId};
 use crate::shares::Account;
@@ -224,8 +224,11 @@ pub struct Group {
     requests: Requests,
     in_flight: usize,
     proposed: VecDeque<Slot>,
+    /// Something that this replica proposed since it leads is applied, and so is all that was decided before.
+    is_current: bool,
     leader: Option<ReplicaId>,
     now: Ticks,
+    wall: Timestamp,
     checkpoint_at: Ticks,
     durable_slot: u64,
     /// What the log was last dropped up to, or where this life began.
@@ -306,8 +309,10 @@ impl Group {
             requests: Requests::default(),
             in_flight: 0,
             proposed: VecDeque::new(),
+            is_current: false,
             leader: None,
             now: Ticks(0),
+            wall: Timestamp(0),
             checkpoint_at: Ticks(0),
             durable_slot,
             compacted_slot: durable_slot,
@@ -375,7 +380,7 @@ impl Group {
     /// Time passed.
     pub fn tick(&mut self, storage: &dyn Storage, now: Ticks, wall: Timestamp) -> Result<(), StorageError> {
         assert!(now >= self.now, "ticks never go back");
-        self.now = now;
+        (self.now, self.wall) = (now, wall);
         if self.is_installing() {
             return Ok(());
         }
@@ -443,13 +448,26 @@ impl Group {
         }
     }
 
-    /// Takes a command to be ordered.
-    pub fn write(&mut self, account: Account, ticket: Ticket, request: RequestId, command: Bytes) {
+    /// Takes a command to be ordered, with its bytes.
+    pub fn write(&mut self, account: Account, ticket: Ticket, command: &Command, bytes: Bytes) {
         if !self.is_leading() {
             self.answer(ticket, Outcome::NotLeader);
-        } else if !self.requests.push(account, ticket, request, command) {
+        } else if let Some(reply) = self.refusal_to_open(command) {
+            let slot = self.machine.applied().slot;
+            self.answer(ticket, Outcome::Applied { reply, slot });
+        } else if !self.requests.push(account, ticket, command.request(), bytes) {
             self.answer(ticket, Outcome::Busy);
         }
+    }
+
+    /// What an opening is told that would be refused if it were ordered: whoever asks for sessions without end fills no log. Only a
+    /// leader knows that has applied all that was decided before: what it has not seen might have made room.
+    fn refusal_to_open(&self, command: &Command) -> Option<Reply> {
+        let Command::Open { client, .. } = command else { return None };
+        if !self.is_current {
+            return None;
+        }
+        self.machine.refusal_to_open(client, self.wall.0)
     }
 
     /// Takes a linearizable read. Those that arrive together are confirmed together, by [`Self::flush`].
@@ -697,6 +715,7 @@ impl Group {
         while self.proposed.front().is_some_and(|proposed| *proposed <= slot) {
             self.proposed.pop_front();
             self.in_flight -= 1;
+            self.is_current = true;
         }
         self.share_digest(slot.0);
         Ok(())
@@ -737,6 +756,7 @@ impl Group {
         let (queued, proposed) = self.requests.abandon();
         self.proposed.clear();
         self.in_flight = 0;
+        self.is_current = false;
         for ticket in queued {
             self.answer(ticket, Outcome::NotLeader);
         }

@@ -218,6 +218,19 @@ impl Machine {
         Ok(replies)
     }
 
+    /// What a client is told that opens a session now, if it is refused: what an opening would be told that is applied next, with this
+    /// time. The state does not change.
+    #[must_use]
+    pub fn refusal_to_open(&self, client: &Client, time: u64) -> Option<Reply> {
+        self.sessions.refusal_to_open(client, self.session_time_at(time))
+    }
+
+    /// Session time in a slot that is applied next, with this time.
+    fn session_time_at(&self, time: u64) -> u64 {
+        let step = time.saturating_sub(self.applied.time);
+        self.applied.session_time + step.min(SESSION_STEP_MICROS_MAX)
+    }
+
     /// Moves to the next slot and its time; returns the hasher that gathers its answers.
     fn begin_slot(&mut self, slot: &Slot) -> blake3::Hasher {
         assert_eq!(slot.slot, self.applied.slot + 1, "slots are applied without a gap");
@@ -225,9 +238,8 @@ impl Machine {
         self.applied.slot = slot.slot;
         self.applied.chain = slot.chain;
         self.applied.sealed = slot.sealed;
-        let step = slot.time.saturating_sub(self.applied.time);
-        self.applied.time += step;
-        self.applied.session_time += step.min(SESSION_STEP_MICROS_MAX);
+        self.applied.session_time = self.session_time_at(slot.time);
+        self.applied.time = self.applied.time.max(slot.time);
         self.is_dirty = true;
         self.sessions.expire(self.applied.session_time);
         let mut hasher = blake3::Hasher::new();

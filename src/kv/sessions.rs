@@ -20,7 +20,7 @@
 use super::Rules;
 use super::command::{Failure, Reply, SessionId};
 use super::record::{seal, unseal};
-use super::shares::{Held, Shares};
+use super::shares::{Exceeded, Held, Shares};
 use super::signed::Client;
 use crate::error::StorageError;
 use crate::limits::{
@@ -43,6 +43,12 @@ struct Session {
     /// Byzantine mode: when session time is later, nothing is good any more of what was applied for this session; 0 in crash mode.
     good_until: u64,
     is_closed: bool,
+}
+
+impl Exceeded {
+    fn refusal(self) -> Reply {
+        Reply::Failed(Failure::TooManySessions { held: self.held, max: self.max })
+    }
 }
 
 impl Session {
@@ -138,8 +144,7 @@ impl Sessions {
             && !self.ignores_shares
             && !self.make_room(&owner, time)
         {
-            let (held, max) = (share.held, share.max);
-            return Reply::Failed(Failure::TooManySessions { held, max });
+            return share.refusal();
         }
         let (outcomes, is_closed) = (BTreeMap::new(), false);
         self.insert(id, Session { owner, active: time, ack_below: 1, outcomes, good_until, is_closed });
@@ -147,15 +152,26 @@ impl Sessions {
         Reply::Opened { session: id }
     }
 
+    /// What a client is told that opens one more session at this time, if it is refused. Nothing changes.
+    pub(super) fn refusal_to_open(&self, owner: &Client, time: u64) -> Option<Reply> {
+        let share = self.shares.may_open(owner).err().filter(|_| !self.ignores_shares)?;
+        let is_one_over = self.index.by_end.first().is_some_and(|(end, _)| *end < time);
+        let has_room = is_one_over || self.idle_of(owner, time).is_some();
+        (!has_room).then(|| share.refusal())
+    }
+
+    /// The client's session that was silent longest, if that was for long enough.
+    fn idle_of(&self, owner: &Client, time: u64) -> Option<SessionId> {
+        let of_owner = self.index.by_owner.range((*owner, 0, SessionId(0))..).next();
+        let (.., id) = of_owner
+            .filter(|(of, active, _)| of == owner && time.saturating_sub(*active) >= SESSION_IDLE_MICROS)?;
+        Some(*id)
+    }
+
     /// Takes the session from the client that was silent longest, if that was for long enough.
     fn make_room(&mut self, owner: &Client, time: u64) -> bool {
-        let is_fit = |(of, active, _): &&(Client, u64, SessionId)| {
-            of == owner && time.saturating_sub(*active) >= SESSION_IDLE_MICROS
-        };
-        let oldest = self.index.by_owner.range((*owner, 0, SessionId(0))..).next().filter(is_fit);
-        let Some((.., id)) = oldest.copied() else { return false };
-        self.forget(id, time);
-        true
+        let idle = self.idle_of(owner, time);
+        idle.inspect(|id| self.forget(*id, time)).is_some()
     }
 
     /// Closes a session of this client. It is forgotten once it cannot come back.

@@ -74,11 +74,24 @@ fn derived(sessions: &Sessions) -> (Index, Shares) {
     (fresh.index, fresh.shares)
 }
 
+/// Opens a session in a slot of this time, which is told before what it comes to.
+fn open_as_told(sessions: &mut Sessions, id: SessionId, owner: Client, time: u64) -> Reply {
+    let told = sessions.refusal_to_open(&owner, time);
+    sessions.expire(time);
+    let reply = sessions.open(id, owner, 0, time);
+    if told.is_some() {
+        assert_eq!(told.as_ref(), Some(&reply), "whoever is refused before would be refused");
+    } else {
+        assert_eq!(reply, Reply::Opened { session: id }, "only whoever would be refused is");
+    }
+    reply
+}
+
 /// Opens sessions for a client until it is refused; how many, and what it is told.
 fn open_all(sessions: &mut Sessions, owner: Client, from: u128, time: u64) -> (u64, Failure) {
     let mut opened = 0;
     loop {
-        match sessions.open(SessionId(from + u128::from(opened)), owner, 0, time) {
+        match open_as_told(sessions, SessionId(from + u128::from(opened)), owner, time) {
             Reply::Opened { .. } => opened += 1,
             Reply::Failed(failure) => return (opened, failure),
             other => panic!("{other:?}"),
@@ -98,8 +111,8 @@ fn a_client_that_holds_all_it_may_loses_its_own_idle_session_and_nobody_elses() 
     let used_at = SESSION_GRAIN_MICROS + 2;
     assert_eq!(sessions.lookup(SessionId(100), 1, 1, 1, used_at), Lookup::Fresh);
     let idle_at = SESSION_IDLE_MICROS + 2;
-    assert_eq!(sessions.open(ID, OWNER, 0, idle_at - 1), Reply::Failed(refused));
-    assert_eq!(sessions.open(ID, OWNER, 0, idle_at), Reply::Opened { session: ID });
+    assert_eq!(open_as_told(&mut sessions, ID, OWNER, idle_at - 1), Reply::Failed(refused));
+    assert_eq!(open_as_told(&mut sessions, ID, OWNER, idle_at), Reply::Opened { session: ID });
     let gone = |id| !sessions.by_id.contains_key(&SessionId(id));
     assert!(gone(101) && !gone(100) && !gone(102), "the one that was silent longest");
     assert!(!gone(1), "the other client's was silent for longer");
@@ -108,6 +121,23 @@ fn a_client_that_holds_all_it_may_loses_its_own_idle_session_and_nobody_elses() 
         (sessions.index, sessions.shares),
         derived(&Sessions { by_id: sessions.by_id, ..Sessions::default() })
     );
+}
+
+#[test]
+fn sessions_that_are_over_make_room_for_whoever_asks() {
+    let mut sessions = Sessions::default();
+    let (opened, refused) = open_all(&mut sessions, OWNER, 100, 2);
+    // In Byzantine mode one that is closed holds its place while something is good that was applied for it.
+    let is_closed = sessions.close(SessionId(100), &OWNER, 2);
+    assert_eq!(is_closed, Reply::Closed);
+    assert_eq!(open_as_told(&mut sessions, ID, OWNER, 3), Reply::Opened { session: ID });
+    assert_eq!(open_as_told(&mut sessions, SessionId(8), OWNER, 4), Reply::Failed(refused));
+    let over_at = SESSION_RETENTION_MICROS + 3;
+    assert_eq!(
+        open_as_told(&mut sessions, SessionId(8), OWNER, over_at),
+        Reply::Opened { session: SessionId(8) }
+    );
+    assert!(opened > 100 && sessions.len() == 2, "all but the last two are over");
 }
 
 #[test]

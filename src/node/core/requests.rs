@@ -231,7 +231,7 @@ impl NodeCore {
         let group = self.groups.get_mut(&owner).expect("the caller has found the group here");
         match (request, command) {
             (Request::Command { command: bytes, .. }, Some(command)) => {
-                group.write(account, ticket, command.request(), bytes);
+                group.write(account, ticket, &command, bytes);
                 Ok(())
             }
             (Request::Get { key, consistency: Consistency::Linearizable }, _) => {
