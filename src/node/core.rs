@@ -19,6 +19,7 @@ mod verdicts;
 
 use super::askers::Askers;
 pub use super::face::{Class, NodeEffect, NodeEvent, NodeSettings, Room};
+use super::forwards::{Forward, Forwards};
 use super::roster::{self, OWN, Roster};
 use super::status;
 use crate::error::StorageError;
@@ -34,21 +35,12 @@ use crate::wire::{
 use bytes::Bytes;
 use compaction::Compaction;
 use requests::Waiting;
-use std::collections::{BTreeMap, btree_map};
+use std::collections::BTreeMap;
 use tetrachord_consensus::pbft::Verifier;
 use tetrachord_consensus::{Ticks, Timestamp};
 
 /// A forwarded request is given up after this many milliseconds without an answer.
 const FORWARD_PATIENCE_MILLIS: u64 = 3_000;
-
-/// A request that was passed on.
-#[derive(Clone, Copy, Debug)]
-struct Forward {
-    ticket: Ticket,
-    since: Ticks,
-    owner: GroupId,
-    to: NodeId,
-}
 
 /// The node. See the module's essay.
 pub struct NodeCore {
@@ -60,9 +52,8 @@ pub struct NodeCore {
     watchers: Watchers,
     askers: Askers,
     waiting: Waiting,
-    forwards: BTreeMap<u64, Forward>,
+    forwards: Forwards,
     leaders: BTreeMap<GroupId, Option<NodeId>>,
-    last_forward: u64,
     last_commit: CommitId,
     /// The links that are up.
     linked: BTreeMap<NodeId, u64>,
@@ -130,10 +121,8 @@ impl NodeCore {
             watchers: Watchers::default(),
             askers,
             waiting: Waiting::default(),
-            forwards: BTreeMap::new(),
+            forwards: Forwards::of_life(recovery.incarnation),
             leaders: BTreeMap::new(),
-            // Never the number of an earlier life: an answer to that one may still be on its way.
-            last_forward: recovery.incarnation << 32,
             last_commit: CommitId(0),
             linked: BTreeMap::new(),
             compaction: Compaction::Idle,
@@ -303,14 +292,7 @@ impl NodeCore {
     /// Requests that were passed on and will hardly be answered: who asked may try again elsewhere. They may have been
     /// applied.
     fn give_up_forwards(&mut self, is_hopeless: impl Fn(&Forward) -> bool) {
-        let hopeless: Vec<(u64, Forward)> = self
-            .forwards
-            .iter()
-            .filter(|(_, forward)| is_hopeless(forward))
-            .map(|(id, forward)| (*id, *forward))
-            .collect();
-        for (id, forward) in hopeless {
-            self.forwards.remove(&id);
+        for forward in self.forwards.take_hopeless(is_hopeless) {
             let leader = self
                 .groups
                 .get(&forward.owner)
@@ -391,11 +373,7 @@ impl NodeCore {
             Answer::Refused { .. } | Answer::Unavailable { .. } | Answer::Kept { .. } => true,
             Answer::Status(_) | Answer::Watching | Answer::Outcomes { .. } => false,
         };
-        if is_answer
-            && let btree_map::Entry::Occupied(forward) = self.forwards.entry(id)
-            && forward.get().to == from
-        {
-            let forward = forward.remove();
+        if is_answer && let Some(forward) = self.forwards.answered(id, from) {
             self.finish(forward.ticket, answer);
         }
     }

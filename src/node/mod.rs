@@ -4,6 +4,7 @@ mod askers;
 pub mod checks;
 pub mod core;
 mod face;
+mod forwards;
 mod pool;
 pub mod roster;
 pub mod run;

@@ -4,13 +4,14 @@
 //! without end are served as fast as the node can, but they stand in one line: another client's next request waits for one of them, not for
 //! all. And a turn is short, whoever asks: see [`TURN_COST_MAX`].
 
-use super::{Forward, NodeCore};
+use super::NodeCore;
 use crate::error::StorageError;
 use crate::gateway::{self, ConnectionId, Origin};
 use crate::group::{Group, Ticket};
 use crate::kv::{self, Command};
 use crate::limits::WAITING_BYTES_MAX;
 use crate::node::face::{Class, NodeEffect, Room};
+use crate::node::forwards::Forward;
 use crate::ring::{GroupId, NodeId};
 use crate::router;
 use crate::shares::{Account, ClientId, Shares, Turns};
@@ -181,8 +182,14 @@ impl NodeCore {
                 self.serve(ticket, owner, request, command)
             }
             Some(None) if is_local_read || !is_client => self.serve(ticket, owner, request, command),
-            Some(Some(node)) => {
-                self.forward(ticket, owner, node, request);
+            Some(leader @ Some(node)) => {
+                let account = self.gateway.account(ticket).expect("what is served is open");
+                if self.forwards.has_room(account) {
+                    self.forward(ticket, owner, node, request);
+                } else {
+                    let reason = RetryReason::NotLeader;
+                    self.finish(ticket, Answer::Retry { reason, leader, maybe_applied: false });
+                }
                 Ok(())
             }
             Some(None) => {
@@ -255,12 +262,11 @@ impl NodeCore {
     }
 
     fn forward(&mut self, ticket: Ticket, owner: GroupId, to: NodeId, request: Request) {
-        self.last_forward += 1;
-        let id = self.last_forward;
-        self.forwards.insert(id, Forward { ticket, since: self.now, owner, to });
-        let Some(Account::Client(client)) = self.gateway.account(ticket) else {
+        let account = self.gateway.account(ticket);
+        let Some(account @ Account::Client(client)) = account else {
             unreachable!("only what a client brought here is passed on")
         };
+        let id = self.forwards.add(Forward { ticket, account, since: self.now, owner, to });
         let frame = wire::encode(&PeerMessage::Forward { id, client, request });
         self.effects.push(NodeEffect::Send { to, class: Class::Request, frame });
     }
@@ -268,7 +274,8 @@ impl NodeCore {
     /// No replica of the group is here: its replicas are asked in turn, those first to which there is a link.
     fn forward_to_stranger(&mut self, ticket: Ticket, owner: GroupId, request: Request) {
         let nodes = self.settings.ring.group(owner).map(|place| place.nodes.clone()).unwrap_or_default();
-        let turn = usize::try_from(self.last_forward % nodes.len().max(1) as u64).expect("a small remainder");
+        let turn =
+            usize::try_from(self.forwards.count() % nodes.len().max(1) as u64).expect("a small remainder");
         let in_turn = nodes.iter().cycle().skip(turn).take(nodes.len());
         let chosen = in_turn.clone().find(|node| self.linked.contains_key(node)).or(nodes.first()).copied();
         match chosen {

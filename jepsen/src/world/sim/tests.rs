@@ -3,7 +3,14 @@
 use super::World;
 use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
+use bytes::Bytes;
+use tetrachord::gateway::ConnectionId;
 use tetrachord::group::Group;
+use tetrachord::limits::SESSION_IDLE_MICROS;
+use tetrachord::node::core::{Class, NodeEffect, NodeEvent};
+use tetrachord::ring::NodeId;
+use tetrachord::shares::ClientId;
+use tetrachord::wire::{self, Answer, AnswerFrame, Consistency, Request, RequestFrame, RetryReason};
 use tetrachord_consensus::Mutation;
 use tetrachord_consensus::pbft::Window;
 
@@ -142,6 +149,62 @@ fn an_idle_log_is_not_rewritten_again_and_again() {
     let bytes = world.nodes[0].core.as_ref().map_or(0, |core| core.status().log_bytes);
     assert!(bytes > (1 << 20) + 2 * plan.retain_bytes as u64, "{bytes} would not be rewritten at all");
     assert_eq!(rewritten(&world), before);
+}
+
+/// A client that has all the sessions it may have is told so by the leader: what it asks fills no log. When its sessions have been
+/// silent for long, it gets others in their place.
+#[test]
+fn sessions_that_would_be_refused_are_not_ordered() {
+    let mut plan = Plan::quiet(Mode::Crash, 1);
+    plan.nemeses.insert(Nemesis::GreedyClient);
+    let mut world = World::new(&plan, false);
+    run(&mut world, 5_000);
+    world.clients.iter_mut().for_each(|client| client.is_done = true);
+    run(&mut world, 2_000);
+    let refused = |world: &World| world.strikes[&Nemesis::GreedyClient].1;
+    let before = (newest(&world), refused(&world));
+    run(&mut world, 60_000);
+    assert_eq!(newest(&world), before.0, "nothing was ordered");
+    assert!(refused(&world) > before.1 + 1_000, "{} were refused", refused(&world) - before.1);
+    run(&mut world, SESSION_IDLE_MICROS / 1_000);
+    assert!(newest(&world) > before.0, "its own silent sessions make room");
+}
+
+/// Whoever asks a follower much at a time has little of it passed on, and is told for the rest where to go. Others do not notice.
+#[test]
+fn a_follower_passes_few_requests_of_a_client_on_and_names_the_leader_for_the_rest() {
+    let mut world = World::new(&Plan::quiet(Mode::Crash, 1), false);
+    run(&mut world, 3_000);
+    let leads = |index: &usize| replica(&world, *index).is_some_and(Group::is_leading);
+    let leader = (0..world.nodes.len()).find(leads).expect("one leads");
+    let follower = &mut world.nodes[(leader + 1) % 3];
+    let core = follower.core.as_mut().expect("it runs");
+    core.flush();
+    let mut ask = |client: u8, count: u64| {
+        let connection = ConnectionId(1_000 + u64::from(client));
+        for id in 0..count {
+            let (key, consistency) = (Bytes::from_static(b"key"), Consistency::Linearizable);
+            let body =
+                wire::encode(&RequestFrame { id, request: Request::Get { key, consistency } }).slice(4..);
+            core.step(NodeEvent::Client { connection, client: ClientId([client; 32]), body });
+        }
+        let (mut passed_on, mut told) = (0, Vec::new());
+        for effect in core.flush() {
+            match effect {
+                NodeEffect::Answer { frame, .. } => {
+                    told.push(wire::decode::<AnswerFrame>(&frame[4..]).unwrap().answer)
+                }
+                NodeEffect::Send { class: Class::Request, .. } => passed_on += 1,
+                _ => {}
+            }
+        }
+        (passed_on, told)
+    };
+    let (passed_on, told) = ask(1, 40);
+    let leader = Some(NodeId(u32::try_from(leader).unwrap() + 1));
+    let elsewhere = Answer::Retry { reason: RetryReason::NotLeader, leader, maybe_applied: false };
+    assert_eq!((passed_on, told), (16, vec![elsewhere; 24]));
+    assert_eq!(ask(2, 3), (3, vec![]));
 }
 
 /// What became of others while one client did, or did not, flood all nodes for a while: the last view, and how many operations were
