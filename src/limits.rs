@@ -31,6 +31,12 @@ pub const CLIENT_FRAME_BYTES_MAX: usize = VALUE_BYTES_CAP * 2 + KEY_BYTES_CAP + 
 /// Commands in one batch.
 pub const BATCH_COMMANDS_MAX: usize = 1024;
 
+/// Requests of a client that one slot can have answered, in Byzantine mode.
+pub const SLOT_REQUESTS_MAX: usize = tetrachord_consensus::pbft::batch::BATCH_REQUESTS_MAX;
+
+/// Hashes from one of them to the root of all.
+pub const PROOF_PATH_MAX: usize = 1 + SLOT_REQUESTS_MAX.ilog2() as usize;
+
 /// Bytes of one batch; a batch always takes at least one command.
 pub const BATCH_BYTES_MAX: usize = 512 << 10;
 

@@ -6,6 +6,7 @@
 //! `f + 1` liars.
 
 use crate::kv::{Client, Operation, Reply, RequestId};
+use crate::limits::{PROOF_PATH_MAX, few};
 use crate::ring::GroupId;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +26,8 @@ pub struct OutcomeProof {
     pub index: u32,
     /// How many outcomes the slot has.
     pub count: u32,
-    /// From the outcome to the root.
+    /// From the outcome to the root. At most [`PROOF_PATH_MAX`] steps.
+    #[serde(deserialize_with = "few::<_, _, PROOF_PATH_MAX>")]
     pub path: Vec<Digest>,
     /// Over the root.
     pub signature: Signature,

@@ -1,6 +1,7 @@
 //! What became of a request, and what was read: outcomes are never dressed up.
 
 use crate::kv::{Failure, Reply, Write};
+use crate::proof::Proof;
 use crate::ring::GroupId;
 use crate::wire::{Consistency, Served};
 use bytes::Bytes;
@@ -33,6 +34,16 @@ pub enum Refusal {
     /// The cluster does not know this client.
     #[error("denied: {0}")]
     Denied(String),
+}
+
+impl Refusal {
+    /// The same in words, for an outcome that is none.
+    pub(super) fn reason(&self) -> String {
+        match self {
+            Self::Unavailable(reason) => reason.clone(),
+            other => other.to_string(),
+        }
+    }
 }
 
 /// An outcome that is not Done, as an error.
@@ -107,6 +118,25 @@ pub struct Read {
     pub found: Option<(u64, Bytes)>,
     /// Where it was read, and what that promises.
     pub served: Served,
+}
+
+/// A value that was read, and what replicas signed about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proven {
+    /// The value.
+    pub read: Read,
+    /// Anyone can check it.
+    pub proof: Proof,
+}
+
+/// Why sessions of a client stay open at some groups.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("sessions stay open in {groups:?}, where they are forgotten after an hour of silence: {reason}")]
+pub struct NotClosed {
+    /// The groups.
+    pub groups: Vec<GroupId>,
+    /// What one of them came to.
+    pub reason: String,
 }
 
 impl Served {

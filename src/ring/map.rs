@@ -61,6 +61,21 @@ impl RingMap {
         Self { groups: (0..groups).map(place).collect() }
     }
 
+    /// Whether it is a ring: every position has an owner, and every owner a name of its own and replicas. What comes from elsewhere is
+    /// asked before it is used.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        let Some(last) = self.groups.last() else { return false };
+        let mut before = last.range.end;
+        let mut names = std::collections::BTreeSet::new();
+        let is_next = |place: &GroupPlace| {
+            let follows = place.range.start == std::mem::replace(&mut before, place.range.end);
+            follows && !place.nodes.is_empty() && names.insert(place.id)
+        };
+        let is_ascending = self.groups.windows(2).all(|two| two[0].range.end < two[1].range.end);
+        self.groups.iter().all(is_next) && is_ascending
+    }
+
     /// All groups, by ascending interval end.
     #[must_use]
     pub fn groups(&self) -> &[GroupPlace] {
@@ -86,6 +101,25 @@ impl RingMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_map_with_gaps_or_nobody_is_no_ring() {
+        for groups in [1, 2, 7, 64] {
+            let whole = RingMap::even(groups, 5, 3);
+            assert!(whole.is_whole());
+            let broken = |spoil: &dyn Fn(&mut Vec<GroupPlace>)| {
+                let mut map = whole.clone();
+                spoil(&mut map.groups);
+                !map.is_whole()
+            };
+            assert!(broken(&|places| places.clear()));
+            assert!(broken(&|places| places[0].nodes.clear()));
+            assert!(broken(&|places| places.push(places[0].clone())));
+            assert!(broken(&|places| places[0].range.start.0 ^= 1));
+            assert!(groups == 1 || broken(&|places| _ = places.pop()));
+            assert!(groups == 1 || broken(&|places| places.reverse()));
+        }
+    }
 
     #[test]
     fn every_position_has_exactly_one_owner() {

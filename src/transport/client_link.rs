@@ -62,6 +62,9 @@ pub struct ClientLink {
 /// A client hears from a living node at least this often.
 const KEEP_ALIVE: Duration = Duration::from_millis(200);
 
+/// Frames that may wait to be looked at; QUIC tells the node.
+const FRAMES_WAITING_MAX: usize = 64;
+
 /// Bytes of requests that may wait for one connection.
 const OUTBOX_BYTES: usize = 64 << 20;
 
@@ -109,11 +112,13 @@ impl ClientLink {
             // An empty frame makes the stream known to the node.
             outbox.push(Bytes::from_static(&[0; 4]));
             tokio::spawn(write_frames(outbox.clone(), send));
-            let (frames, mut inbox) = mpsc::channel(1024);
+            let (frames, mut inbox) = mpsc::channel(FRAMES_WAITING_MAX);
             tokio::spawn(read_frames(recv, frames, connection.clone()));
+            // From here on whoever waits no more ends the connection, too, and with it what reads and writes.
+            let link = Self { connection, outbox };
             match inbox.recv().await {
-                Some(greeting) => Ok((Self { connection, outbox }, greeting, inbox)),
-                None => Err(connection.close_reason().map_or_else(
+                Some(greeting) => Ok((link, greeting, inbox)),
+                None => Err(link.connection.close_reason().map_or_else(
                     || unreachable("closed before it greeted".to_string()),
                     |reason| classify(address, &reason),
                 )),

@@ -1,7 +1,7 @@
 //! Every message on the wire: who sends it and what it means.
 
 use crate::kv::{self, Reply, RequestId};
-use crate::limits::{Limits, OPENINGS_MAX, few};
+use crate::limits::{Limits, OPENINGS_MAX, SLOT_REQUESTS_MAX, few};
 use crate::proof::OutcomeProof;
 use crate::ring::{GroupId, NodeId, RingMap, StoreId};
 use crate::shares::ClientId;
@@ -177,7 +177,8 @@ pub enum Answer {
         group: GroupId,
         /// The slot.
         slot: u64,
-        /// Each request with its reply, and a proof if the client had asked for one.
+        /// Each request with its reply, and a proof if the client had asked for one. At most [`SLOT_REQUESTS_MAX`].
+        #[serde(deserialize_with = "few::<_, _, SLOT_REQUESTS_MAX>")]
         replies: Vec<(RequestId, Reply, Option<OutcomeProof>)>,
     },
 }

@@ -3,11 +3,11 @@
 //! Hints: whoever is asked in vain, others are asked too. A node says nothing of groups that it has no replica of, and a hint names
 //! members alone, so there are never more hints than replicas in the cluster.
 
-use super::collect::Members;
+use super::members::Members;
 use crate::ring::{GroupId, NodeId};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Letters of a node's reason that are remembered and shown.
 const REASON_LETTERS_MAX: usize = 300;
@@ -16,37 +16,35 @@ const REASON_LETTERS_MAX: usize = 300;
 #[derive(Debug)]
 pub(super) struct Hints {
     members: Arc<Members>,
-    primaries: Mutex<BTreeMap<GroupId, BTreeMap<NodeId, NodeId>>>,
-    refusals: Mutex<BTreeMap<NodeId, (Instant, String)>>,
+    primaries: BTreeMap<GroupId, BTreeMap<NodeId, NodeId>>,
+    refusals: BTreeMap<NodeId, (Duration, String)>,
 }
 
 impl Hints {
     pub(super) fn new(members: Arc<Members>) -> Self {
-        Self { members, primaries: Mutex::default(), refusals: Mutex::default() }
+        Self { members, primaries: BTreeMap::new(), refusals: BTreeMap::new() }
     }
 
     /// A node did not take signed requests.
-    pub(super) fn note_refusal(&self, node: NodeId, reason: &str) {
+    pub(super) fn note_refusal(&mut self, node: NodeId, reason: &str, now: Duration) {
         let reason = reason.chars().filter(|letter| !letter.is_control()).take(REASON_LETTERS_MAX).collect();
-        self.refusals.lock().expect("never held while panicking").insert(node, (Instant::now(), reason));
+        self.refusals.insert(node, (now, reason));
     }
 
     /// What members of the group have given as reasons since then.
-    pub(super) fn refusals_since(&self, group: GroupId, since: Instant) -> Vec<String> {
-        let refusals = self.refusals.lock().expect("never held while panicking");
+    pub(super) fn refusals_since(&self, group: GroupId, since: Duration) -> Vec<String> {
         let recent =
-            refusals.iter().filter(|(node, (at, _))| *at >= since && self.members.has(group, **node));
+            self.refusals.iter().filter(|(node, (at, _))| *at >= since && self.members.has(group, **node));
         recent.map(|(node, (_, reason))| format!("{node} says: {reason}")).collect()
     }
 
     /// A node says who is primary of a group.
-    pub(super) fn note(&self, node: NodeId, group: GroupId, leader: Option<NodeId>) {
+    pub(super) fn note(&mut self, node: NodeId, group: GroupId, leader: Option<NodeId>) {
         if !self.members.has(group, node) {
             return;
         }
         let leader = leader.filter(|leader| self.members.has(group, *leader));
-        let mut primaries = self.primaries.lock().expect("never held while panicking");
-        let of_group = primaries.entry(group).or_default();
+        let of_group = self.primaries.entry(group).or_default();
         match leader {
             Some(leader) => of_group.insert(node, leader),
             None => of_group.remove(&node),
@@ -55,8 +53,7 @@ impl Hints {
 
     /// The one that most members name.
     pub(super) fn primary(&self, group: GroupId) -> Option<NodeId> {
-        let primaries = self.primaries.lock().expect("never held while panicking");
-        let named = primaries.get(&group)?;
+        let named = self.primaries.get(&group)?;
         let count = |leader: &NodeId| named.values().filter(|other| *other == leader).count();
         named.values().max_by_key(|leader| (count(leader), std::cmp::Reverse(**leader))).copied()
     }
@@ -74,7 +71,7 @@ mod tests {
 
     #[test]
     fn only_members_are_believed_about_their_primary_and_only_a_member_is_one() {
-        let hints = hints();
+        let mut hints = hints();
         for stranger in 5..=8 {
             hints.note(NodeId(stranger), GroupId(1), Some(NodeId(4)));
         }
@@ -89,19 +86,20 @@ mod tests {
 
     #[test]
     fn groups_that_do_not_exist_take_no_memory() {
-        let hints = hints();
+        let mut hints = hints();
         (100..10_000).for_each(|group| hints.note(NodeId(1), GroupId(group), Some(NodeId(1))));
-        assert!(hints.primaries.lock().unwrap().is_empty());
+        assert!(hints.primaries.is_empty());
     }
 
     #[test]
     fn reasons_are_those_of_members_short_and_plain() {
-        let (hints, before) = (hints(), Instant::now());
-        hints.note_refusal(NodeId(5), "full");
-        assert_eq!(hints.refusals_since(GroupId(1), before), Vec::<String>::new());
-        hints.note_refusal(NodeId(1), &format!("\u{1b}[2Jfull{}", "x".repeat(10_000)));
-        let shown = hints.refusals_since(GroupId(1), before);
+        let (mut hints, at) = (hints(), Duration::from_secs(1));
+        hints.note_refusal(NodeId(5), "full", at);
+        assert_eq!(hints.refusals_since(GroupId(1), at), Vec::<String>::new());
+        hints.note_refusal(NodeId(1), &format!("\u{1b}[2Jfull{}", "x".repeat(10_000)), at);
+        let shown = hints.refusals_since(GroupId(1), at);
         assert!(shown.len() == 1 && shown[0].starts_with("n1 says: [2Jfull"), "{shown:?}");
         assert!(shown[0].chars().count() < 400 && !shown[0].chars().any(char::is_control));
+        assert_eq!(hints.refusals_since(GroupId(1), at + at), Vec::<String>::new(), "long ago");
     }
 }

@@ -8,41 +8,16 @@
 
 use crate::kv::{self, Reply, RequestId};
 use crate::proof::{OutcomeProof, outcome_leaf};
-use crate::ring::{GroupId, NodeId, RingMap};
+use crate::ring::NodeId;
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use tetrachord_consensus::pbft::Keyring;
 use tetrachord_consensus::quorum::liars;
-use tokio::sync::oneshot;
 
 /// Different outcomes of one request that are remembered of one node. An honest one tells one for each time that the
 /// request was ordered.
 const TOLD_MAX: usize = 4;
-
-/// Who has a replica of which group, as the cluster file says. In crash mode it names none: nodes are believed there.
-#[derive(Debug, Default)]
-pub(super) struct Members(BTreeMap<GroupId, Arc<[NodeId]>>);
-
-impl Members {
-    pub(super) fn new(ring: &RingMap) -> Self {
-        Self(ring.groups().iter().map(|place| (place.id, Arc::from(place.nodes.as_slice()))).collect())
-    }
-
-    /// The nodes that have a replica of the group.
-    pub(super) fn of(&self, group: GroupId) -> &[NodeId] {
-        self.0.get(&group).map_or(&[], |members| members)
-    }
-
-    /// Whether the node has a replica of the group.
-    pub(super) fn has(&self, group: GroupId, node: NodeId) -> bool {
-        self.of(group).contains(&node)
-    }
-
-    fn shared(&self, group: GroupId) -> Arc<[NodeId]> {
-        Arc::clone(self.0.get(&group).expect("a request is for a group of the ring"))
-    }
-}
 
 /// An outcome that enough replicas agree on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,29 +37,38 @@ pub(super) struct Wanted {
 
 /// What replicas have told about one request.
 #[derive(Debug)]
-struct Collector {
+pub(super) struct Collector {
     request: RequestId,
     members: Arc<[NodeId]>,
     wanted: Option<Wanted>,
     /// Nodes whose proofs did not hold, and how often: each costs the check of a signature.
     unproved: BTreeMap<NodeId, usize>,
     told: Vec<(u64, Reply, BTreeMap<NodeId, Option<OutcomeProof>>)>,
-    waiting: Option<oneshot::Sender<Agreed>>,
 }
 
 impl Collector {
-    fn take(&mut self, node: NodeId, slot: u64, reply: &Reply, proof: Option<OutcomeProof>) {
-        let Some(replica) = self.members.iter().position(|member| *member == node) else {
-            return;
-        };
+    /// Nothing was told yet to whoever waits for what enough of these members tell about a request, and prove if that is wanted.
+    pub(super) fn new(request: RequestId, members: Arc<[NodeId]>, wanted: Option<Wanted>) -> Self {
+        Self { request, members, wanted, unproved: BTreeMap::new(), told: Vec::new() }
+    }
+
+    /// A node tells what the request came to. What enough of them agree on, once they do.
+    pub(super) fn take(
+        &mut self,
+        node: NodeId,
+        slot: u64,
+        reply: &Reply,
+        proof: Option<OutcomeProof>,
+    ) -> Option<Agreed> {
+        let replica = self.members.iter().position(|member| *member == node)?;
         let of_node = self.told.iter().filter(|(_, _, nodes)| nodes.contains_key(&node)).count();
         let unproved = self.unproved.get(&node).copied().unwrap_or(0);
         if of_node >= TOLD_MAX || unproved >= TOLD_MAX {
-            return;
+            return None;
         }
         if !self.is_proved(replica, slot, reply, proof.as_ref()) {
             *self.unproved.entry(node).or_default() += 1;
-            return;
+            return None;
         }
         let index = self.told.iter().position(|(at, known, _)| *at == slot && known == reply);
         let index = index.unwrap_or_else(|| {
@@ -93,13 +77,10 @@ impl Collector {
         });
         let (_, _, nodes) = &mut self.told[index];
         nodes.insert(node, proof);
-        if nodes.len() > liars(self.members.len())
-            && let Some(waiting) = self.waiting.take()
-        {
+        (nodes.len() > liars(self.members.len())).then(|| {
             let proofs = nodes.values().flatten().cloned().collect();
-            // Nobody waits any more: fine.
-            let _ = waiting.send(Agreed { slot, reply: reply.clone(), proofs });
-        }
+            Agreed { slot, reply: reply.clone(), proofs }
+        })
     }
 
     /// Whether this replica itself has signed what is told in its name, if that was asked for.
@@ -112,81 +93,27 @@ impl Collector {
     }
 }
 
-/// Everything that is waited for, by request.
-#[derive(Debug)]
-pub(super) struct Collectors {
-    members: Arc<Members>,
-    waiting: Mutex<BTreeMap<(GroupId, RequestId), Collector>>,
-}
-
-impl Collectors {
-    pub(super) fn new(members: Arc<Members>) -> Self {
-        Self { members, waiting: Mutex::default() }
-    }
-
-    /// Waits for what enough members of the group tell about a request, and prove if that is wanted, until the returned value is
-    /// dropped.
-    pub(super) fn expect(
-        &self,
-        group: GroupId,
-        request: RequestId,
-        wanted: Option<Wanted>,
-    ) -> (Expected<'_>, oneshot::Receiver<Agreed>) {
-        let (sender, answer) = oneshot::channel();
-        let members = self.members.shared(group);
-        let (unproved, told) = (BTreeMap::new(), Vec::new());
-        let collector = Collector { request, members, wanted, unproved, told, waiting: Some(sender) };
-        let key = (group, request);
-        self.waiting.lock().expect("never held while panicking").insert(key, collector);
-        (Expected { collectors: self, key }, answer)
-    }
-
-    /// A node tells what requests came to. What nobody asked for is ignored, and what it cannot know.
-    pub(super) fn take(
-        &self,
-        node: NodeId,
-        group: GroupId,
-        slot: u64,
-        replies: Vec<(RequestId, Reply, Option<OutcomeProof>)>,
-    ) {
-        let mut waiting = self.waiting.lock().expect("never held while panicking");
-        for (request, reply, proof) in replies {
-            if let Some(collector) = waiting.get_mut(&(group, request)) {
-                collector.take(node, slot, &reply, proof);
-            }
-        }
-    }
-}
-
-/// Forgets a request when nobody waits for it any more.
-pub(super) struct Expected<'a> {
-    collectors: &'a Collectors,
-    key: (GroupId, RequestId),
-}
-
-impl Drop for Expected<'_> {
-    fn drop(&mut self) {
-        self.collectors.waiting.lock().expect("never held while panicking").remove(&self.key);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::members::Members;
     use super::*;
     use crate::kv::SessionId;
+    use crate::ring::{GroupId, RingMap};
 
     const REQUEST: RequestId = RequestId { session: SessionId(7), number: 1 };
 
-    /// What the client of one request believes when nodes tell these versions of these slots, in a ring where each of eight
-    /// groups has four of eight nodes: the first has n1 to n4.
+    /// In a ring where each of eight groups has four of eight nodes: the first has n1 to n4.
+    fn collector(wanted: Option<Wanted>) -> Collector {
+        Collector::new(REQUEST, Members::new(&RingMap::even(8, 8, 4)).shared(GroupId(1)), wanted)
+    }
+
+    /// What the client of one request believes when nodes tell these versions of these slots.
     fn collect(told: &[(u32, u64, u64)]) -> Option<Agreed> {
-        let collectors = Collectors::new(Arc::new(Members::new(&RingMap::even(8, 8, 4))));
-        let (_expected, mut answer) = collectors.expect(GroupId(1), REQUEST, None);
-        for (node, slot, version) in told {
-            let reply = Reply::Put { version: *version };
-            collectors.take(NodeId(*node), GroupId(1), *slot, vec![(REQUEST, reply, None)]);
-        }
-        answer.try_recv().ok()
+        let mut collector = collector(None);
+        let mut take = |(node, slot, version): &(u32, u64, u64)| {
+            collector.take(NodeId(*node), *slot, &Reply::Put { version: *version }, None)
+        };
+        told.iter().find_map(&mut take)
     }
 
     #[test]
@@ -212,26 +139,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_of_another_group_is_not_taken_for_this_one() {
-        let collectors = Collectors::new(Arc::new(Members::new(&RingMap::even(2, 4, 4))));
-        let (_expected, mut answer) = collectors.expect(GroupId(1), REQUEST, None);
-        for node in 1..=4 {
-            let told = vec![(REQUEST, Reply::Put { version: 1 }, None)];
-            collectors.take(NodeId(node), GroupId(2), 5, told);
-        }
-        assert!(answer.try_recv().is_err());
-    }
-
-    #[test]
     fn a_node_that_tells_many_stories_costs_little() {
-        let collectors = Collectors::new(Arc::new(Members::new(&RingMap::even(1, 4, 4))));
-        let (_expected, _answer) = collectors.expect(GroupId(1), REQUEST, None);
+        let mut collector = collector(None);
         for story in 0..1_000 {
-            let told = vec![(REQUEST, Reply::Put { version: 0 }, None)];
-            collectors.take(NodeId(1), GroupId(1), story, told);
+            assert_eq!(collector.take(NodeId(1), story, &Reply::Put { version: 0 }, None), None);
         }
-        let waiting = collectors.waiting.lock().unwrap();
-        assert_eq!(waiting[&(GroupId(1), REQUEST)].told.len(), TOLD_MAX);
+        assert_eq!(collector.told.len(), TOLD_MAX);
     }
 
     /// A replica that answers rightly and does not prove it, or with the words of another, does not stand in the way of those that
@@ -252,13 +165,11 @@ mod tests {
         let wanted =
             || Wanted { keyring: Arc::new(Keyring::toy(domain, 4, 0)), client, operation: operation.clone() };
         let told = |told: &[(u32, Option<OutcomeProof>)]| {
-            let collectors = Collectors::new(Arc::new(Members::new(&RingMap::even(1, 4, 4))));
-            let (_expected, mut answer) = collectors.expect(GroupId(1), REQUEST, Some(wanted()));
-            for (node, proof) in told {
-                let replies = vec![(REQUEST, reply.clone(), proof.clone())];
-                collectors.take(NodeId(*node), GroupId(1), 5, replies);
-            }
-            answer.try_recv().ok()
+            let mut collector = collector(Some(wanted()));
+            let mut take = |(node, proof): &(u32, Option<OutcomeProof>)| {
+                collector.take(NodeId(*node), 5, &reply, proof.clone())
+            };
+            told.iter().find_map(&mut take)
         };
         let forged = OutcomeProof { signature: prove(3).signature, ..prove(0) };
         let of_other_slot = OutcomeProof { slot: 6, ..prove(0) };
