@@ -21,6 +21,11 @@ pub(super) const CLIENTS_MAX: usize = 4096;
 /// Client connections of one key.
 pub(super) const KEY_CONNECTIONS_MAX: usize = 1024;
 
+/// So many connections of a key are greeted at once, each one more waits so much longer, up to this.
+const CONNECTIONS_AT_ONCE: usize = 16;
+const REST_PER_CONNECTION: Duration = Duration::from_millis(1);
+const REST_MAX: Duration = Duration::from_millis(50);
+
 /// Bytes of answers that may wait for one connection.
 const CONNECTION_ANSWERS_BYTES: usize = 32 << 20;
 
@@ -142,6 +147,22 @@ pub(super) struct Place {
     pub(super) id: ConnectionId,
     pub(super) outbox: Outbox,
     pub(super) share: Arc<Share>,
+    /// How many connections the key has, this one among them.
+    of_key: usize,
+}
+
+impl Place {
+    /// How long the client waits to be greeted.
+    pub(super) fn rest(&self) -> Duration {
+        rest_of(self.of_key)
+    }
+}
+
+/// How long the next client of a key with so many connections waits to be greeted. A handshake costs the node more than a request, and it
+/// does not know for whom before it is over: whoever has many connections and opens others all the time makes everybody pay for that.
+fn rest_of(of_key: usize) -> Duration {
+    let many = of_key.saturating_sub(CONNECTIONS_AT_ONCE);
+    (REST_PER_CONNECTION * u32::try_from(many).expect("places are bounded")).min(REST_MAX)
 }
 
 impl Clients {
@@ -178,7 +199,8 @@ impl Clients {
         let (connection, of_client) = (connection.clone(), Arc::clone(&share));
         registry.open.insert(id, Client { key, outbox: outbox.clone(), connection, share: of_client });
         assert!(registry.open.len() <= CLIENTS_MAX, "places are bounded");
-        Ok(Place { clients: self.clone(), id, outbox, share })
+        let of_key = of_key + 1;
+        Ok(Place { clients: self.clone(), id, outbox, share, of_key })
     }
 
     /// Queues an answer. A client that leaves its answers unread is disconnected.
@@ -259,6 +281,12 @@ fn seat(of_key: usize, all: usize, of_greediest: usize) -> Result<Seat, &'static
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_more_connections_a_key_has_the_longer_the_next_one_waits() {
+        let millis = [1, 16, 17, 60, 141, KEY_CONNECTIONS_MAX].map(|of_key| rest_of(of_key).as_millis());
+        assert_eq!(millis, [0, 0, 1, 44, 50, 50]);
+    }
 
     #[test]
     fn places_are_shared_out_evenly_when_there_are_too_few() {

@@ -350,6 +350,7 @@ async fn serve_client(connection: quinn::Connection, key: PublicKey, shared: &Sh
         return connection.close(6u32.into(), b"no stream was opened");
     };
     let id = place.id;
+    tokio::time::sleep(place.rest()).await;
     place.outbox.open();
     place.outbox.push(greeting);
     let writer = shared.watch.spawn("write to a client", write_frames(place.outbox.clone(), send));
