@@ -83,7 +83,8 @@ impl State {
 }
 
 fn micros(due: Option<Duration>) -> u64 {
-    due.map_or(NEVER, |due| u64::try_from(due.as_micros()).unwrap_or(NEVER))
+    // Not before it is due.
+    due.map_or(NEVER, |due| u64::try_from(due.as_nanos().div_ceil(1_000)).unwrap_or(NEVER))
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
