@@ -134,6 +134,18 @@ pub enum Mutation {
     /// Around the engines: of the log as much is kept for whoever lags or is given a state as for anybody.
     #[cfg(feature = "mutants")]
     PinNothing,
+    /// Clients: each time a request is asked again it has another number.
+    #[cfg(feature = "mutants")]
+    NewNumbers,
+    /// Clients: what answers a request that is not waited for any more is taken for the answer to one that is.
+    #[cfg(feature = "mutants")]
+    EarlierAnswer,
+    /// Clients of PBFT: what one replica tells is believed.
+    #[cfg(feature = "mutants")]
+    OneReply,
+    /// Clients of PBFT: what nodes tell is believed that have no replica of the group.
+    #[cfg(feature = "mutants")]
+    AnyNode,
     /// Nodes around PBFT: whatever comes from whoever gives a state counts as progress, also if nothing of it holds.
     #[cfg(feature = "mutants")]
     AnySignOfLife,
@@ -197,6 +209,50 @@ impl Mutation {
         Self::HearAtOnce,
         Self::IgnoreShares,
     ];
+
+    /// Every defect of a client in crash mode.
+    #[cfg(feature = "mutants")]
+    pub const CLIENT: [Self; 2] = [Self::NewNumbers, Self::EarlierAnswer];
+
+    /// Every defect of a client in Byzantine mode.
+    #[cfg(feature = "mutants")]
+    pub const BYZANTINE_CLIENT: [Self; 2] = [Self::OneReply, Self::AnyNode];
+
+    /// Whether a client asks again under another number.
+    #[must_use]
+    pub fn numbers_anew(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::NewNumbers;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
+    /// Whether a client takes what answers an earlier request for the answer to a later one.
+    #[must_use]
+    pub fn takes_earlier_answers(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::EarlierAnswer;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
+    /// Whether a client believes one replica.
+    #[must_use]
+    pub fn believes_one(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::OneReply;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
+    /// Whether a client believes nodes that have no replica of the group.
+    #[must_use]
+    pub fn believes_anybody(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::AnyNode;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
 
     /// Whether a client may hold as many sessions as there are.
     #[must_use]

@@ -20,7 +20,7 @@ pub enum Mode {
     Byzantine,
 }
 
-/// A defect of what is around the nodes: a disk or a client that breaks its part of the bargain. In tests of the tests.
+/// A defect of what is around the nodes: a disk that breaks its part of the bargain. In tests of the tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Defect {
     /// Everything does what it should.
@@ -28,20 +28,13 @@ pub enum Defect {
     None,
     /// Disks say that a commit is durable before it is.
     EarlyBarrier,
-    /// Clients ask again under a new number, so that a request may apply twice.
-    NewNumbers,
-    /// Clients in Byzantine mode believe the first node that answers.
-    OneReply,
-    /// Clients in Byzantine mode count nodes that have no replica of the group.
-    Strangers,
     /// A node that restarts begins anew, as if it had never promised anything.
     Amnesia,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::EarlyBarrier, Self::NewNumbers, Self::OneReply, Self::Strangers, Self::Amnesia];
+    pub const ALL: [Self; 2] = [Self::EarlyBarrier, Self::Amnesia];
 }
 
 /// A run, as its seed draws it.
@@ -79,6 +72,8 @@ pub struct Plan {
     pub barrier_micros: u64,
     /// What the tree takes for a row, in microseconds: where it is much, few rows stand for a large state.
     pub row_micros: u64,
+    /// Whether all programs ask one client.
+    pub is_shared: bool,
     /// What it takes besides for a row of a whole state, so that few of them stand for many.
     pub state_row_micros: u64,
     /// Bytes at which the log is rewritten.
@@ -158,6 +153,7 @@ impl Plan {
             delay_micros: random.between(50, 2_000),
             barrier_micros: random.between(100, 4_000),
             row_micros: 0,
+            is_shared: false,
             state_row_micros: 0,
             log_bytes_max: [15_000, 60_000, 400_000][random.index(3)],
             retain_bytes: slots_kept * [1_000, 4_000, 40_000][random.index(3)],
@@ -195,6 +191,7 @@ impl Plan {
         if is_greedy && plan.row_micros == 0 {
             plan.nemeses.insert(Nemesis::GreedyClient);
         }
+        plan.is_shared = Random::new(seed ^ 0x7368_6172_6564).below(3) == 0;
         if mode == Mode::Byzantine {
             plan.draw_clients_and_rest(&mut Random::new(seed ^ 0x0073_7461_6c65));
         }
@@ -255,6 +252,7 @@ impl Plan {
             delay_micros: 200,
             barrier_micros: 200,
             row_micros: 0,
+            is_shared: false,
             shows_all: false,
             keeps_view: false,
             ends_silent: false,

@@ -233,13 +233,11 @@ fn seeds_for(wrong: Wrong) -> u64 {
 fn whatever_is_wrong_on_purpose_is_found() {
     let paxos = Mutation::PAXOS.into_iter().map(|rule| (Wrong::Rule(rule), Mode::Crash));
     let pbft = Mutation::PBFT.into_iter().chain(Mutation::BYZANTINE_NODES).chain(LIVENESS);
+    let pbft = pbft.chain(Mutation::BYZANTINE_CLIENT);
     let pbft = pbft.map(|rule| (Wrong::Rule(rule), Mode::Byzantine));
-    let nodes = Mutation::NODE.into_iter().map(|rule| (Wrong::Rule(rule), Mode::Crash));
-    let mode_of = |defect| match defect {
-        Defect::OneReply | Defect::Strangers => Mode::Byzantine,
-        _ => Mode::Crash,
-    };
-    let around = Defect::ALL.into_iter().map(|defect| (Wrong::Around(defect), mode_of(defect)));
+    let nodes =
+        Mutation::NODE.into_iter().chain(Mutation::CLIENT).map(|rule| (Wrong::Rule(rule), Mode::Crash));
+    let around = Defect::ALL.into_iter().map(|defect| (Wrong::Around(defect), Mode::Crash));
     let is_wanted =
         |(wrong, _): &(Wrong, Mode)| !matches!(wrong, Wrong::Rule(rule) if OF_CORES_ALONE.contains(rule));
     let all: Vec<(Wrong, Mode)> = paxos.chain(pbft).chain(nodes).chain(around).filter(is_wanted).collect();

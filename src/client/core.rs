@@ -55,8 +55,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tetrachord_consensus::Digest;
 use tetrachord_consensus::pbft::{ClientSigner, SignedRequest};
+use tetrachord_consensus::{Digest, Mutation};
 use timers::{Timer, Timers};
 
 /// A node that had too much to do to note who wants to be told is asked again after this time.
@@ -92,6 +92,8 @@ pub struct Setup {
     pub options: ClientOptions,
     /// For names that must not repeat, and rests that differ; from a source that nobody can guess.
     pub seed: [u8; 32],
+    /// A defect, in tests of the tests.
+    pub mutation: Mutation,
 }
 
 /// Who signs for what, in Byzantine mode.
@@ -117,7 +119,8 @@ impl Setup {
             keys: cluster.nodes.iter().filter_map(|node| Some((node.id, node.signing_key?.0))).collect(),
         });
         let nodes = cluster.nodes.iter().map(|node| (node.id, node.address)).collect();
-        Ok(Self { nodes, ring: cluster.ring.clone(), signing, options, seed })
+        let (ring, mutation) = (cluster.ring.clone(), Mutation::None);
+        Ok(Self { nodes, ring, signing, options, seed, mutation })
     }
 }
 
@@ -378,7 +381,7 @@ impl Core {
                 self.take_outcomes(node, group, slot, replies);
             }
             Answer::Outcomes { .. } => {}
-            answer => match self.links.answered(node, id) {
+            answer => match self.who_asked(node, id) {
                 Some(call) => self.on_answer(call, node, answer),
                 None => self.note_hint(node, id, answer),
             },

@@ -84,6 +84,13 @@ impl Call {
 }
 
 impl Core {
+    /// Whose request has this number, if it is waited for.
+    pub(super) fn who_asked(&mut self, node: NodeId, id: u64) -> Option<CallId> {
+        let asked = self.links.answered(node, id);
+        let takes_any = id != 0 && self.setup.mutation.takes_earlier_answers();
+        asked.or_else(|| takes_any.then(|| self.links.answered_any(node)).flatten())
+    }
+
     /// A call is open.
     pub(super) fn begin(&mut self, what: What, group: Option<GroupId>, deadline: Duration) -> CallId {
         self.last_call += 1;

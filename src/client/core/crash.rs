@@ -37,7 +37,11 @@ impl Core {
             return self.give_up(id);
         }
         let node = self.target(&self.calls[&id]);
-        self.calls.get_mut(&id).expect("an open call").tried += 1;
+        let call = self.calls.get_mut(&id).expect("an open call");
+        if let Some(number) = call.number.filter(|_| call.tried > 0 && self.setup.mutation.numbers_anew()) {
+            call.number = self.sessions.begin(number.group, id).or(call.number);
+        }
+        call.tried += 1;
         self.reach(id, node);
     }
 

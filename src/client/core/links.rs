@@ -235,6 +235,14 @@ impl Links {
         }
     }
 
+    /// Some request is answered, in tests of the tests: whose it was.
+    pub(super) fn answered_any(&mut self, node: NodeId) -> Option<CallId> {
+        match &mut self.0.get_mut(&node)?.state {
+            State::Open { asked, .. } => asked.pop_first().map(|(_, call)| call),
+            _ => None,
+        }
+    }
+
     /// Whether somebody waits for an answer of the node.
     pub(super) fn is_waited_for(&self, node: NodeId) -> bool {
         let state = self.0.get(&node).map(|link| &link.state);

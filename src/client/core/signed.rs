@@ -179,7 +179,8 @@ impl Core {
             let (client, operation) = (signed.client(), to_sign.operation.clone());
             Wanted { keyring, client, operation }
         });
-        let collector = Collector::new(request, signed.members.shared(group), wanted);
+        let collector =
+            Collector::new(request, signed.members.shared(group), wanted).with(self.setup.mutation);
         call.stage = Stage::Agreement;
         self.timers.set(Timer::Call(id), call.deadline);
         let (since, show_at) = (now.at, now.at + signed.usual.show_after());

@@ -59,6 +59,7 @@ impl Story {
             signing: None,
             options: ClientOptions::default(),
             seed: [7; 32],
+            mutation: Mutation::None,
         }
     }
 

@@ -1,41 +1,39 @@
-//! Clients: one operation at a time, with the number of its request the same in every try, so that it applies once.
+//! Programs: each asks one thing after the other of its client, and writes down what that was told to have come to.
 //!
-//! In crash mode a client asks one node after the other; in Byzantine mode it signs, shows its request to all replicas of the group
-//! when it is not answered, and believes what `f + 1` of them tell of one slot. After a long silence it goes on under a new name, and nobody
-//! knows what became of the operation.
+//! The client is that of production ([`super::connections`]). What it says is Done, Refused or Unknown goes into the history as that: what was
+//! refused surely did not happen, and is left out. After something unknown the program goes on under a new name.
 
 use super::network::{Parcel, index_of};
 use super::node::{CLIENT_SECRETS, CLUSTER, EPOCH_MICROS, secret};
 use super::{Event, World};
 use crate::nemesis::Nemesis;
-use crate::plan::{Defect, Mode, Plan};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
-use tetrachord::kv::{self, Command, Expect, Failure, Reply, RequestId, SessionId, Write};
-use tetrachord::ring::{GroupId, NodeId, Position};
-use tetrachord::wire::{self, Answer, AnswerFrame, Consistency, Request, RequestFrame};
+use std::collections::BTreeMap;
+use tetrachord::client::core::{Ask, CallId, Done};
+use tetrachord::client::{Outcome, Refusal};
+use tetrachord::kv::{self, Expect, Failure, Reply, RequestId, SessionId, Write};
+use tetrachord::ring::{GroupId, NodeId};
+use tetrachord::wire::{self, Answer, AnswerFrame, Consistency};
 use tetrachord_checker::{Action, Operation, Value};
 use tetrachord_consensus::pbft::{Bundle, ClientKey, ClientSigner, Domain, RequestName, SignedRequest};
 use tetrachord_consensus::{Digest, Epoch, Timestamp};
 
-/// Without an answer for so long it asks again, and gives up after the longer time, in microseconds.
-const PATIENCE_MICROS: u64 = 250_000;
-const GIVE_UP_MICROS: u64 = 6_000_000;
+/// An idle program looks this often whether it has something to do, in microseconds.
+const LOOK_MICROS: u64 = 250_000;
+
+/// Whoever was refused rests for so long.
+const REFUSED_REST_MICROS: u64 = 20_000;
 
 /// What is told when liars that have no replica of a group tell what it answered.
 pub const STRANGER: &str = "a liar told what a group answered that it has no replica of";
 
 pub(super) struct Client {
     process: u64,
-    signer: ClientSigner,
-    sessions: BTreeMap<GroupId, SessionId>,
-    numbers: BTreeMap<GroupId, u64>,
+    /// The client that it asks.
+    pub(super) machine: usize,
     open: Option<Open>,
     rests_until: u64,
-    node: usize,
-    last_id: u64,
     operations: u64,
-    needed: usize,
     pub(super) answered: u64,
     /// Answers in a row that came long before anybody lost patience with a primary.
     pub(super) quick: u64,
@@ -44,31 +42,22 @@ pub(super) struct Client {
 }
 
 struct Open {
-    group: GroupId,
-    request: RequestId,
-    frame: Request,
-    /// None opens a session.
-    operation: Option<(String, Action)>,
-    call: u64,
+    call: CallId,
+    key: String,
+    action: Action,
+    asked_at: u64,
     /// The same in the history.
     called: u64,
-    ids: BTreeSet<u64>,
-    told: Vec<(u64, Reply, BTreeSet<NodeId>)>,
 }
 
 impl Client {
-    pub(super) fn new(index: usize, process: u64, plan: &Plan) -> Self {
+    pub(super) fn new(machine: usize, process: u64) -> Self {
         Self {
             process,
-            signer: ClientSigner::new(&secret(CLIENT_SECRETS + index)),
-            sessions: BTreeMap::new(),
-            numbers: BTreeMap::new(),
+            machine,
             open: None,
             rests_until: 0,
-            node: index % plan.nodes,
-            last_id: 0,
             operations: 0,
-            needed: if plan.defect == Defect::OneReply { 1 } else { plan.liars() + 1 },
             answered: 0,
             quick: 0,
             is_done: false,
@@ -81,17 +70,15 @@ impl Client {
 
     /// What is open is given up: nobody knows its outcome.
     pub(super) fn give_up(&mut self) -> Option<Operation> {
-        let open = self.open.take()?;
-        let (key, action) = open.operation?;
-        let call = open.called;
+        let Open { key, action, called: call, .. } = self.open.take()?;
         Some(Operation { process: self.process, key, action, call, end: None, line: 0 })
     }
 
-    fn write_of(action: &Action, key: &str) -> Option<Write> {
+    fn ask_of(action: &Action, key: &str) -> Ask {
         let key = Bytes::copy_from_slice(key.as_bytes());
         let bytes = |value: &Value| Bytes::copy_from_slice(value.letters().as_bytes());
-        Some(match action {
-            Action::Get(_) => return None,
+        Ask::Write(match action {
+            Action::Get(_) => return Ask::Read { key, consistency: Consistency::Linearizable },
             Action::Put(value) => Write::Put { key, value: bytes(value) },
             Action::Delete => Write::Delete { key },
             Action::Cas(expect, value, _) => Write::Cas {
@@ -102,15 +89,6 @@ impl Client {
             Action::Append(text) => Write::Append { key, value: Bytes::copy_from_slice(text.as_bytes()) },
             Action::Incr(by, _) => Write::Incr { key, by: *by },
         })
-    }
-
-    fn signed(&self, group: GroupId, request: RequestId, operation: &kv::Operation, now: u64) -> Request {
-        Request::Submit { group, bundle: bundle(&self.signer, group, &[request], operation, now) }
-    }
-
-    /// The key by which its connections are admitted.
-    pub(super) fn key(&self) -> kv::Client {
-        self.signer.name().0
     }
 }
 
@@ -180,23 +158,11 @@ fn wrong(reply: Reply) -> Reply {
 }
 
 impl World {
-    /// Time to ask, to ask again, or to give up.
+    /// Time to ask, if nothing is open.
     pub(super) fn patience(&mut self, index: usize) {
-        self.after(PATIENCE_MICROS, Event::Patience { client: index });
-        let client = &mut self.clients[index];
-        let since = client.open.as_ref().map(|open| self.now - open.call);
-        match since {
-            None if self.now >= client.rests_until => self.begin(index),
-            None => {}
-            Some(waited) if waited > GIVE_UP_MICROS && !self.is_calm => {
-                let given_up = client.give_up();
-                client.sessions.clear();
-                self.last_process += 1;
-                self.clients[index].process = self.last_process;
-                self.history.extend(given_up);
-            }
-            Some(waited) if waited >= PATIENCE_MICROS => self.ask_again(index),
-            Some(_) => {}
+        self.after(LOOK_MICROS, Event::Patience { client: index });
+        if self.now >= self.clients[index].rests_until {
+            self.begin(index);
         }
     }
 
@@ -206,112 +172,86 @@ impl World {
             return;
         }
         client.operations += 1;
-        let (process, number) = (client.process, client.operations);
+        let (process, number, machine) = (client.process, client.operations, client.machine);
         let (key, action) = self.plan.workload.next(&mut self.random, self.plan.keys, process, number);
-        let group = self.ring.owner(Position::of_key(key.as_bytes())).id;
-        let nonce = u128::from(self.random.next_number());
-        let is_byzantine = self.plan.mode == Mode::Byzantine;
-        let client = &mut self.clients[index];
-        let Some(session) = client.sessions.get(&group).copied() else {
-            let request = RequestId { session: SessionId(nonce), number: 0 };
-            let frame = match is_byzantine {
-                true => client.signed(group, request, &kv::Operation::Open, self.now),
-                false => {
-                    Request::Command { group, command: Command::Open { nonce, client: [0; 32] }.encode() }
-                }
-            };
-            return self.ask(index, group, request, frame, None);
+        let ask = Client::ask_of(&action, &key);
+        let (asked_at, called) = (self.now, self.stamp());
+        let call = self.ask_machine(machine, ask);
+        self.clients[index].open = Some(Open { call, key, action, asked_at, called });
+        self.settle(machine);
+    }
+
+    /// A client tells what became of a call.
+    pub(super) fn on_done(&mut self, machine: usize, call: CallId, done: Done) {
+        let asks = |client: &Client| {
+            client.machine == machine && client.open.as_ref().is_some_and(|open| open.call == call)
         };
-        let write = Client::write_of(&action, &key);
-        let raw = Bytes::copy_from_slice(key.as_bytes());
-        let counts = write.is_some() || is_byzantine;
-        let last = client.numbers.entry(group).or_default();
-        *last += u64::from(counts);
-        let request = RequestId { session, number: *last };
-        let frame = match (is_byzantine, write) {
-            (true, Some(write)) => client.signed(group, request, &kv::Operation::Write(write), self.now),
-            (true, None) => client.signed(group, request, &kv::Operation::Get { key: raw }, self.now),
-            (false, Some(write)) => {
-                let command = Command::Write { request, ack_below: request.number, write }.encode();
-                Request::Command { group, command }
-            }
-            (false, None) => Request::Get { key: raw, consistency: Consistency::Linearizable },
+        let Some(index) = self.clients.iter().position(asks) else {
+            return self.violate(|| format!("a client tells of {call:?}, which nobody asked: {done:?}"));
         };
-        self.ask(index, group, request, frame, Some((key, action)));
-    }
-
-    fn ask(
-        &mut self,
-        index: usize,
-        group: GroupId,
-        request: RequestId,
-        frame: Request,
-        operation: Option<(String, Action)>,
-    ) {
-        let (call, called, ids, told) = (self.now, self.stamp(), BTreeSet::new(), Vec::new());
-        self.clients[index].open = Some(Open { group, request, frame, operation, call, called, ids, told });
-        let node = self.clients[index].node;
-        let members = self.members(group);
-        if self.is_hasty || self.plan.shows_all {
-            return members.into_iter().for_each(|node| self.send_to(index, node));
-        }
-        let is_fit = self.plan.mode == Mode::Crash || members.contains(&node);
-        self.send_to(index, if is_fit { node } else { members[index % members.len()] });
-    }
-
-    /// The places of the nodes that have a replica of the group.
-    fn members(&self, group: GroupId) -> Vec<usize> {
-        let place = self.ring.group(group).expect("clients ask for groups of the ring");
-        place.nodes.iter().map(|node| index_of(*node)).collect()
-    }
-
-    /// The same request under another number: what a client must never do.
-    fn renumber(&mut self, index: usize) {
-        let client = &mut self.clients[index];
-        let Some(open) = client.open.as_mut() else { return };
-        let Request::Command { group, command } = &open.frame else { return };
-        let Ok(Command::Write { write, .. }) = Command::decode(command) else { return };
-        let last = client.numbers.entry(*group).or_default();
-        *last += 1;
-        open.request.number = *last;
-        let command = Command::Write { request: open.request, ack_below: *last, write }.encode();
-        open.frame = Request::Command { group: *group, command };
-    }
-
-    fn ask_again(&mut self, index: usize) {
-        if self.plan.defect == Defect::NewNumbers {
-            self.renumber(index);
-        }
-        if self.plan.mode == Mode::Byzantine {
-            let group = self.clients[index].open.as_ref().map(|open| open.group);
-            for node in group.map(|group| self.members(group)).unwrap_or_default() {
-                // The connection may have been lost with its watch.
-                self.watch_outcomes(index, node);
-                self.send_to(index, node);
+        let reply = match done {
+            Done::Write(outcome) => outcome,
+            Done::Read(Outcome::Done(read)) => Outcome::Done(Reply::Value { found: read.found, time: 0 }),
+            Done::Read(Outcome::Refused(refusal)) => Outcome::Refused(refusal),
+            other => return self.violate(|| format!("a client tells {other:?} of a write or a read")),
+        };
+        match reply {
+            Outcome::Done(reply) => self.finish(index, reply),
+            Outcome::Unknown(_) => {
+                let given_up = self.clients[index].give_up();
+                self.history.extend(given_up);
+                self.last_process += 1;
+                self.clients[index].process = self.last_process;
+                self.rest_at_least(index, REFUSED_REST_MICROS);
             }
-        } else {
-            let node = self.random.index(self.nodes.len());
-            self.clients[index].node = node;
-            self.send_to(index, node);
+            Outcome::Refused(refusal) => self.refused(index, &refusal),
         }
     }
 
-    fn send_to(&mut self, index: usize, node: usize) {
+    /// It surely did not happen. A correct client is refused only what nobody could take, or what came too late.
+    fn refused(&mut self, index: usize, refusal: &Refusal) {
+        let is_fair = match refusal {
+            Refusal::Unavailable(_) => true,
+            Refusal::Failure(Failure::TooLate { .. } | Failure::TooEarly { .. }) => true,
+            Refusal::Failure(_) | Refusal::Invalid(_) | Refusal::Denied(_) => false,
+        };
+        let given_up = self.clients[index].give_up();
+        if !is_fair {
+            return self.violate(|| format!("a correct client is refused: {refusal:?} of {given_up:?}"));
+        }
+        self.reach("a client was refused what surely did not happen");
+        self.rest_at_least(index, REFUSED_REST_MICROS);
+    }
+
+    fn finish(&mut self, index: usize, reply: Reply) {
+        let answered = self.stamp();
         let client = &mut self.clients[index];
-        let Some(open) = client.open.as_mut() else { return };
-        client.last_id += 1;
-        open.ids.insert(client.last_id);
-        let frame = wire::encode(&RequestFrame { id: client.last_id, request: open.frame.clone() });
-        self.send(Parcel::Request { to: NodeId(node as u32 + 1), client: index, frame });
-    }
-
-    /// In Byzantine mode a client wants to be told what its requests came to.
-    pub(super) fn watch_outcomes(&mut self, index: usize, node: usize) {
-        if self.plan.mode == Mode::Byzantine {
-            let client = self.clients[index].signer.name().0;
-            let frame = wire::encode(&RequestFrame { id: 0, request: Request::Watch { client } });
-            self.send(Parcel::Request { to: NodeId(node as u32 + 1), client: index, frame });
+        let open = client.open.take().expect("the caller has looked at it");
+        let is_quick = self.now - open.asked_at <= self.plan.request_millis * 1_000 / 2;
+        client.quick = if is_quick { client.quick + 1 } else { 0 };
+        let signed = self.machines[client.machine].last_signed.take();
+        if let Some((group, request)) = signed.filter(|_| self.plan.has(Nemesis::StaleRequests)) {
+            self.stale.note(group, request);
         }
+        let action = match (open.action, reply) {
+            (Action::Incr(by, _), Reply::Incr { value, .. }) => Action::Incr(by, value),
+            (Action::Cas(expect, value, _), Reply::Cas { swapped, .. }) => {
+                Action::Cas(expect, value, swapped)
+            }
+            (Action::Get(_), Reply::Value { found, .. }) => {
+                Action::Get(found.map(|(_, value)| Value::from(String::from_utf8_lossy(&value).into_owned())))
+            }
+            (action @ Action::Put(_), Reply::Put { .. })
+            | (action @ Action::Delete, Reply::Deleted { .. })
+            | (action @ Action::Append(_), Reply::Append { .. }) => action,
+            (action, reply) => {
+                return self.violate(|| format!("a correct client is told {reply:?} to {action:?}"));
+            }
+        };
+        client.answered += 1;
+        let (process, call, end) = (client.process, open.called, Some(answered));
+        self.history.push(Operation { process, key: open.key, action, call, end, line: 0 });
+        self.rest_at_least(index, 0);
     }
 
     /// What one liar tells a client, all liars tell it, whether they have a replica of the group or not: they share what they know. And
@@ -322,7 +262,8 @@ impl World {
         }
         let Ok(answer) = wire::decode::<AnswerFrame>(&frame[4..]) else { return };
         let Answer::Outcomes { group, slot, replies } = answer.answer else { return };
-        let members = self.members(group);
+        let place = self.ring.group(group).expect("liars tell of groups of the ring");
+        let members: Vec<usize> = place.nodes.iter().map(|node| index_of(*node)).collect();
         let wrong = replies.into_iter().map(|(of, reply, _)| (of, wrong(reply), None)).collect();
         let wrong = Answer::Outcomes { group, slot, replies: wrong };
         let wrong = wire::encode(&AnswerFrame { id: answer.id, answer: wrong });
@@ -334,92 +275,12 @@ impl World {
                 self.reach(STRANGER);
             }
             let from = NodeId(u32::try_from(liar).expect("few nodes") + 1);
-            self.send(Parcel::Answer { from, client, frame: wrong.clone() });
+            let Some(connection) = self.connection_to(client, from) else { continue };
+            self.send(Parcel::Answer { from, client, connection, frame: wrong.clone() });
             if liar != index {
-                self.send(Parcel::Answer { from, client, frame: frame.clone() });
+                self.send(Parcel::Answer { from, client, connection, frame: frame.clone() });
             }
         }
-    }
-
-    pub(super) fn on_answer(&mut self, from: NodeId, index: usize, frame: &Bytes) {
-        let Ok(answer) = wire::decode::<AnswerFrame>(&frame[4..]) else {
-            return self.violate(|| format!("{from} answers what is no frame"));
-        };
-        let believes_anyone = self.plan.defect == Defect::Strangers;
-        let client = &mut self.clients[index];
-        let Some(open) = client.open.as_mut() else { return };
-        let reply = match answer.answer {
-            // What is told of another group than it was asked of, or by a node that has no replica of that, is nothing.
-            Answer::Outcomes { group, .. } if group != open.group || answer.id != 0 => None,
-            Answer::Outcomes { group, .. }
-                if !believes_anyone
-                    && !self.ring.group(group).is_some_and(|place| place.nodes.contains(&from)) =>
-            {
-                None
-            }
-            Answer::Outcomes { slot, replies, .. } => {
-                let (request, needed) = (open.request, client.needed);
-                let mine = replies.into_iter().filter(|(of, ..)| *of == request);
-                mine.filter_map(|(_, reply, _)| open.note(from, slot, reply, needed)).next()
-            }
-            Answer::Reply { reply, .. } if open.ids.contains(&answer.id) => Some(reply),
-            Answer::Value { found, .. } if open.ids.contains(&answer.id) => {
-                Some(Reply::Value { found, time: 0 })
-            }
-            Answer::Unavailable { .. } if self.nodes[index_of(from)].is_short => {
-                return self.count(Nemesis::DiskFull, 0, 1);
-            }
-            // Not here, not now: it asks again after a while.
-            _ => None,
-        };
-        if let Some(reply) = reply {
-            client.node = index_of(from);
-            self.finish(index, reply);
-        }
-    }
-
-    fn finish(&mut self, index: usize, reply: Reply) {
-        let (answered, all_wrong) = (self.stamp(), self.may_clocks_all_be_wrong());
-        let client = &mut self.clients[index];
-        let open = client.open.take().expect("the caller has looked at it");
-        let is_quick = self.now - open.call <= self.plan.request_millis * 1_000 / 2;
-        client.quick = if is_quick { client.quick + 1 } else { 0 };
-        if self.plan.has(Nemesis::StaleRequests) {
-            self.stale.note(open.group, open.frame.clone());
-        }
-        let Some((key, action)) = open.operation else {
-            return self.on_session(index, open.group, &reply);
-        };
-        let action = match (action, reply) {
-            (Action::Incr(by, _), Reply::Incr { value, .. }) => Action::Incr(by, value),
-            (Action::Cas(expect, value, _), Reply::Cas { swapped, .. }) => {
-                Action::Cas(expect, value, swapped)
-            }
-            (Action::Get(_), Reply::Value { found, .. }) => {
-                Action::Get(found.map(|(_, value)| Value::from(String::from_utf8_lossy(&value).into_owned())))
-            }
-            (action @ Action::Put(_), Reply::Put { .. })
-            | (action @ Action::Delete, Reply::Deleted { .. })
-            | (action @ Action::Append(_), Reply::Append { .. }) => action,
-            // Where a majority of clocks jumps, log time may too: sessions expire then. A request's time is held against one primary's.
-            (action, Reply::Failed(failure))
-                if matches!(failure, Failure::TooLate { .. } | Failure::TooEarly { .. })
-                    || (failure == Failure::SessionExpired && all_wrong) =>
-            {
-                client.sessions.remove(&open.group);
-                let (process, call) = (client.process, open.called);
-                self.last_process += 1;
-                self.clients[index].process = self.last_process;
-                return self.history.push(Operation { process, key, action, call, end: None, line: 0 });
-            }
-            (action, reply) => {
-                return self.violate(|| format!("a correct client is told {reply:?} to {action:?}"));
-            }
-        };
-        client.answered += 1;
-        let (process, call, end) = (client.process, open.called, Some(answered));
-        self.history.push(Operation { process, key, action, call, end, line: 0 });
-        self.rest(index);
     }
 
     /// The time in the history, in nanoseconds: later than every one before, so that what was called when something was answered
@@ -429,39 +290,15 @@ impl World {
         self.last_stamp
     }
 
-    /// A client thinks before it asks the next thing, if the plan says so.
-    fn rest(&mut self, index: usize) {
-        if self.plan.think_micros == 0 {
-            return self.begin(index);
-        }
-        let micros = self.random.between(1, 2 * self.plan.think_micros);
+    /// A program thinks before it asks the next thing, if the plan says so, and as long as this at least. It never asks at once: its client
+    /// is still telling.
+    fn rest_at_least(&mut self, index: usize, least: u64) {
+        let thinks = match self.plan.think_micros {
+            0 => 0,
+            micros => self.random.between(1, 2 * micros),
+        };
+        let micros = thinks.max(least);
         self.clients[index].rests_until = self.now + micros;
         self.after(micros, Event::Begin { client: index });
-    }
-
-    fn on_session(&mut self, index: usize, group: GroupId, reply: &Reply) {
-        let client = &mut self.clients[index];
-        match reply {
-            Reply::Opened { session } => {
-                client.sessions.insert(group, *session);
-                client.numbers.insert(group, 0);
-                self.begin(index);
-            }
-            Reply::Failed(Failure::TooLate { .. } | Failure::TooEarly { .. }) => {}
-            other => self.violate(|| format!("a correct client is told {other:?} when it opens a session")),
-        }
-    }
-}
-
-impl Open {
-    /// A node tells what the request came to; the reply, once enough have told the same.
-    fn note(&mut self, from: NodeId, slot: u64, reply: Reply, needed: usize) -> Option<Reply> {
-        let known = self.told.iter().position(|(at, known, _)| *at == slot && *known == reply);
-        let at = known.unwrap_or(self.told.len());
-        if known.is_none() {
-            self.told.push((slot, reply.clone(), BTreeSet::new()));
-        }
-        self.told[at].2.insert(from);
-        (self.told[at].2.len() >= needed).then_some(reply)
     }
 }

@@ -9,6 +9,7 @@ use super::{Event, World};
 use crate::nemesis::Nemesis;
 use crate::plan::Mode;
 use bytes::Bytes;
+use tetrachord::gateway::ConnectionId;
 use tetrachord::kv::{Command, RequestId, SessionId, Write};
 use tetrachord::ring::NodeId;
 use tetrachord::wire::{self, Answer, AnswerFrame, Consistency, Request, RequestFrame};
@@ -39,9 +40,9 @@ impl World {
                 Mode::Byzantine => self.unsigned_request(node),
                 Mode::Crash => self.useless_request(),
             };
-            let parcel =
-                Parcel::Request { to: NodeId(node as u32 + 1), client: self.place_of_flooder(), frame: body };
-            self.send(parcel);
+            let (to, client) = (NodeId(node as u32 + 1), self.place_of_flooder());
+            let connection = ConnectionId(client as u64);
+            self.send(Parcel::Request { to, client, connection, frame: body });
         }
         if left > 1 {
             self.after(PAUSE_MICROS, Event::Flood { node, left: left - 1 });

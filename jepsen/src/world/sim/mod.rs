@@ -9,6 +9,7 @@
 
 mod client;
 mod clocks;
+mod connections;
 mod disturb;
 mod durable;
 mod end;
@@ -29,6 +30,7 @@ use crate::random::Random;
 use client::Client;
 pub use client::STRANGER;
 use clocks::Clocks;
+use connections::{FIRST_CONNECTION, Machine};
 use durable::Durable;
 use greedy::Greedy;
 use invariant::{Invariants, News, REPAIRED};
@@ -62,6 +64,11 @@ pub(crate) enum Event {
     Arrives(Parcel),
     Patience { client: usize },
     Begin { client: usize },
+    Wake { machine: usize },
+    Dialled { machine: usize, node: NodeId, silence: u64 },
+    NotDialled { machine: usize, node: NodeId },
+    Lost { connection: ConnectionId },
+    Gone { node: usize, life: u64, connection: ConnectionId },
     Greed,
     Restart { node: usize },
     Link { node: usize, peer: usize },
@@ -110,6 +117,11 @@ pub(crate) struct World {
     verifiers: BTreeMap<GroupId, Verifier>,
     network: Network,
     clients: Vec<Client>,
+    /// What they ask: one each, or one for all.
+    machines: Vec<Machine>,
+    /// Of these clients to nodes, each to one life.
+    connections: BTreeMap<ConnectionId, (usize, NodeId, u64)>,
+    last_connection: u64,
     greedy: Greedy,
     stale: Stale,
     history: Vec<Operation>,
@@ -156,6 +168,9 @@ impl World {
             verifiers: BTreeMap::new(),
             network: Network::default(),
             clients: Vec::new(),
+            machines: Vec::new(),
+            connections: BTreeMap::new(),
+            last_connection: 0,
             greedy: Greedy::new(plan),
             stale: Stale::default(),
             history: Vec::new(),
@@ -182,10 +197,11 @@ impl World {
         world.set_clocks();
         world.start_clocks();
         (0..plan.nodes).for_each(|index| world.start(index));
+        let machines = if plan.is_shared { 1 } else { plan.clients };
+        world.machines = (0..machines).map(|index| Machine::new(index, plan, &world.ring)).collect();
         for index in 0..plan.clients {
             world.last_process += 1;
-            let client = Client::new(index, world.last_process, plan);
-            world.clients.push(client);
+            world.clients.push(Client::new(index % machines, world.last_process));
             world.at(1_000 + index as u64, Event::Patience { client: index });
         }
         world.at(plan.fault_every * 1_000, Event::Strike);
@@ -250,6 +266,11 @@ impl World {
             Event::Arrives(parcel) => self.arrives(parcel),
             Event::Patience { client } => self.patience(client),
             Event::Begin { client } => self.begin(client),
+            Event::Wake { machine } => self.wake(machine),
+            Event::Dialled { machine, node, silence } => self.dialled(machine, node, silence),
+            Event::NotDialled { machine, node } => self.not_dialled(machine, node),
+            Event::Lost { connection } => self.lost(connection),
+            Event::Gone { node, life, connection } => self.gone(node, life, connection),
             Event::Greed => self.be_greedy(),
             Event::Restart { node } => self.restart(node),
             Event::Link { node, peer } => self.link(node, peer),
@@ -335,13 +356,18 @@ impl World {
                 let link = self.nodes[index].life;
                 self.send(Parcel::Peer { from, to, class, frame, link, only_life });
             }
-            NodeEffect::Answer { connection: ConnectionId(client), frame } => {
-                let client = usize::try_from(client).expect("few clients");
+            NodeEffect::Answer { connection, frame } if connection.0 >= FIRST_CONNECTION => {
+                if let Some((client, ..)) = self.connections.get(&connection).copied() {
+                    self.repeat_lies(index, client, &frame);
+                    self.send(Parcel::Answer { from, client, connection, frame });
+                }
+            }
+            NodeEffect::Answer { connection, frame } => {
+                let client = usize::try_from(connection.0).expect("few clients");
                 if self.greedy.is_at(client) {
                     return self.on_greedy_answer(&frame);
                 }
-                self.repeat_lies(index, client, &frame);
-                self.send(Parcel::Answer { from, client, frame });
+                self.send(Parcel::Answer { from, client, connection, frame });
             }
             NodeEffect::Disconnect { connection: ConnectionId(client), .. }
                 if self.is_flooder(usize::try_from(client).expect("few clients")) =>

@@ -2,6 +2,7 @@
 //!
 //! Without a nemesis messages of one sender to one receiver arrive in order, as on the streams of production.
 
+use super::connections::FIRST_CONNECTION;
 use super::{Event, World};
 use crate::nemesis::Nemesis;
 use bytes::Bytes;
@@ -28,11 +29,13 @@ pub(crate) enum Parcel {
     Request {
         to: NodeId,
         client: usize,
+        connection: ConnectionId,
         frame: Bytes,
     },
     Answer {
         from: NodeId,
         client: usize,
+        connection: ConnectionId,
         frame: Bytes,
     },
 }
@@ -51,13 +54,23 @@ impl Parcel {
         }
     }
 
+    /// Whether it goes over a connection of a client that means well, where nothing is lost, doubled or overtaken.
+    fn is_streamed(&self) -> bool {
+        match self {
+            Self::Peer { .. } => false,
+            Self::Request { connection, .. } | Self::Answer { connection, .. } => {
+                connection.0 >= FIRST_CONNECTION
+            }
+        }
+    }
+
     /// Names a link: messages on one arrive in order.
     fn link(&self) -> (u64, u64) {
         const CLIENTS: u64 = 1 << 20;
         match self {
             Self::Peer { from, to, class, .. } => (u64::from(from.0) << 8 | *class as u64, u64::from(to.0)),
-            Self::Request { to, client, .. } => (CLIENTS + *client as u64, u64::from(to.0)),
-            Self::Answer { from, client, .. } => (u64::from(from.0) << 8, CLIENTS + *client as u64),
+            Self::Request { to, connection, .. } => (CLIENTS + connection.0, u64::from(to.0)),
+            Self::Answer { from, connection, .. } => (u64::from(from.0) << 8, CLIENTS + connection.0),
         }
     }
 }
@@ -108,6 +121,9 @@ impl World {
         {
             return;
         }
+        if parcel.is_streamed() {
+            return self.dispatch(parcel);
+        }
         if self.strikes_now(Nemesis::Loss, 40) {
             return self.count(Nemesis::Loss, 0, 1);
         }
@@ -120,7 +136,11 @@ impl World {
 
     fn dispatch(&mut self, parcel: Parcel) {
         let mut delay = self.plan.delay_micros + self.random.below(self.plan.delay_micros + 1);
-        let may_overtake = self.plan.has(Nemesis::Reordering) && !self.is_calm;
+        let is_streamed = parcel.is_streamed();
+        let may_overtake = self.plan.has(Nemesis::Reordering) && !self.is_calm && !is_streamed;
+        if is_streamed {
+            delay += self.sent_again();
+        }
         if self.strikes_now(Nemesis::Delay, 30) {
             self.count(Nemesis::Delay, 0, 1);
             // Where others may overtake it, one may come so late that what it answers is long past.
@@ -151,11 +171,16 @@ impl World {
             Parcel::Peer { from, to, link, frame, .. } => {
                 Some((index_of(*to), NodeEvent::Peer { from: *from, link: *link, body: frame.slice(4..) }))
             }
-            Parcel::Request { to, client, frame } => {
-                let connection = ConnectionId(*client as u64);
-                let known = self.clients.get(*client);
-                let client = known.map_or(client_id(*client), |known| ClientId(known.key()));
-                let body = frame.slice(4..);
+            Parcel::Request { to, client, connection, frame } => {
+                let (connection, body) = (*connection, frame.slice(4..));
+                let client = match self.connections.get(&connection) {
+                    Some((machine, _, life)) if self.nodes[index_of(*to)].life == *life => {
+                        ClientId(self.machines[*machine].key())
+                    }
+                    None if connection.0 < FIRST_CONNECTION => client_id(*client),
+                    // It ended on the way.
+                    _ => return,
+                };
                 Some((index_of(*to), NodeEvent::Client { connection, client, body }))
             }
             Parcel::Answer { .. } => None,
@@ -166,13 +191,19 @@ impl World {
                 self.nodes[index].stalled.push(parcel);
             }
             (Some((index, event)), _) => self.step(index, event),
-            (None, Parcel::Answer { client, frame, .. }) if self.is_flooder(client) => {
+            (None, Parcel::Answer { client, connection, frame, .. })
+                if connection.0 < FIRST_CONNECTION && self.is_flooder(client) =>
+            {
                 self.on_answer_to_flooder(&frame);
             }
-            (None, Parcel::Answer { client, frame, .. }) if self.shows_again(client) => {
+            (None, Parcel::Answer { client, connection, frame, .. })
+                if connection.0 < FIRST_CONNECTION && self.shows_again(client) =>
+            {
                 self.on_answer_to_stale(&frame);
             }
-            (None, Parcel::Answer { from, client, frame }) => self.on_answer(from, client, &frame),
+            (None, Parcel::Answer { from, client, connection, frame }) => {
+                self.on_answer(from, client, connection, &frame);
+            }
             (None, _) => unreachable!("only answers go to clients"),
         }
     }

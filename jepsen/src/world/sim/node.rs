@@ -214,7 +214,7 @@ impl World {
         if is_short {
             self.tell_room(index);
         }
-        self.introduce_clients(index);
+        self.end_connections(index);
         for peer in (0..self.nodes.len()).filter(|peer| *peer != index) {
             let micros = self.plan.delay_micros + self.random.below(self.plan.delay_micros + 1);
             self.after(micros, Event::Link { node: index, peer });
@@ -252,6 +252,7 @@ impl World {
             self.reach("a crash lost what was not synced");
         }
         self.trace.note(|| format!("n{} ends; {lost} commits are lost", index + 1));
+        self.end_connections(index);
     }
 
     pub(super) fn tick(&mut self, index: usize) {
@@ -451,12 +452,5 @@ impl World {
         self.trace.note(|| format!("n{} lies now: {}", index + 1, lie.name()));
         self.count(Nemesis::Lies, 1, 0);
         self.step(index, NodeEvent::Lie(Some(lie)));
-    }
-
-    /// Connections of a node went with its last life.
-    fn introduce_clients(&mut self, index: usize) {
-        for client in 0..self.clients.len() {
-            self.watch_outcomes(client, index);
-        }
     }
 }

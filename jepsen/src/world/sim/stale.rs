@@ -8,6 +8,7 @@ use super::network::{Parcel, index_of};
 use super::{Event, World};
 use crate::nemesis::Nemesis;
 use std::collections::{BTreeMap, VecDeque};
+use tetrachord::gateway::ConnectionId;
 use tetrachord::node::core::Class;
 use tetrachord::ring::{GroupId, GroupPlace, NodeId};
 use tetrachord::shares::ClientId;
@@ -65,7 +66,8 @@ impl World {
         let forward = PeerMessage::Forward { id: u64::MAX - id, client: ClientId([0; 32]), request };
         let forward = wire::encode(&forward);
         for to in place.nodes.iter().copied().filter(|node| index_of(*node) != primary) {
-            self.send(Parcel::Request { to, client, frame: frame.clone() });
+            let connection = ConnectionId(client as u64);
+            self.send(Parcel::Request { to, client, connection, frame: frame.clone() });
             let liars = self.nodes.iter().enumerate().filter(|(_, node)| node.lies && node.core.is_some());
             let liars: Vec<usize> =
                 liars.map(|(index, _)| index).filter(|index| *index != index_of(to)).collect();

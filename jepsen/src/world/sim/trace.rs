@@ -36,6 +36,11 @@ impl Trace {
             Event::Greed => (11, 0),
             Event::Flood { node, .. } => (12, *node),
             Event::ShowAgain => (13, 0),
+            Event::Wake { machine } => (14, *machine),
+            Event::Dialled { machine, .. } => (15, *machine),
+            Event::NotDialled { machine, .. } => (16, *machine),
+            Event::Lost { connection } => (17, usize::try_from(connection.0).expect("few connections")),
+            Event::Gone { node, .. } => (18, *node),
         };
         head[8] = kind;
         head[9..].copy_from_slice(&(who as u64).to_be_bytes());
