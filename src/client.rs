@@ -20,8 +20,8 @@
 //!
 //! The client keeps one session per group. Every write has a number in its session; a retry carries the same number,
 //! and the group's state machine remembers outcomes by number. A write is sent again, perhaps to another node, until
-//! it is answered or its deadline passes. After a session has expired a write is never sent again under another one if
-//! an earlier attempt may have been applied.
+//! it is answered. After a session has expired a write is never sent again under another one if an earlier attempt may have
+//! been applied.
 //!
 //! Groups remember sessions, and a key has a share of them: a program that ends says so by [`Client::close`].
 
@@ -76,7 +76,7 @@ impl Client {
 
     /// Sets a key. Returns its new version.
     pub async fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Outcome<u64> {
-        let outcome = self.write(Write::Put { key: bytes(key), value: bytes(value) }).await;
+        let outcome = self.write(Write::put(bytes(key), bytes(value))).await;
         outcome.pick(|reply| if let Reply::Put { version } = reply { Some(*version) } else { None })
     }
 
@@ -124,7 +124,7 @@ impl Client {
         expect: Expect,
         value: Option<Bytes>,
     ) -> Outcome<(bool, u64)> {
-        let outcome = self.write(Write::Cas { key: bytes(key), expect, value }).await;
+        let outcome = self.write(Write::cas(bytes(key), expect, value)).await;
         outcome.pick(|reply| match reply {
             Reply::Cas { swapped, version } => Some((*swapped, *version)),
             _ => None,

@@ -4,7 +4,7 @@
 //! waited for here: a request that is not answered ends with its connection or by the client's own deadline.
 
 use crate::group::Ticket;
-use crate::kv::{Client, Command, check_key};
+use crate::kv::{Client, Command, Operation, check_key};
 use crate::limits::{Limits, OPEN_PER_CONNECTION_MAX, OPEN_REQUESTS_MAX};
 use crate::ring::NodeId;
 use crate::shares::{Account, Shares};
@@ -165,14 +165,22 @@ pub fn check(
     limits: &Limits,
 ) -> Result<Option<Command>, String> {
     match request {
-        Request::Command { command: bytes, .. } => {
-            let mut command = Command::decode(bytes).map_err(|error| error.to_string())?;
-            command.check(limits).map_err(|error| error.to_string())?;
-            if let (Some(client), Some(owner)) = (client, command.client_mut()) {
-                *owner = *client;
-                *bytes = command.encode();
+        Request::Command { envelope: bytes, .. } => {
+            let Command { mut envelope, operation } =
+                Command::decode(bytes).map_err(|error| error.to_string())?;
+            operation.check(limits).map_err(|error| error.to_string())?;
+            if envelope.not_after.is_some() || matches!(operation, Operation::Get { .. }) {
+                return Err("in crash mode no request is void by itself, and no read is ordered".to_string());
             }
-            Ok(Some(command))
+            if let Some(client) = client {
+                let is_named = matches!(operation, Operation::Open | Operation::Close);
+                let whose = is_named.then_some(*client);
+                if envelope.client != whose {
+                    envelope.client = whose;
+                    *bytes = envelope.encode();
+                }
+            }
+            Ok(Some(Command { envelope, operation }))
         }
         Request::Get { key, .. } => check_key(key, limits).map(|()| None).map_err(|error| error.to_string()),
         // What is signed is judged by the state machine of every replica.
@@ -183,6 +191,7 @@ pub fn check(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv::{Envelope, Write};
     use crate::shares::ClientId;
     use bytes::Bytes;
 
@@ -249,8 +258,8 @@ mod tests {
     fn what_is_malformed_or_too_large_is_refused_where_it_enters() {
         let limits = Limits { key_bytes_max: 4, value_bytes_max: 4 };
         let mut nonsense =
-            Request::Command { group: crate::ring::GroupId(1), command: Bytes::from_static(&[9, 9]) };
-        assert!(check(&mut nonsense, None, &limits).unwrap_err().contains("not a command"));
+            Request::Command { group: crate::ring::GroupId(1), envelope: Bytes::from_static(&[9, 9]) };
+        assert!(check(&mut nonsense, None, &limits).unwrap_err().contains("not a request"));
         let consistency = crate::wire::Consistency::Linearizable;
         let mut long = Request::Get { key: Bytes::from_static(b"12345"), consistency };
         assert!(check(&mut long, None, &limits).unwrap_err().contains("1 to 4 bytes"));
@@ -260,17 +269,35 @@ mod tests {
     fn a_session_is_opened_and_closed_for_the_key_of_the_connection_whatever_the_client_says() {
         let group = crate::ring::GroupId(1);
         let (mine, other) = ([1; 32], [2; 32]);
-        let open = |client| Command::Open { nonce: 9, client };
-        let request = crate::kv::RequestId::default();
-        let close = |client| Command::Close { request, client };
-        for (said, meant) in [(open(other), open(mine)), (close(other), close(mine))] {
-            let mut request = Request::Command { group, command: said.encode() };
-            let command = check(&mut request, Some(&mine), &Limits::default()).unwrap();
-            assert_eq!(command, Some(meant.clone()));
-            assert_eq!(request, Request::Command { group, command: meant.encode() });
+        let ask = |operation| Envelope::new(crate::kv::RequestId::default(), 1, &operation);
+        let write = ask(Operation::Write(Write::put("k", "v")));
+        let (open, close) = (ask(Operation::Open), ask(Operation::Close));
+        for (said, meant) in [
+            (open.clone().of(other), open.of(mine)),
+            (close.clone().of(other), close.of(mine)),
+            (write.clone().of(other), write),
+        ] {
+            let mut request = Request::Command { group, envelope: said.encode() };
+            let Command { envelope, .. } =
+                check(&mut request, Some(&mine), &Limits::default()).unwrap().unwrap();
+            assert_eq!(envelope, meant);
+            assert_eq!(request, Request::Command { group, envelope: meant.encode() });
             // Another node has looked at the key already.
-            let mut request = Request::Command { group, command: said.encode() };
-            assert_eq!(check(&mut request, None, &Limits::default()), Ok(Some(said)));
+            let mut request = Request::Command { group, envelope: said.encode() };
+            let Command { envelope, .. } = check(&mut request, None, &Limits::default()).unwrap().unwrap();
+            assert_eq!(envelope, said);
+        }
+    }
+
+    #[test]
+    fn what_only_byzantine_mode_has_is_refused() {
+        let group = crate::ring::GroupId(1);
+        let ask = |operation| Envelope::new(crate::kv::RequestId::default(), 1, &operation);
+        let read = ask(Operation::Get { key: Bytes::from_static(b"k") });
+        let void = Envelope { not_after: Some(7), ..ask(Operation::Open) };
+        for envelope in [read, void] {
+            let mut request = Request::Command { group, envelope: envelope.encode() };
+            assert!(check(&mut request, None, &Limits::default()).unwrap_err().contains("in crash mode"));
         }
     }
 }

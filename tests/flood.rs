@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tetrachord::Client;
 use tetrachord::config::{ClusterConfig, GenesisNode, cluster_digest};
-use tetrachord::kv::{Command, Operation};
+use tetrachord::kv::{Envelope, Operation, RequestId, SessionId};
 use tetrachord::ring::GroupId;
 use tetrachord::transport::{ClientEndpoint, ClientLink, Patience};
 use tetrachord::wire::{self, Answer, AnswerFrame, Consistency, Request, RequestFrame};
@@ -163,8 +163,9 @@ impl Attacker {
                     consistency,
                 }));
                 tokio::spawn(self.clone().send_requests(node, |id| {
-                    let open = Command::Open { nonce: id.into(), client: [0; 32] };
-                    Request::Command { group: GroupId(1), command: open.encode() }
+                    let request = RequestId { session: SessionId(id.into()), number: 0 };
+                    let envelope = Envelope::new(request, 0, &Operation::Open).encode();
+                    Request::Command { group: GroupId(1), envelope }
                 }));
             }
         }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tetrachord::config::{ClusterConfig, Genesis, NodeConfig};
 use tetrachord::gateway::ConnectionId;
 use tetrachord::group::Settings;
-use tetrachord::kv::{Batch, Command, Expect, Reply, RequestId, SessionId, Write};
+use tetrachord::kv::{Batch, Envelope, Expect, Operation, Reply, RequestId, SessionId, Write};
 use tetrachord::limits::{Limits, PEER_FRAME_BYTES_MAX};
 use tetrachord::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};
 use tetrachord::ring::{GroupId, NodeId, RingMap};
@@ -163,7 +163,11 @@ fn golden() -> Vec<(Kind, Bytes)> {
         while world.session.is_none() {
             nonce += 1;
             assert!(nonce < 1_000, "{group} has a leader and answers");
-            world.ask(Request::Command { group, command: Command::Open { nonce, client: [0; 32] }.encode() });
+            let request = RequestId { session: SessionId(nonce), number: 0 };
+            world.ask(Request::Command {
+                group,
+                envelope: Envelope::new(request, 0, &Operation::Open).encode(),
+            });
         }
         let session = world.session.unwrap();
         for number in 1..40 {
@@ -171,15 +175,15 @@ fn golden() -> Vec<(Kind, Bytes)> {
             let value = Bytes::from("v".repeat(number as usize * 3));
             let write = match number % 6 {
                 0 => Write::Delete { key },
-                1 => Write::Cas { key, expect: Expect::Version(number), value: Some(value) },
-                2 => Write::Cas { key, expect: Expect::Value(Some(value)), value: None },
+                1 => Write::cas(key, Expect::Version(number), Some(value)),
+                2 => Write::cas(key, Expect::Value(Some(value)), None),
                 3 => Write::Incr { key, by: -(number as i64) },
                 4 => Write::Append { key, value },
-                _ => Write::Put { key, value },
+                _ => Write::put(key, value),
             };
             let request = RequestId { session, number };
-            let command = Command::Write { request, ack_below: number, write }.encode();
-            world.ask(Request::Command { group, command });
+            let envelope = Envelope::new(request, number, &Operation::Write(write)).encode();
+            world.ask(Request::Command { group, envelope });
         }
     }
     for consistency in
@@ -242,8 +246,9 @@ fn decode_with_everything(bytes: &[u8]) {
     drop(wire::decode::<Hello>(bytes));
     drop(codec::decode::<Message>(bytes));
     drop(Recovered::replay([bytes]));
-    drop(Command::decode(bytes));
-    drop(Batch::split(Bytes::copy_from_slice(bytes)));
+    drop(Operation::decode(bytes));
+    drop(Envelope::decode(&Bytes::copy_from_slice(bytes)));
+    drop(Batch::inputs(Bytes::copy_from_slice(bytes)));
 }
 
 #[test]

@@ -131,6 +131,9 @@ pub enum Mutation {
     /// Around the engines: a client may hold as many sessions as there are.
     #[cfg(feature = "mutants")]
     IgnoreShares,
+    /// Around the engines: nobody remembers that a request was cancelled.
+    #[cfg(feature = "mutants")]
+    ForgetCancels,
     /// Around the engines: of the log as much is kept for whoever lags or is given a state as for anybody.
     #[cfg(feature = "mutants")]
     PinNothing,
@@ -259,6 +262,15 @@ impl Mutation {
     pub fn ignores_shares(self) -> bool {
         #[cfg(feature = "mutants")]
         return self == Self::IgnoreShares;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
+    /// Whether nobody remembers that a request was cancelled.
+    #[must_use]
+    pub fn forgets_cancels(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::ForgetCancels;
         #[cfg(not(feature = "mutants"))]
         false
     }

@@ -39,7 +39,7 @@ mod tests;
 use super::ClientOptions;
 use super::outcome::{NotClosed, Outcome, Proven, Read, Refusal};
 use crate::config::{ClusterConfig, cluster_digest};
-use crate::kv::{self, Command, Reply, Write};
+use crate::kv::{self, Envelope, Operation, Reply, RequestId, Write};
 use crate::limits::Limits;
 use crate::ring::{GroupId, NodeId, RingMap};
 use crate::wire::{Answer, AnswerFrame, Consistency, Hello, NodeStatus, Request, RetryReason};
@@ -173,7 +173,16 @@ pub enum Done {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outgoing {
     /// A command for a group.
-    Command(GroupId, Command),
+    Command {
+        /// The group.
+        group: GroupId,
+        /// Which request this is.
+        request: RequestId,
+        /// The client has the outcomes of all requests below this number.
+        ack_below: u64,
+        /// What is asked.
+        operation: Operation,
+    },
     /// Anything else.
     Request(Request),
 }
@@ -183,7 +192,10 @@ impl Outgoing {
     #[must_use]
     pub fn encode(self) -> Request {
         match self {
-            Self::Command(group, command) => Request::Command { group, command: command.encode() },
+            Self::Command { group, request, ack_below, operation } => {
+                let envelope = Envelope::bytes_of(request, ack_below, &operation);
+                Request::Command { group, envelope }
+            }
             Self::Request(request) => request,
         }
     }

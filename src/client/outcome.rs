@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn a_reply_that_the_request_cannot_have_is_no_success() {
         let key = Bytes::from_static(b"k");
-        let put = Write::Put { key: key.clone(), value: key.clone() };
+        let put = Write::put(key.clone(), key.clone());
         let (version, reply) = (7, Reply::Put { version: 7 });
         assert_eq!(Outcome::Done(reply.clone()).of(&put), Outcome::Done(reply.clone()));
         for wrong in [

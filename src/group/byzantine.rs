@@ -13,7 +13,7 @@ use super::source::Sources;
 use super::{Group, Outcome, Purpose, Ticket, outcomes};
 use crate::error::StorageError;
 use crate::group::OpenError;
-use crate::kv::{self, Client, SignedRequest};
+use crate::kv::{self, Client, Input};
 use crate::limits::SIGNED_BATCH_BYTES_MAX;
 use crate::ring::{GroupPlace, NodeId};
 use crate::storage::{StateWrite, Storage};
@@ -227,7 +227,7 @@ impl Group {
             match signed.held.pop_front() {
                 None => return Ok(()),
                 Some(Held::Apply(decided)) => self.apply_signed(storage, decided)?,
-                Some(Held::Root(slot)) if slot.0 != self.machine.applied().slot => {}
+                Some(Held::Root(slot)) if slot.0 != self.machine.reached().slot => {}
                 Some(root) if !self.machine.has_room_to_freeze() => {
                     signed.held.push_front(root);
                     if signed.scrub.is_walking() {
@@ -294,7 +294,7 @@ impl Group {
 
     fn apply_signed(&mut self, storage: &dyn Storage, decided: Decided) -> Result<(), StorageError> {
         let slot = decided.base.slot.0;
-        if slot <= self.machine.applied().slot {
+        if slot <= self.machine.reached().slot {
             return Ok(());
         }
         let bundles = match &decided.proposal {
@@ -304,14 +304,14 @@ impl Group {
         let asked = bundles.iter().flat_map(pbft::Bundle::requests);
         // What ends the epoch is no operation on the state; that it has ended is part of the position.
         let asked: Vec<pbft::SignedRequest> = asked.filter(|request| !request.ends_epoch).collect();
-        let requests: Vec<SignedRequest> = asked.iter().map(outcomes::request_of).collect();
+        let inputs = asked.iter().map(|request| Input::Request(outcomes::envelope_of(request))).collect();
         let (chain, sealed) = (decided.base.chain.0, decided.base.sealed);
-        let applied = kv::Slot { slot, chain, sealed, time: decided.base.time.0, batch: None };
-        let replies = match self.machine.apply_signed(storage, &applied, &requests) {
-            Ok(replies) => replies,
+        let decided = kv::Slot { slot, chain, sealed, time: decided.base.time.0, inputs };
+        let replies = match self.machine.apply(storage, &decided) {
+            Ok(applied) => applied.replies,
             Err(error) => return self.on_damage(storage, error),
         };
-        self.tell_clients(slot, &asked, &requests, replies);
+        self.tell_clients(slot, &asked, replies);
         Ok(())
     }
 

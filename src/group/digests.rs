@@ -13,7 +13,7 @@ impl Group {
         if !slot.is_multiple_of(DIGEST_INTERVAL_SLOTS) || self.signed.is_some() {
             return;
         }
-        let digest = self.machine.applied().digest;
+        let digest = self.machine.reached().digest;
         if self.digests.insert(slot, digest).is_some_and(|other| other != digest) {
             return self.diverged(slot);
         }
@@ -31,13 +31,13 @@ impl Group {
 
     /// Holds another replica's digest against this one's, now or when the slot is reached.
     pub(super) fn compare_digest(&mut self, slot: u64, digest: [u8; 32]) {
-        if slot.saturating_add(8 * DIGEST_INTERVAL_SLOTS) < self.machine.applied().slot
+        if slot.saturating_add(8 * DIGEST_INTERVAL_SLOTS) < self.machine.reached().slot
             || self.digests.len() > 16
             || self.signed.is_some()
         {
             return;
         }
-        let is_reached = slot <= self.machine.applied().slot;
+        let is_reached = slot <= self.machine.reached().slot;
         match self.digests.get(&slot) {
             Some(own) if *own != digest => self.diverged(slot),
             None if !is_reached => {

@@ -21,7 +21,7 @@
 
 use super::message::{Offer, Piece, RowHasher};
 use crate::error::StorageError;
-use crate::kv::{self, Applied, PartSet, StateRoot};
+use crate::kv::{self, PartSet, Reached, StateRoot};
 use crate::limits::{RECORD_BYTES_MAX, SNAPSHOT_CHUNK_BYTES};
 use crate::ring::{GroupId, NodeId, RingInterval};
 use crate::storage::{StateWrite, Storage, keys};
@@ -47,7 +47,7 @@ pub(super) struct Install {
     source: Option<(NodeId, u64)>,
     next_index: u64,
     hasher: RowHasher,
-    applied: Option<Applied>,
+    applied: Option<Reached>,
     phase: Phase,
     proven: Option<Proven>,
     /// What is replaced.
@@ -59,7 +59,7 @@ pub(super) struct Install {
 /// Byzantine mode: what the gathered state must come to, and what it has come to so far.
 #[derive(Debug)]
 struct Proven {
-    applied: Applied,
+    applied: Reached,
     root: StateRoot,
     gathered: StateRoot,
     /// Parts that were gathered whole and hold, and those of them that earlier sources gave.
@@ -207,7 +207,7 @@ impl Install {
     ) -> Result<(Self, Vec<Vec<StateWrite>>), StorageError> {
         let writes = removals(storage, [keys::staged_bounds(group)])?;
         let proven = Proven {
-            applied: Applied::default(),
+            applied: Reached::default(),
             root: StateRoot::default(),
             gathered: StateRoot::default(),
             held: PartSet::ALL,
@@ -215,7 +215,7 @@ impl Install {
             at: None,
             has_pieces: false,
         };
-        let (applied, proven) = (Some(Applied::default()), Some(proven));
+        let (applied, proven) = (Some(Reached::default()), Some(proven));
         Ok((Self { applied, proven, ..Self::new(group, range, PartSet::ALL) }, writes))
     }
 
@@ -233,7 +233,7 @@ impl Install {
         let (&phase, record) = record.split_first().ok_or_else(|| damaged("it is empty"))?;
         let (parts, record) = record.split_first_chunk().ok_or_else(|| damaged("it is too short"))?;
         let parts = PartSet::from_bytes(*parts).ok_or_else(|| damaged("its parts are unknown"))?;
-        let applied = kv::decode_applied(&raw, Bytes::copy_from_slice(record))?;
+        let applied = Reached::decode(&raw, Bytes::copy_from_slice(record))?;
         let phase = match phase {
             1 => Phase::Clearing,
             2 => Phase::Copying,
@@ -263,7 +263,7 @@ impl Install {
     }
 
     /// What is being installed, once all of it is there.
-    pub(super) fn applied(&self) -> Option<&Applied> {
+    pub(super) fn applied(&self) -> Option<&Reached> {
         self.applied.as_ref()
     }
 
@@ -319,7 +319,7 @@ impl Install {
                 let is_right = proven.take(asked, &piece.rows);
                 if end.is_some() && is_right {
                     let is_whole = proven.close(asked, u8::MAX);
-                    let applied = Applied { has_pieces: proven.has_pieces, ..proven.applied.clone() };
+                    let applied = Reached { has_pieces: proven.has_pieces, ..proven.applied.clone() };
                     self.applied = is_whole.then_some(applied);
                     return is_whole;
                 }
@@ -374,14 +374,14 @@ impl Install {
     /// The position, and no mark any more: neither that the state is under way, nor that it is damaged.
     fn last_batch(&self) -> Vec<StateWrite> {
         let applied = self.applied.as_ref().expect("only a whole state is copied");
-        let position = kv::applied_write(self.group, applied);
+        let position = applied.write(self.group);
         vec![position, (keys::installing(self.group), None), (keys::damaged(self.group), None)]
     }
 
     fn mark(&self, phase: u8) -> StateWrite {
         let raw = keys::installing(self.group);
         let applied = self.applied.as_ref().expect("only a whole state is marked");
-        let record = kv::encode_applied(&raw, applied);
+        let record = applied.encode(&raw);
         (raw, Some(Bytes::from([&[phase], self.parts.to_bytes().as_slice(), record.as_ref()].concat())))
     }
 }

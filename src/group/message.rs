@@ -1,6 +1,6 @@
 //! What replicas of one group say to one another besides the engine's own messages.
 
-use crate::kv::{Applied, PartSet};
+use crate::kv::{PartSet, Reached};
 use crate::limits::{SNAPSHOT_CHUNK_BYTES, few};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -67,7 +67,7 @@ pub(super) struct Piece {
     #[serde(deserialize_with = "few::<_, _, ROWS_MAX>")]
     pub(super) rows: Vec<(Bytes, Bytes)>,
     /// In the last piece: what the snapshot is, and the hash over all its rows.
-    pub(super) end: Option<(Applied, [u8; 32])>,
+    pub(super) end: Option<(Reached, [u8; 32])>,
 }
 
 /// What a state is made of, from the top: a stable checkpoint proves the root, the root the hashes of the parts.
@@ -76,7 +76,7 @@ pub(super) struct Offer {
     /// Names the transfer; new for every attempt.
     pub(super) transfer: u64,
     /// Where the state stands.
-    pub(super) applied: Applied,
+    pub(super) applied: Reached,
     /// The sums of all parts, in order.
     #[serde(deserialize_with = "few::<_, _, HASHES_MAX>")]
     pub(super) hashes: Vec<Bytes>,

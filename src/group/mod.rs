@@ -33,7 +33,7 @@ pub use outcomes::Outcomes;
 pub use requests::Ticket;
 
 use crate::error::StorageError;
-use crate::kv::{self, Command, Machine, Reply, Versioned};
+use crate::kv::{self, Batch, Command, Found, Machine, Operation, Record, Reply};
 use crate::limits::{BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, Limits, PEER_FRAME_BYTES_MAX};
 use crate::ring::{GroupId, GroupPlace, NodeId};
 use crate::shares::Account;
@@ -102,7 +102,7 @@ pub enum Outcome {
     /// The key's value.
     Value {
         /// Value and version, if the key exists.
-        found: Option<Versioned>,
+        found: Option<Record>,
         /// The slot whose state was read.
         slot: u64,
         /// What the answer promises.
@@ -195,7 +195,9 @@ pub struct Settings {
 impl Settings {
     /// What the state machine holds clients to.
     fn rules(&self) -> kv::Rules {
-        kv::Rules { limits: self.limits, ignores_shares: self.options.mutation.ignores_shares() }
+        let mutation = self.options.mutation;
+        let (ignores_shares, forgets_cancels) = (mutation.ignores_shares(), mutation.forgets_cancels());
+        kv::Rules { limits: self.limits, ignores_shares, forgets_cancels }
     }
 }
 
@@ -279,7 +281,7 @@ impl Group {
         let is_found = found.is_some();
         let (install, machine) =
             found.unwrap_or_else(|| (None, Machine::empty(group, place.range, settings.rules())));
-        let applied = install.as_ref().and_then(Install::applied).unwrap_or(machine.applied());
+        let applied = install.as_ref().and_then(Install::applied).unwrap_or(machine.reached());
         let base = base_of(applied);
         let durable_slot = applied.slot;
         if durable_slot > 0 && records.is_empty() {
@@ -448,14 +450,14 @@ impl Group {
         }
     }
 
-    /// Takes a command to be ordered, with its bytes.
+    /// Takes a request to be ordered, with what it asks and its bytes.
     pub fn write(&mut self, account: Account, ticket: Ticket, command: &Command, bytes: Bytes) {
         if !self.is_leading() {
             self.answer(ticket, Outcome::NotLeader);
         } else if let Some(reply) = self.refusal_to_open(command) {
-            let slot = self.machine.applied().slot;
+            let slot = self.machine.reached().slot;
             self.answer(ticket, Outcome::Applied { reply, slot });
-        } else if !self.requests.push(account, ticket, command.request(), bytes) {
+        } else if !self.requests.push(account, ticket, command.envelope.request, bytes) {
             self.answer(ticket, Outcome::Busy);
         }
     }
@@ -463,11 +465,10 @@ impl Group {
     /// What an opening is told that would be refused if it were ordered: whoever asks for sessions without end fills no log. Only a
     /// leader knows that has applied all that was decided before: what it has not seen might have made room.
     fn refusal_to_open(&self, command: &Command) -> Option<Reply> {
-        let Command::Open { client, .. } = command else { return None };
-        if !self.is_current {
+        if command.operation != Operation::Open || !self.is_current {
             return None;
         }
-        self.machine.refusal_to_open(client, self.wall.0)
+        self.machine.refusal_to_open(&command.envelope.client.unwrap_or_default(), self.wall.0)
     }
 
     /// Takes a linearizable read. Those that arrive together are confirmed together, by [`Self::flush`].
@@ -487,7 +488,7 @@ impl Group {
         key: &Bytes,
         at_least: u64,
     ) -> Result<(), StorageError> {
-        let is_fit = self.machine.applied().slot >= at_least && !self.is_installing() && !self.is_repairing();
+        let is_fit = self.machine.reached().slot >= at_least && !self.is_installing() && !self.is_repairing();
         if !is_fit {
             self.answer(ticket, Outcome::Behind);
             return Ok(());
@@ -599,7 +600,7 @@ impl Group {
 
     /// Begins a checkpoint now, if there is something to write and nothing forbids it.
     pub fn hasten_checkpoint(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        self.wanted_slot = self.machine.applied().slot;
+        self.wanted_slot = self.machine.reached().slot;
         if self.wants_checkpoint() && !self.is_installing() {
             self.checkpoint(storage)?;
         }
@@ -670,7 +671,7 @@ impl Group {
                 Effect::Apply(decided) => self.apply(storage, decided)?,
                 Effect::ReadReady { id, slot } => {
                     assert!(
-                        self.machine.applied().slot >= slot.0,
+                        self.machine.reached().slot >= slot.0,
                         "effects come in order: it was applied before"
                     );
                     if let Some((ticket, key)) = self.requests.finish_read(id) {
@@ -698,16 +699,16 @@ impl Group {
 
     fn apply(&mut self, storage: &dyn Storage, decided: Decided) -> Result<(), StorageError> {
         let slot = decided.base.slot;
-        if slot.0 <= self.machine.applied().slot {
+        if slot.0 <= self.machine.reached().slot {
             return Ok(());
         }
-        let batch = match decided.proposal {
-            Some(Proposal::Batch(batch)) => Some(batch),
-            Some(Proposal::StopSign(_)) | None => None,
+        let inputs = match decided.proposal {
+            Some(Proposal::Batch(batch)) => Batch::inputs(batch),
+            Some(Proposal::StopSign(_)) | None => Vec::new(),
         };
         let (chain, sealed) = (decided.base.chain.0, decided.base.sealed);
-        let applied = kv::Slot { slot: slot.0, chain, sealed, time: decided.base.time.0, batch };
-        for (request, reply) in self.machine.apply(storage, applied)? {
+        let decided = kv::Slot { slot: slot.0, chain, sealed, time: decided.base.time.0, inputs };
+        for (request, reply) in self.machine.apply(storage, &decided)?.replies {
             for ticket in self.requests.finish(&request) {
                 self.answer(ticket, Outcome::Applied { reply: reply.clone(), slot: slot.0 });
             }
@@ -733,11 +734,11 @@ impl Group {
         key: &Bytes,
         freshness: Freshness,
     ) -> Result<(), StorageError> {
-        let slot = self.machine.applied().slot;
+        let slot = self.machine.reached().slot;
         match self.machine.get(storage, key) {
-            Ok(found) => self.answer(ticket, Outcome::Value { found, slot, freshness }),
-            Err(None) => self.answer(ticket, Outcome::WrongGroup),
-            Err(Some(error)) => {
+            Ok(Found::Record(found)) => self.answer(ticket, Outcome::Value { found, slot, freshness }),
+            Ok(Found::NotOurs) => self.answer(ticket, Outcome::WrongGroup),
+            Err(error) => {
                 self.answer(ticket, Outcome::Behind);
                 return self.on_damage(storage, error);
             }
@@ -841,7 +842,7 @@ fn lost_records(group: GroupId, applied: u64) -> StorageError {
     ))
 }
 
-fn base_of(applied: &kv::Applied) -> LogBase {
+fn base_of(applied: &kv::Reached) -> LogBase {
     let (slot, chain, time) = (Slot(applied.slot), Digest(applied.chain), Timestamp(applied.time));
     LogBase { slot, chain, time, sealed: applied.sealed }
 }

@@ -1,7 +1,7 @@
 //! Byzantine mode: what clients are told of the slots that were executed, with proof where they want to show it to others.
 
 use super::{Group, Output};
-use crate::kv::{Client, Reply, RequestId, SessionId, SignedRequest};
+use crate::kv::{Client, Envelope, Reply, RequestId, SessionId};
 use crate::limits::OUTCOMES_FRAME_BYTES;
 use crate::proof::{OutcomeProof, SlotOutcomes, outcome_leaf};
 use std::collections::BTreeMap;
@@ -26,26 +26,25 @@ impl Group {
         &mut self,
         slot: u64,
         asked: &[pbft::SignedRequest],
-        requests: &[SignedRequest],
-        replies: Vec<Reply>,
+        replies: Vec<(RequestId, Reply)>,
     ) {
+        assert_eq!(asked.len(), replies.len(), "every request is told something");
         let signed = self.signed.as_mut().expect("only Byzantine mode tells of slots");
         let replies = match &mut signed.chaos {
-            Some(chaos) => replies.into_iter().map(|reply| chaos.twist_reply(reply)).collect(),
+            Some(chaos) => replies.into_iter().map(|(id, reply)| (id, chaos.twist_reply(reply))).collect(),
             None => replies,
         };
-        let leaf = |(request, reply): (&SignedRequest, &Reply)| {
-            outcome_leaf(&request.client, request.request, &request.operation, reply)
+        let leaf = |(request, (id, reply)): (&pbft::SignedRequest, &(RequestId, Reply))| {
+            outcome_leaf(&request.name.client.0, *id, &request.operation, reply)
         };
         let is_proof_wanted = asked.iter().any(|request| request.wants_proof);
         let outcomes = is_proof_wanted.then(|| {
-            let leaves = requests.iter().zip(&replies).map(leaf).collect();
+            let leaves = asked.iter().zip(&replies).map(leaf).collect();
             SlotOutcomes::sign(slot, leaves, &signed.signer)
         });
-        let told = requests.iter().zip(replies).enumerate().map(|(index, (request, reply))| {
-            let is_shown = asked[index].wants_proof;
-            let proof = outcomes.as_ref().filter(|_| is_shown).map(|outcomes| outcomes.prove(index));
-            (request.client, (request.request, reply, proof))
+        let told = asked.iter().zip(replies).enumerate().map(|(index, (request, (id, reply)))| {
+            let proof = outcomes.as_ref().filter(|_| request.wants_proof);
+            (request.name.client.0, (id, reply, proof.map(|outcomes| outcomes.prove(index))))
         });
         self.outputs.extend(cut(slot, told).into_iter().map(Output::Outcomes));
     }
@@ -76,12 +75,13 @@ fn cut(slot: u64, told: impl Iterator<Item = (Client, Told)>) -> Vec<Outcomes> {
 }
 
 /// A request as the state machine takes it.
-pub(super) fn request_of(asked: &pbft::SignedRequest) -> SignedRequest {
-    SignedRequest {
-        client: asked.name.client.0,
+pub(super) fn envelope_of(asked: &pbft::SignedRequest) -> Envelope {
+    Envelope {
+        client: Some(asked.name.client.0),
         request: RequestId { session: SessionId(asked.name.session), number: asked.name.number },
         ack_below: asked.ack_below,
-        not_after: asked.not_after.0,
+        after: None,
+        not_after: Some(asked.not_after.0),
         operation: asked.operation.clone(),
     }
 }

@@ -20,7 +20,7 @@ impl Group {
     /// state does not. It may take more: where much is overwritten, a tree that is written seldom is written less. What is not applied
     /// yet waits for something else: to hold it up would be to wait for ever.
     fn is_log_backed_up(&self, checkpoints: usize) -> bool {
-        let waits = self.signed.is_none() && self.durable_slot < self.machine.applied().slot;
+        let waits = self.signed.is_none() && self.durable_slot < self.machine.reached().slot;
         waits && self.log_bytes_since_cut() >= checkpoints * LOG_OVERLAYS_MAX * self.overlay_bytes_max
     }
 

@@ -9,7 +9,7 @@
 use super::install::bounds_of;
 use super::message::{GroupMessage, Piece, RowHasher};
 use crate::error::StorageError;
-use crate::kv::{Applied, PartSet};
+use crate::kv::{PartSet, Reached};
 use crate::limits::{
     OVERLAY_BYTES_STREAMING_MAX, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_PATIENCE_MILLIS, SNAPSHOT_WINDOW,
     SOURCE_BYTES_PER_SECOND, SOURCE_PATIENCE_MILLIS,
@@ -27,7 +27,7 @@ pub(super) struct Transfer {
     id: u64,
     ranges: VecDeque<(Bytes, Bytes)>,
     hasher: RowHasher,
-    applied: Applied,
+    applied: Reached,
     next_index: u64,
     is_read: bool,
     unstored: VecDeque<Piece>,
@@ -59,7 +59,7 @@ impl Transfer {
     pub(super) fn new(
         to: ReplicaId,
         id: u64,
-        applied: Applied,
+        applied: Reached,
         (group, range): (GroupId, RingInterval),
         offer: Option<Bytes>,
         now: Ticks,
@@ -200,7 +200,7 @@ mod tests {
         let (storage, _) = disk.open();
         let range = RingInterval { start: Position(u64::MAX), end: Position(u64::MAX) };
         let place = (GroupId(1), range);
-        let mut transfer = Transfer::new(ReplicaId(1), 7, Applied::default(), place, None, Ticks(1));
+        let mut transfer = Transfer::new(ReplicaId(1), 7, Reached::default(), place, None, Ticks(1));
         assert_eq!(transfer.next_pieces(&storage, Ticks(1)).unwrap().len() as u64, SNAPSHOT_WINDOW);
         let patience = Ticks(1 + SOURCE_PATIENCE_MILLIS);
         assert!(!transfer.is_slow(Ticks(SOURCE_PATIENCE_MILLIS)) && transfer.is_slow(patience));

@@ -154,7 +154,7 @@ impl Group {
         }
         // One at a time, and one offer of each: to begin anew costs more than to offer.
         let is_given = self.install.as_ref().is_some_and(|install| install.source().is_some());
-        let is_news = self.is_repairing() || offer.applied.slot > self.machine.applied().slot;
+        let is_news = self.is_repairing() || offer.applied.slot > self.machine.reached().slot;
         if is_given || self.is_gathered() || !is_news || !self.is_quiet() || self.own_sums().is_none() {
             return Ok(());
         }
@@ -182,7 +182,7 @@ impl Group {
     fn own_sums(&self) -> Option<(&StateRoot, bool)> {
         match self.signed.as_ref().and_then(|signed| signed.repair.as_ref()) {
             Some(repair) => repair.found(),
-            None => self.machine.root_of_tree().map(|root| (root, self.machine.applied().has_pieces)),
+            None => self.machine.root_of_tree().map(|root| (root, self.machine.reached().has_pieces)),
         }
     }
 

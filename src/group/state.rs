@@ -15,7 +15,7 @@ use tetrachord_consensus::{Event, ReplicaId};
 
 impl Group {
     pub(super) fn checkpoint(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        let slot = self.machine.applied().slot;
+        let slot = self.machine.reached().slot;
         let writes = self.machine.begin_checkpoint(storage)?;
         self.checkpoint_at = self.now;
         self.writes.push_back((writes, Some(Purpose::Checkpoint { slot })));
@@ -128,7 +128,7 @@ impl Group {
         proof: Option<Bytes>,
     ) -> Result<Transfer, StorageError> {
         let (group, range) = (self.place.id, self.place.range);
-        let applied = kv::load_applied(storage, group)?;
+        let applied = kv::Reached::load(storage, group)?;
         assert_eq!(applied.slot, self.durable_slot, "the tree holds the last checkpoint");
         let offer = match proof {
             Some(proof) => {
@@ -230,7 +230,7 @@ impl Group {
             return Ok(());
         }
         let is_settled = self.signed.is_none() && self.engine.is_leader();
-        let is_behind = !self.is_repairing() && slot <= self.machine.applied().slot;
+        let is_behind = !self.is_repairing() && slot <= self.machine.reached().slot;
         let fits = match self.machine.root_of_tree() {
             // What was executed while the state came may have changed parts that were not taken.
             Some(root) => self.is_repairing() || install.still_fits(root),
@@ -277,7 +277,7 @@ impl Group {
             Ok(machine) => machine,
             Err(error) => return self.on_damage(storage, error),
         };
-        assert_eq!(self.machine.applied(), &applied, "the snapshot is in place");
+        assert_eq!(self.machine.reached(), &applied, "the snapshot is in place");
         self.durable_slot = applied.slot;
         self.digests.clear();
         if let Some(signed) = self.signed.as_mut() {

@@ -2,7 +2,7 @@
 
 use super::message::{Offer, Piece};
 use super::*;
-use crate::kv::{Applied, StateRoot};
+use crate::kv::{Reached, StateRoot};
 use crate::ring::{Position, RingInterval};
 use crate::storage::memory::{MemoryDisk, MemoryStorage};
 use crate::storage::{Commit, keys};
@@ -45,8 +45,8 @@ fn promised() -> Vec<Bytes> {
 fn a_state_without_any_record_of_its_group_is_refused() {
     let disk = MemoryDisk::default();
     let (mut storage, _) = disk.open();
-    let applied = Applied { slot: 7, chain: [3; 32], ..Applied::default() };
-    let row = (keys::applied(GROUP), Some(kv::encode_applied(&keys::applied(GROUP), &applied)));
+    let applied = Reached { slot: 7, chain: [3; 32], ..Reached::default() };
+    let row = (keys::applied(GROUP), Some(applied.encode(&keys::applied(GROUP))));
     submit(&disk, &mut storage, 1, vec![vec![row]]);
     let open = |records: &[Bytes]| Group::open(&storage, place(), NodeId(1), &settings(), records);
     let refused = open(&[]).unwrap_err();
@@ -61,16 +61,15 @@ fn a_state_without_any_record_of_its_group_is_refused() {
 fn a_crash_between_clearing_and_copying_is_finished_at_the_next_start() {
     let disk = MemoryDisk::default();
     let (mut storage, _) = disk.open();
-    let applied = Applied { slot: 7, chain: [3; 32], ..Applied::default() };
+    let applied = Reached { slot: 7, chain: [3; 32], ..Reached::default() };
     let parts = kv::PartSet::ALL.to_bytes();
-    let mark = Bytes::from(
-        [&[1], parts.as_slice(), kv::encode_applied(&keys::installing(GROUP), &applied).as_ref()].concat(),
-    );
+    let mark =
+        Bytes::from([&[1], parts.as_slice(), applied.encode(&keys::installing(GROUP)).as_ref()].concat());
     let old_value = keys::data(Position::of_key(b"old"), b"old");
-    // One piece of an old session is gone already, the other is not: read together they make no sense.
+    // An old session is gone already, what it was told is not: without it that makes no sense.
     let state = vec![
         (keys::installing(GROUP), Some(mark)),
-        (keys::session(GROUP, 9, 1), Some(Bytes::from_static(b"the second half of something"))),
+        (keys::outcome(GROUP, 9, 1), Some(Bytes::from_static(b"what a session was told"))),
         (old_value.clone(), Some(Bytes::from_static(b"of the old state"))),
     ];
     let mut last = submit(&disk, &mut storage, 1, vec![state]);
@@ -87,7 +86,7 @@ fn a_crash_between_clearing_and_copying_is_finished_at_the_next_start() {
     }
     assert!(last > CommitId(3), "clearing, copying and finishing are steps of their own");
     assert!(!group.is_installing());
-    assert_eq!(group.machine().applied(), &applied);
+    assert_eq!(group.machine().reached(), &applied);
     assert_eq!(storage.get(&old_value).unwrap(), None);
     assert_eq!(group.engine().decided, Slot(7));
     drop(group);
@@ -102,7 +101,7 @@ fn a_last_piece_with_a_foreign_row_makes_no_snapshot() {
         let rows = vec![(key, Bytes::from_static(b"record"))];
         let mut hasher = message::RowHasher::default();
         hasher.add(&rows);
-        let applied = Applied { slot: 7, ..Applied::default() };
+        let applied = Reached { slot: 7, ..Reached::default() };
         Piece { transfer: 1, index: 0, first: 0, rows, end: Some((applied, hasher.finish())) }
     };
     let mut good = begin();
@@ -128,7 +127,7 @@ fn proven_rows() -> (Vec<Row>, StateRoot) {
 
 fn taking(root: &StateRoot, earlier: Option<Install>) -> Install {
     let (storage, _) = MemoryDisk::default().open();
-    let applied = Applied { slot: 7, ..Applied::default() };
+    let applied = Reached { slot: 7, ..Reached::default() };
     let offer = Offer { transfer: 3, applied, hashes: root.hashes(), proof: Bytes::new() };
     let own = StateRoot::default();
     let place = (GROUP, RANGE);
@@ -137,7 +136,7 @@ fn taking(root: &StateRoot, earlier: Option<Install>) -> Install {
 }
 
 fn give(install: &mut Install, index: u64, rows: &[Row], is_last: bool) -> bool {
-    let end = is_last.then(|| (Applied::default(), [0; 32]));
+    let end = is_last.then(|| (Reached::default(), [0; 32]));
     install.gather(Piece { transfer: 3, index, first: 0, rows: rows.to_vec(), end }).is_some()
 }
 
@@ -216,7 +215,7 @@ fn a_message_of_very_many_empty_rows_is_none() {
     assert_eq!(read(1 << 20), None);
     let offer = |count| {
         let hashes = vec![Bytes::new(); count];
-        Offer { transfer: 1, applied: Applied::default(), hashes, proof: Bytes::new() }
+        Offer { transfer: 1, applied: Reached::default(), hashes, proof: Bytes::new() }
     };
     let read = |count| decode(&encode(&GroupMessage::Offer(offer(count))));
     assert!(read(65).is_some());
@@ -242,9 +241,9 @@ fn pieces_that_are_not_durable_are_few() {
 fn what_was_gathered_of_another_state_is_not_copied_into_the_empty_one() {
     let disk = MemoryDisk::default();
     let (mut storage, _) = disk.open();
-    let raw = keys::session(GROUP, 9, 0);
+    let raw = keys::session(GROUP, 9);
     let record = || Some(Bytes::from_static(b"of another state"));
-    let state = vec![(keys::staged(GROUP, &raw), record()), (keys::session(GROUP, 8, 0), record())];
+    let state = vec![(keys::staged(GROUP, &raw), record()), (keys::session(GROUP, 8), record())];
     submit(&disk, &mut storage, 1, vec![state]);
     let (mut install, clearing) = Install::empty(&storage, GROUP, RANGE).unwrap();
     submit(&disk, &mut storage, 2, clearing);

@@ -3,7 +3,7 @@
 //! The state of a group is the tree plus what was written since. A checkpoint *freezes* the writes so far and hands
 //! them to the storage; until they are durable they stay here and mask the tree, while new writes gather beside them.
 
-use super::record::Versioned;
+use super::record::Record;
 use crate::error::StorageError;
 use crate::ring::Position;
 use crate::storage::{Commit, StateWrite, Storage};
@@ -15,7 +15,7 @@ use std::collections::btree_map::Entry;
 pub(super) type PlacedKey = (Position, Bytes);
 
 /// What is known of a key: its value, or that there is none.
-pub(super) type Known = Option<Versioned>;
+pub(super) type Known = Option<Record>;
 
 const ENTRY_OVERHEAD_BYTES: usize = 128;
 
@@ -67,7 +67,7 @@ impl Overlay {
 }
 
 fn bytes_of(key: &PlacedKey, known: &Known) -> usize {
-    ENTRY_OVERHEAD_BYTES + key.1.len() + known.as_ref().map_or(0, |versioned| versioned.value.len())
+    ENTRY_OVERHEAD_BYTES + key.1.len() + known.as_ref().map_or(0, |record| record.value.len())
 }
 
 /// A cache in two generations: what is used moves to the young one; when that is full it becomes the old one, and the
@@ -190,7 +190,12 @@ mod tests {
     }
 
     fn known(length: usize) -> Known {
-        Some(Versioned { version: 1, value: Bytes::from(vec![0; length]) })
+        Some(Record {
+            version: 1,
+            kind: super::super::operation::Kind::Plain,
+            expiry: 0,
+            value: vec![0; length].into(),
+        })
     }
 
     #[test]

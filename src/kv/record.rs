@@ -1,27 +1,36 @@
 //! How a value is stored: one record, or several if it is large.
 //!
 //! ```text
-//! first    CRC32 | version u64 | total length u32 | the value's first bytes
+//! first    CRC32 | format u8, now 2 | kind u8 | header length u8 | header | the value's first bytes
+//! header   version u64 | when the key ends u64, 0 for never | total length u32 | what later builds add
 //! further  CRC32 | bytes
 //! ```
-//! Each checksum covers the raw key too, so a record that turns up under another key is noticed.
+//! Each checksum covers the raw key too, so a record that turns up under another key is noticed. What a header holds behind what this
+//! build knows is skipped; a kind that it does not know is an error. All numbers are big-endian.
 
+use super::operation::Kind;
 use crate::error::StorageError;
 use crate::limits::{RECORD_BYTES_MAX, VALUE_BYTES_CAP};
 use crate::ring::Position;
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-/// A value with its version.
+/// What is stored of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Versioned {
+pub struct Record {
     /// Grows with every change of any key of the group.
     pub version: u64,
+    /// What the value is.
+    pub kind: Kind,
+    /// When the key ends, in log time, in microseconds since 1970; 0 is never. Nothing ends yet.
+    pub expiry: u64,
     /// The value.
     pub value: Bytes,
 }
 
-const FIRST_HEADER: usize = 4 + 8 + 4;
+const FORMAT: u8 = 2;
+const HEADER: usize = 8 + 8 + 4;
+const FIRST_HEADER: usize = 4 + 3 + HEADER;
 const PIECE_HEADER: usize = 4;
 
 /// A row of a snapshot is stored under a longer key until the whole snapshot is there; it must fit then too.
@@ -79,21 +88,21 @@ pub(super) enum Earlier<'a> {
 pub(super) fn write(
     position: Position,
     key: &[u8],
-    known: Option<&Versioned>,
+    known: Option<&Record>,
     earlier: Earlier<'_>,
     out: &mut Vec<StateWrite>,
 ) -> Result<u16, StorageError> {
-    let kept = known.map_or(0, |versioned| pieces(key, versioned.value.len()));
+    let kept = known.map_or(0, |record| pieces(key, record.value.len()));
     let raw = keys::data(position, key);
     if let Earlier::Read(storage) = earlier {
         remove_stale(storage, position, key, kept, out)?;
     }
-    let first = known.map_or(0, |versioned| versioned.value.len().min(first_room(key)));
-    out.push((raw.clone(), known.map(|versioned| first_record(&raw, versioned, first))));
+    let first = known.map_or(0, |record| record.value.len().min(first_room(key)));
+    out.push((raw.clone(), known.map(|record| first_record(&raw, record, first))));
     if let Earlier::Swept = earlier {
         out.push((keys::sweep(position, key), None));
     }
-    let rest = known.map_or(&[][..], |versioned| &versioned.value[first..]);
+    let rest = known.map_or(&[][..], |record| &record.value[first..]);
     for (number, part) in (1..).zip(rest.chunks(piece_room(key))) {
         let raw = keys::data_piece(position, key, number);
         out.push((raw.clone(), Some(seal(&raw, part))));
@@ -101,11 +110,13 @@ pub(super) fn write(
     Ok(kept)
 }
 
-fn first_record(raw: &[u8], versioned: &Versioned, first: usize) -> Bytes {
-    let mut body = BytesMut::with_capacity(12 + first);
-    body.put_u64(versioned.version);
-    body.put_u32(u32::try_from(versioned.value.len()).expect("values are at most 1 MiB"));
-    body.put_slice(&versioned.value[..first]);
+fn first_record(raw: &[u8], record: &Record, first: usize) -> Bytes {
+    let mut body = BytesMut::with_capacity(FIRST_HEADER + first);
+    body.put_slice(&[FORMAT, record.kind.number(), u8::try_from(HEADER).expect("a short header")]);
+    body.put_u64(record.version);
+    body.put_u64(record.expiry);
+    body.put_u32(u32::try_from(record.value.len()).expect("values are at most 1 MiB"));
+    body.put_slice(&record.value[..first]);
     seal(raw, &body)
 }
 
@@ -121,23 +132,35 @@ fn remove_stale(
     let Some(record) = storage.get(&raw)? else {
         return Ok(());
     };
-    let (_, total, _) = decode_first(&raw, record)?;
-    out.extend((kept + 1..=pieces(key, total)).map(|piece| (keys::data_piece(position, key, piece), None)));
+    let stored = decode_first(&raw, record)?;
+    out.extend(
+        (kept + 1..=pieces(key, stored.length)).map(|piece| (keys::data_piece(position, key, piece), None)),
+    );
     Ok(())
 }
 
-/// What the first record of a key tells: the version, the value's length, and the value if it is not longer than that.
+/// What the first record of a key tells: the value too, if it is not longer than that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) version: u64,
+    pub(super) kind: Kind,
+    pub(super) expiry: u64,
     pub(super) length: usize,
     pub(super) value: Option<Bytes>,
 }
 
+impl From<Record> for Head {
+    fn from(record: Record) -> Self {
+        let Record { version, kind, expiry, value } = record;
+        Self { version, kind, expiry, length: value.len(), value: Some(value) }
+    }
+}
+
 impl Head {
-    pub(super) fn of(versioned: &Versioned) -> Self {
-        let Versioned { version, value } = versioned.clone();
-        Self { version, length: value.len(), value: Some(value) }
+    /// All of the record, if this tells it.
+    pub(super) fn whole(&self) -> Option<Record> {
+        let Self { version, kind, expiry, .. } = *self;
+        Some(Record { version, kind, expiry, value: self.value.clone()? })
     }
 }
 
@@ -151,28 +174,29 @@ pub(super) fn read_head(
     let Some(record) = storage.get(&raw)? else {
         return Ok(None);
     };
-    let (version, length, first) = decode_first(&raw, record)?;
-    let value = (first.len() == length).then_some(first);
-    Ok(Some(Head { version, length, value }))
+    let first = decode_first(&raw, record)?;
+    let is_whole = first.value.as_ref().is_some_and(|value| value.len() == first.length);
+    Ok(Some(if is_whole { first } else { Head { value: None, ..first } }))
 }
 
-/// Reads a value.
+/// Reads what is stored of a key.
 pub(super) fn read(
     storage: &dyn Storage,
     position: Position,
     key: &[u8],
-) -> Result<Option<Versioned>, StorageError> {
+) -> Result<Option<Record>, StorageError> {
     let raw = keys::data(position, key);
     let Some(record) = storage.get(&raw)? else {
         return Ok(None);
     };
-    let (version, total, first) = decode_first(&raw, record)?;
-    if first.len() == total {
-        return Ok(Some(Versioned { version, value: first }));
+    let Head { version, kind, expiry, length, value } = decode_first(&raw, record)?;
+    let first = value.unwrap_or_default();
+    if first.len() == length {
+        return Ok(Some(Record { version, kind, expiry, value: first }));
     }
-    let mut value = BytesMut::with_capacity(total);
+    let mut value = BytesMut::with_capacity(length);
     value.put_slice(&first);
-    for piece in 1..=pieces(key, total) {
+    for piece in 1..=pieces(key, length) {
         let raw = keys::data_piece(position, key, piece);
         let record = storage.get(&raw)?.ok_or_else(|| {
             StorageError::corrupt(
@@ -182,22 +206,33 @@ pub(super) fn read(
         })?;
         value.put_slice(&unseal(&raw, record)?);
     }
-    if value.len() != total {
+    if value.len() != length {
         return Err(StorageError::corrupt(format!("value {}", key.escape_ascii()), "its length is wrong"));
     }
-    Ok(Some(Versioned { version, value: value.freeze() }))
+    Ok(Some(Record { version, kind, expiry, value: value.freeze() }))
 }
 
-fn decode_first(raw: &[u8], record: Bytes) -> Result<(u64, usize, Bytes), StorageError> {
+/// Reads a first record; the value is as much of it as stands there.
+fn decode_first(raw: &[u8], record: Bytes) -> Result<Head, StorageError> {
     let mut body = unseal(raw, record)?;
-    if body.len() < 12 {
-        return Err(StorageError::corrupt(format!("record {}", raw.escape_ascii()), "it is too short"));
+    let corrupt = |why: String| StorageError::corrupt(format!("record {}", raw.escape_ascii()), why);
+    if body.len() < 3 + HEADER {
+        return Err(corrupt("it is too short".to_string()));
     }
-    let (version, total) = (body.get_u64(), body.get_u32() as usize);
-    if total > VALUE_BYTES_CAP || body.len() > total {
-        return Err(StorageError::corrupt(format!("record {}", raw.escape_ascii()), "its length is wrong"));
+    let (format, kind, header) = (body.get_u8(), body.get_u8(), usize::from(body.get_u8()));
+    if format != FORMAT {
+        return Err(corrupt(format!("it has format {format}, and this build reads {FORMAT}")));
     }
-    Ok((version, total, body))
+    let kind = Kind::of(kind).ok_or_else(|| corrupt(format!("this build knows no value of kind {kind}")))?;
+    if !(HEADER..=body.len()).contains(&header) {
+        return Err(corrupt("its header is too short".to_string()));
+    }
+    let mut header = body.split_to(header);
+    let (version, expiry, length) = (header.get_u64(), header.get_u64(), header.get_u32() as usize);
+    if length > VALUE_BYTES_CAP || body.len() > length {
+        return Err(corrupt("its length is wrong".to_string()));
+    }
+    Ok(Head { version, kind, expiry, length, value: Some(body) })
 }
 
 #[cfg(test)]
@@ -205,6 +240,10 @@ mod tests {
     use super::*;
     use crate::storage::memory::MemoryDisk;
     use crate::storage::{Commit, CommitId};
+
+    fn stored(version: u64, value: Vec<u8>) -> Record {
+        Record { version, kind: Kind::Plain, expiry: 77, value: value.into() }
+    }
 
     fn store(disk: &MemoryDisk, id: u64, state: Vec<StateWrite>) -> impl Storage + use<> {
         let (mut storage, _) = disk.open();
@@ -218,16 +257,16 @@ mod tests {
         let position = Position(3);
         for (id, length) in [0, 1, 6_900, 7_000, 7_100, 20_000, 1 << 20].into_iter().enumerate() {
             for key in [&b"k"[..], &[9; 4096]] {
-                let versioned = Versioned { version: 5, value: Bytes::from(vec![id as u8; length]) };
+                let stored = stored(5, vec![id as u8; length]);
                 let mut out = Vec::new();
-                write(position, key, Some(&versioned), Earlier::NoPieces, &mut out).unwrap();
+                write(position, key, Some(&stored), Earlier::NoPieces, &mut out).unwrap();
                 assert!(out.iter().all(|(key, value)| {
                     let staged = keys::staged(crate::ring::GroupId(1), key).len();
                     staged + value.as_ref().map_or(0, Bytes::len) <= RECORD_BYTES_MAX
                 }));
                 let disk = MemoryDisk::default();
                 let storage = store(&disk, 1, out);
-                assert_eq!(read(&storage, position, key).unwrap(), Some(versioned));
+                assert_eq!(read(&storage, position, key).unwrap(), Some(stored));
             }
         }
     }
@@ -238,8 +277,7 @@ mod tests {
         for is_swept in [false, true] {
             let disk = MemoryDisk::default();
             let put = |id: u64, length: Option<usize>| {
-                let value =
-                    length.map(|length| Versioned { version: 1, value: Bytes::from(vec![1; length]) });
+                let value = length.map(|length| stored(1, vec![1; length]));
                 let (before, mut out) = (disk.open().0, Vec::new());
                 let earlier = if is_swept { Earlier::Swept } else { Earlier::Read(&before) };
                 write(position, key, value.as_ref(), earlier, &mut out).unwrap();
@@ -259,8 +297,7 @@ mod tests {
         let (position, key) = (Position(3), b"k");
         let disk = MemoryDisk::default();
         let mut out = Vec::new();
-        let versioned = Versioned { version: 1, value: Bytes::from_static(b"value") };
-        write(position, key, Some(&versioned), Earlier::NoPieces, &mut out).unwrap();
+        write(position, key, Some(&stored(1, b"value".to_vec())), Earlier::NoPieces, &mut out).unwrap();
         let (raw, record) = (out[0].0.clone(), out[0].1.clone().unwrap());
         let storage = store(&disk, 1, out);
         for bit in 0..record.len() * 8 {
@@ -269,5 +306,27 @@ mod tests {
             disk.tamper(&raw, Some(damaged.into()));
             assert!(read(&storage, position, key).is_err(), "bit {bit}");
         }
+    }
+
+    /// What a later build adds to a header says nothing to this one; what it cannot know is no value.
+    #[test]
+    fn headers_may_grow_and_kinds_may_not() {
+        let (position, key) = (Position(3), b"k");
+        let raw = keys::data(position, key);
+        let body = |format: u8, kind: u8, more: &[u8]| {
+            let header = u8::try_from(HEADER + more.len()).unwrap();
+            let numbers = [&9u64.to_be_bytes()[..], &7u64.to_be_bytes(), &5u32.to_be_bytes()].concat();
+            [&[format, kind, header][..], &numbers, more, b"value"].concat()
+        };
+        let read = |body: &[u8]| {
+            let disk = MemoryDisk::default();
+            read(&store(&disk, 1, vec![(raw.clone(), Some(seal(&raw, body)))]), position, key)
+        };
+        let record = Record { version: 9, kind: Kind::Plain, expiry: 7, value: Bytes::from_static(b"value") };
+        for more in [&[][..], &[1, 2, 3]] {
+            assert_eq!(read(&body(FORMAT, 0, more)).unwrap(), Some(record.clone()));
+        }
+        assert!(read(&body(FORMAT, 5, &[])).unwrap_err().to_string().contains("kind 5"));
+        assert!(read(&body(1, 0, &[])).unwrap_err().to_string().contains("format 1"));
     }
 }

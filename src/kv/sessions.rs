@@ -17,29 +17,35 @@
 //! * no session is forgotten while a request that was applied for it is still good;
 //! * indices and shares follow from the sessions: [`Sessions::load`] makes them anew.
 
-use super::Rules;
-use super::command::{Failure, Reply, SessionId};
-use super::record::{seal, unseal};
+mod rows;
+
+use super::machine::Rules;
+use super::operation::{Client, SessionId};
+use super::reply::{Failure, Reply};
 use super::shares::{Exceeded, Held, Shares};
-use super::signed::Client;
-use crate::error::StorageError;
 use crate::limits::{
-    OUTCOME_BYTES, RECORD_BYTES_MAX, SESSION_GRAIN_MICROS, SESSION_IDLE_MICROS, SESSION_RETENTION_MICROS,
-    SESSION_WINDOW,
+    OUTCOME_BYTES, SESSION_GRAIN_MICROS, SESSION_IDLE_MICROS, SESSION_RETENTION_MICROS, SESSION_WINDOW,
 };
-use crate::ring::GroupId;
-use crate::storage::{StateWrite, Storage, keys};
-use bytes::{Bytes, BytesMut};
-use serde::{Deserialize, Serialize};
+use rows::Unstored;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What a request came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Outcome {
+    /// Of what was asked.
+    digest: u64,
+    reply: Reply,
+    /// Whether a checkpoint has written it.
+    is_stored: bool,
+}
+
 /// One client's outcomes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Session {
     owner: Client,
     active: u64,
     ack_below: u64,
-    outcomes: BTreeMap<u64, (u64, Reply)>,
+    outcomes: BTreeMap<u64, Outcome>,
     /// Byzantine mode: when session time is later, nothing is good any more of what was applied for this session; 0 in crash mode.
     good_until: u64,
     is_closed: bool,
@@ -55,6 +61,30 @@ impl Session {
     /// The session is forgotten when session time is later.
     fn ends_after(&self) -> u64 {
         if self.is_closed { self.good_until } else { self.active.saturating_add(SESSION_RETENTION_MICROS) }
+    }
+
+    /// What is told to a request.
+    fn answer(&self, asked: &Asked) -> Lookup {
+        let Asked { number, after, .. } = *asked;
+        if let Some(outcome) = self.outcomes.get(&number) {
+            // Whatever was asked under a number that was cancelled is told so.
+            let is_cancelled = outcome.reply == Reply::Failed(Failure::Cancelled);
+            let is_the_same = asked.digest.is_none_or(|digest| digest == outcome.digest);
+            return match is_the_same || is_cancelled {
+                true => Lookup::Known(outcome.reply.clone()),
+                false => Lookup::Refused(Failure::NumberReused { number }),
+            };
+        }
+        if number < self.ack_below {
+            return Lookup::Refused(Failure::Stale { number, ack_below: self.ack_below });
+        }
+        if number - self.ack_below >= SESSION_WINDOW {
+            return Lookup::Refused(Failure::WindowFull { number, window: SESSION_WINDOW });
+        }
+        match after.filter(|after| *after >= self.ack_below && !self.outcomes.contains_key(after)) {
+            Some(after) => Lookup::Refused(Failure::OutOfOrder { after }),
+            None => Lookup::Fresh,
+        }
     }
 
     fn holds(&self) -> Held {
@@ -106,8 +136,18 @@ pub(super) struct Sessions {
     index: Index,
     shares: Shares,
     ignores_shares: bool,
-    dirty: BTreeSet<SessionId>,
-    stored_pieces: BTreeMap<SessionId, usize>,
+    unstored: Unstored,
+}
+
+/// What a request asks of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) number: u64,
+    pub(super) ack_below: u64,
+    /// Not before this one has an outcome.
+    pub(super) after: Option<u64>,
+    /// Of what is asked; none for whatever was asked under the number.
+    pub(super) digest: Option<u64>,
 }
 
 /// What the table says of a request before it is applied.
@@ -121,9 +161,6 @@ pub(super) enum Lookup {
     Refused(Failure),
 }
 
-/// Room for the key, the checksum, and the longer key of a snapshot's row.
-const PIECE_BYTES: usize = RECORD_BYTES_MAX - 64;
-
 impl Sessions {
     /// Opens a session for a client, or finds the one that was opened with this name before. In Byzantine mode the opening is good
     /// until then; 0 in crash mode.
@@ -136,7 +173,7 @@ impl Sessions {
             let is_later = good_until > session.good_until;
             session.good_until = session.good_until.max(good_until);
             if self.index.touch(id, session, time) || is_later {
-                self.dirty.insert(id);
+                self.unstored.head(id);
             }
             return Reply::Opened { session: id };
         }
@@ -148,7 +185,7 @@ impl Sessions {
         }
         let (outcomes, is_closed) = (BTreeMap::new(), false);
         self.insert(id, Session { owner, active: time, ack_below: 1, outcomes, good_until, is_closed });
-        self.dirty.insert(id);
+        self.unstored.head(id);
         Reply::Opened { session: id }
     }
 
@@ -181,10 +218,11 @@ impl Sessions {
         };
         if !session.is_closed {
             let mut closed = self.take(id);
-            (closed.is_closed, closed.outcomes) = (true, BTreeMap::new());
+            self.unstored.gone(id, &std::mem::take(&mut closed.outcomes));
+            closed.is_closed = true;
             let is_over = closed.good_until < time;
             self.insert(id, closed);
-            self.dirty.insert(id);
+            self.unstored.head(id);
             if is_over {
                 self.forget(id, time);
             }
@@ -214,51 +252,37 @@ impl Sessions {
     fn forget(&mut self, id: SessionId, time: u64) {
         let session = self.take(id);
         assert!(session.good_until < time.max(1), "nothing that was applied for it is good any more");
-        self.dirty.insert(id);
+        self.unstored.gone(id, &session.outcomes);
+        self.unstored.head(id);
     }
 
     /// Looks a request up, notes that the session lives, and forgets what the client has.
-    pub(super) fn lookup(
-        &mut self,
-        id: SessionId,
-        number: u64,
-        ack_below: u64,
-        digest: u64,
-        time: u64,
-    ) -> Lookup {
+    pub(super) fn lookup(&mut self, id: SessionId, asked: Asked, time: u64) -> Lookup {
         let Some(session) = self.by_id.get_mut(&id).filter(|session| !session.is_closed) else {
             return Lookup::Refused(Failure::SessionExpired);
         };
         if self.index.touch(id, session, time) {
-            self.dirty.insert(id);
+            self.unstored.head(id);
         }
-        if ack_below > session.ack_below {
-            session.ack_below = ack_below;
-            let before = session.outcomes.len();
-            session.outcomes = session.outcomes.split_off(&ack_below);
-            let bytes = bytes_of(before - session.outcomes.len());
-            if bytes > 0 {
-                self.shares.remove(&session.owner, Held { sessions: 0, bytes });
+        if asked.ack_below > session.ack_below {
+            session.ack_below = asked.ack_below;
+            let open = session.outcomes.split_off(&asked.ack_below);
+            let gone = std::mem::replace(&mut session.outcomes, open);
+            if !gone.is_empty() {
+                self.shares.remove(&session.owner, Held { sessions: 0, bytes: bytes_of(gone.len()) });
+                self.unstored.gone(id, &gone);
             }
-            self.dirty.insert(id);
+            self.unstored.head(id);
         }
-        match session.outcomes.get(&number) {
-            Some((known, reply)) if *known == digest => Lookup::Known(reply.clone()),
-            Some(_) => Lookup::Refused(Failure::NumberReused { number }),
-            None if number < session.ack_below => {
-                Lookup::Refused(Failure::Stale { number, ack_below: session.ack_below })
-            }
-            None if number - session.ack_below >= SESSION_WINDOW => {
-                Lookup::Refused(Failure::WindowFull { number, window: SESSION_WINDOW })
-            }
-            None if self.shares.have_plenty() => Lookup::Fresh,
-            None => match self.shares.may_remember(&session.owner) {
+        match session.answer(&asked) {
+            Lookup::Fresh if !self.shares.have_plenty() => match self.shares.may_remember(&session.owner) {
                 Ok(()) => Lookup::Fresh,
                 Err(share) => {
                     let (held, max) = (share.held, share.max);
                     Lookup::Refused(Failure::TooMuchRemembered { held, max })
                 }
             },
+            answer => answer,
         }
     }
 
@@ -272,11 +296,14 @@ impl Sessions {
         good_until: u64,
     ) {
         let session = self.by_id.get_mut(&id).expect("it was just looked up");
-        let before = session.outcomes.insert(number, (digest, reply));
+        let before = session.outcomes.insert(number, Outcome { digest, reply, is_stored: false });
         assert!(before.is_none(), "a request is applied once");
-        session.good_until = session.good_until.max(good_until);
+        if good_until > session.good_until {
+            session.good_until = good_until;
+            self.unstored.head(id);
+        }
         self.shares.add(session.owner, Held { sessions: 0, bytes: OUTCOME_BYTES });
-        self.dirty.insert(id);
+        self.unstored.outcome(id);
     }
 
     /// Forgets the sessions that were silent for too long at this session time, and closed ones that cannot come back.
@@ -305,64 +332,12 @@ impl Sessions {
         &self.shares
     }
 
-    /// The writes that store what has changed since the last call.
-    pub(super) fn take_writes(&mut self, group: GroupId, out: &mut Vec<StateWrite>) {
-        for id in std::mem::take(&mut self.dirty) {
-            let body = self.by_id.get(&id).map(|session| {
-                postcard::to_stdvec(session).expect("writing to memory cannot fail and every length is known")
-            });
-            let parts =
-                body.as_deref().map_or(Vec::new(), |body| body.chunks(PIECE_BYTES).collect::<Vec<_>>());
-            assert!(parts.len() <= PIECES_MAX, "a full window of small replies fits");
-            let stored = self.stored_pieces.get(&id).copied().unwrap_or(0);
-            for piece in 0..parts.len().max(stored) {
-                let raw = keys::session(group, id.0, u8::try_from(piece).expect("few pieces"));
-                let record = parts.get(piece).map(|part| seal(&raw, part));
-                out.push((raw, record));
-            }
-            if parts.is_empty() {
-                self.stored_pieces.remove(&id);
-            } else {
-                self.stored_pieces.insert(id, parts.len());
-            }
-        }
-    }
-
-    /// Reads all sessions of a group back.
-    pub(super) fn load(storage: &dyn Storage, group: GroupId) -> Result<Self, StorageError> {
-        let mut bodies: BTreeMap<u128, (BytesMut, usize)> = BTreeMap::new();
-        let (mut from, to) = keys::session_bounds(group);
-        loop {
-            let rows = storage.scan(&from, &to, 1 << 20)?;
-            let Some((last, _)) = rows.last() else { break };
-            from = Bytes::from([last.as_ref(), &[0]].concat());
-            for (raw, record) in rows {
-                let id = keys::session_of(&raw)
-                    .ok_or_else(|| StorageError::corrupt("a session's key", "its size"))?;
-                let (body, pieces) = bodies.entry(id).or_default();
-                body.extend_from_slice(&unseal(&raw, record)?);
-                *pieces += 1;
-            }
-        }
-        let mut sessions = Self::default();
-        for (id, (body, pieces)) in bodies {
-            sessions.stored_pieces.insert(SessionId(id), pieces);
-            let session: Session = postcard::from_bytes(&body)
-                .map_err(|error| StorageError::corrupt(format!("session {:?}", SessionId(id)), error))?;
-            sessions.insert(SessionId(id), session);
-        }
-        Ok(sessions)
-    }
-
     /// Forgets all sessions, for the broken variant that forgets them at a restart.
     #[cfg(test)]
     pub(super) fn forget_all(&mut self) {
         *self = Self::default();
     }
 }
-
-/// Pieces that one session may take: a full window of replies of 40 bytes.
-const PIECES_MAX: usize = 16;
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@
 //!
 //! What a client holds follows from the sessions, and is not stored.
 
-use super::signed::Client;
+use super::operation::Client;
 use crate::limits::{CLIENT_SHARE, OUTCOME_BYTES, OUTCOMES_BYTES_MAX, SESSIONS_MAX};
 use std::collections::BTreeMap;
 

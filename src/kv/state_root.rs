@@ -10,8 +10,8 @@
 //!
 //! The hash of each part is stored beside the state, in the same batch.
 
-use super::Applied;
 use super::lattice::{LATTICE_BYTES, Lattice};
+use super::reached::Reached;
 use super::record::{seal, unseal};
 use crate::error::StorageError;
 use crate::ring::{GroupId, Position, RingInterval};
@@ -232,13 +232,13 @@ impl StateRoot {
 
     /// The root of the state at this position.
     #[must_use]
-    pub fn digest(&self, applied: &Applied) -> [u8; 32] {
+    pub fn digest(&self, reached: &Reached) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("tetrachord v1 root of a state");
-        hasher.update(&applied.slot.to_be_bytes()).update(&applied.chain).update(&[u8::from(applied.sealed)]);
-        for number in [applied.time, applied.session_time, applied.clock] {
+        hasher.update(&reached.slot.to_be_bytes()).update(&reached.chain).update(&[u8::from(reached.sealed)]);
+        for number in [reached.time, reached.session_time, reached.clock] {
             hasher.update(&number.to_be_bytes());
         }
-        hasher.update(&applied.digest);
+        hasher.update(&reached.digest);
         for part in &self.parts {
             hasher.update(&part.to_bytes());
         }
@@ -251,7 +251,7 @@ impl StateRoot {
 pub fn part_of(raw: &[u8]) -> Option<u8> {
     match raw.first()? {
         b'd' | b'c' => Some(*raw.get(1)? / (255 / DATA_PARTS + 1)),
-        _ => keys::session_of(raw).map(|_| DATA_PARTS),
+        _ => keys::session_row(raw).map(|_| DATA_PARTS),
     }
 }
 
@@ -263,32 +263,33 @@ mod tests {
     #[test]
     fn every_row_and_every_part_of_the_position_is_covered() {
         let group = GroupId(1);
-        let applied = Applied { slot: 3, ..Applied::default() };
-        let empty = StateRoot::default().digest(&applied);
+        let reached = Reached { slot: 3, ..Reached::default() };
+        let empty = StateRoot::default().digest(&reached);
         let rows = [
             keys::data(Position(0), b"k"),
             keys::data_piece(Position(u64::MAX), b"k", 1),
-            keys::session(group, 7, 0),
+            keys::session(group, 7),
+            keys::outcome(group, 7, 9),
         ];
         for raw in rows {
             let mut root = StateRoot::default();
             root.change(&raw, None, Some(&Bytes::from_static(b"r")));
-            assert_ne!(root.digest(&applied), empty, "{raw:?}");
+            assert_ne!(root.digest(&reached), empty, "{raw:?}");
             let mut out = Vec::new();
             root.take_writes(group, &mut out);
             assert_eq!(out.len(), 1);
             root.change(&raw, Some(&Bytes::from_static(b"r")), None);
-            assert_eq!(root.digest(&applied), empty);
+            assert_eq!(root.digest(&reached), empty);
         }
         let root = StateRoot::default();
         let others = [
-            Applied { slot: 4, ..applied.clone() },
-            Applied { chain: [1; 32], ..applied.clone() },
-            Applied { time: 1, ..applied.clone() },
-            Applied { session_time: 1, ..applied.clone() },
-            Applied { clock: 1, ..applied.clone() },
-            Applied { digest: [1; 32], ..applied.clone() },
-            Applied { sealed: true, ..applied.clone() },
+            Reached { slot: 4, ..reached.clone() },
+            Reached { chain: [1; 32], ..reached.clone() },
+            Reached { time: 1, ..reached.clone() },
+            Reached { session_time: 1, ..reached.clone() },
+            Reached { clock: 1, ..reached.clone() },
+            Reached { digest: [1; 32], ..reached.clone() },
+            Reached { sealed: true, ..reached.clone() },
         ];
         assert!(others.iter().all(|other| root.digest(other) != empty));
         let uncovered = [keys::applied(group), keys::installing(group), keys::part_hash(group, 1)];
@@ -310,8 +311,8 @@ mod tests {
                 assert!(PartSet::ALL.iter().all(|part| is_within(part, whole, &raw) == (part == own)));
             }
         }
-        let session = keys::session(group, u128::MAX, 9);
-        assert!(PartSet::ALL.iter().all(|part| is_within(part, whole, &session) == (part == DATA_PARTS)));
+        let outcome = keys::outcome(group, u128::MAX, 9);
+        assert!(PartSet::ALL.iter().all(|part| is_within(part, whole, &outcome) == (part == DATA_PARTS)));
         // A range that wraps within one part.
         let wrapped = RingInterval { start: Position(20), end: Position(10) };
         let bounds = part_bounds(0, group, wrapped);

@@ -1,9 +1,14 @@
 //! What each command does, what a retry gets, and what survives a checkpoint.
 
+mod byzantine;
+
 use super::*;
-use crate::limits::SESSION_RETENTION_MICROS;
+use crate::error::StorageError;
+use crate::limits::{Limits, NUMBER_BYTES_MAX, SESSION_RETENTION_MICROS, SESSION_STEP_MICROS_MAX};
+use crate::ring::{GroupId, Position, RingInterval};
 use crate::storage::memory::{MemoryDisk, MemoryStorage};
-use crate::storage::{Commit, CommitId};
+use crate::storage::{Commit, CommitId, Storage};
+use bytes::Bytes;
 
 struct Bench {
     disk: MemoryDisk,
@@ -16,6 +21,10 @@ struct Bench {
 
 const RANGE: RingInterval = RingInterval { start: Position(u64::MAX), end: Position(u64::MAX) };
 
+fn open(nonce: u128, client: Client) -> Envelope {
+    Envelope::new(RequestId { session: SessionId(nonce), number: 0 }, 0, &Operation::Open).of(client)
+}
+
 fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
@@ -26,27 +35,30 @@ impl Bench {
         let (storage, _) = disk.open();
         let machine = Machine::load(&storage, GroupId(1), RANGE, Limits::default()).unwrap();
         let mut bench = Self { disk, storage, machine, session: SessionId(0), number: 0, commits: 0 };
-        let Reply::Opened { session } = bench.apply(&Command::Open { nonce: 1, client: [1; 32] }) else {
-            panic!("not opened")
-        };
+        let Reply::Opened { session } = bench.apply(&open(1, [1; 32])) else { panic!("not opened") };
         bench.session = session;
         bench
     }
 
-    fn apply(&mut self, command: &Command) -> Reply {
-        self.apply_at(command, self.machine.applied().time + 1)
+    fn apply(&mut self, envelope: &Envelope) -> Reply {
+        self.apply_at(envelope, self.machine.reached().time + 1)
     }
 
-    fn apply_at(&mut self, command: &Command, time: u64) -> Reply {
+    fn apply_at(&mut self, envelope: &Envelope, time: u64) -> Reply {
         let mut batch = Batch::default();
-        batch.push(&command.encode());
-        let slot = self.machine.applied().slot + 1;
-        let slot = Slot { slot, chain: [0; 32], sealed: false, time, batch: Some(batch.freeze()) };
-        self.machine.apply(&self.storage, slot).unwrap().remove(0).1
+        batch.push(&envelope.encode());
+        let slot = self.machine.reached().slot + 1;
+        let inputs = Batch::inputs(batch.freeze());
+        let slot = Slot { slot, chain: [0; 32], sealed: false, time, inputs };
+        self.machine.apply(&self.storage, &slot).unwrap().replies.remove(0).1
     }
 
-    fn command(&self, number: u64, write: Write) -> Command {
-        Command::Write { request: RequestId { session: self.session, number }, ack_below: 1, write }
+    fn request(&self, number: u64, operation: &Operation) -> Envelope {
+        Envelope::new(RequestId { session: self.session, number }, 1, operation)
+    }
+
+    fn command(&self, number: u64, write: Write) -> Envelope {
+        self.request(number, &Operation::Write(write))
     }
 
     fn write(&mut self, write: Write) -> Reply {
@@ -56,15 +68,17 @@ impl Bench {
     }
 
     fn put(&mut self, key: &str, value: &str) -> u64 {
-        match self.write(Write::Put { key: bytes(key), value: bytes(value) }) {
+        match self.write(Write::put(bytes(key), bytes(value))) {
             Reply::Put { version } => version,
             other => panic!("{other:?}"),
         }
     }
 
     fn get(&mut self, key: &str) -> Option<String> {
-        let found = self.machine.get(&self.storage, &bytes(key)).unwrap();
-        found.map(|found| String::from_utf8(found.value.to_vec()).unwrap())
+        match self.machine.get(&self.storage, &bytes(key)).unwrap() {
+            Found::Record(found) => found.map(|found| String::from_utf8(found.value.to_vec()).unwrap()),
+            Found::NotOurs => panic!("the group owns everything"),
+        }
     }
 
     fn checkpoint(&mut self) {
@@ -89,12 +103,12 @@ fn each_command_does_what_it_says() {
     let second = bench.put("k", "2");
     assert!(second > first);
     assert_eq!(bench.get("k").as_deref(), Some("2"));
-    let cas = |expect, value: Option<&str>| Write::Cas { key: bytes("k"), expect, value: value.map(bytes) };
+    let cas = |expect, value: Option<&str>| Write::cas("k", expect, value.map(bytes));
     let wrong = bench.write(cas(Expect::Value(Some(bytes("1"))), Some("3")));
     assert_eq!(wrong, Reply::Cas { swapped: false, version: second });
     assert!(matches!(bench.write(cas(Expect::Version(second), Some("3"))), Reply::Cas { swapped: true, .. }));
     assert_eq!(bench.write(Write::Incr { key: bytes("k"), by: -5 }), {
-        let version = bench.machine.applied().clock;
+        let version = bench.machine.reached().clock;
         Reply::Incr { value: -2, version }
     });
     assert!(matches!(
@@ -146,8 +160,7 @@ fn a_retry_gets_the_first_outcome_also_after_a_restart() {
     assert_eq!(bench.apply(&incr), first);
     assert_eq!(bench.get("n").as_deref(), Some("1"));
     // A retry may acknowledge more than the first attempt did; it is still the same request.
-    let Command::Write { request, write, .. } = incr else { unreachable!() };
-    assert_eq!(bench.apply(&Command::Write { request, ack_below: 5, write }), first);
+    assert_eq!(bench.apply(&Envelope { ack_below: 5, ..incr }), first);
 }
 
 #[test]
@@ -160,22 +173,22 @@ fn a_number_cannot_be_used_for_two_commands() {
 }
 
 /// A session that was silent for as long as it is remembered.
-fn silent() -> (Bench, Command) {
+fn silent() -> (Bench, Envelope) {
     let mut bench = Bench::new();
     let steps = SESSION_RETENTION_MICROS / SESSION_STEP_MICROS_MAX;
     assert_eq!(steps * SESSION_STEP_MICROS_MAX, SESSION_RETENTION_MICROS);
     for nonce in 2..steps + 2 {
-        let late = bench.machine.applied().time + SESSION_STEP_MICROS_MAX;
-        bench.apply_at(&Command::Open { nonce: nonce.into(), client: [2; 32] }, late);
+        let late = bench.machine.reached().time + SESSION_STEP_MICROS_MAX;
+        bench.apply_at(&open(nonce.into(), [2; 32]), late);
     }
-    let put = bench.command(1, Write::Put { key: bytes("k"), value: bytes("v") });
+    let put = bench.command(1, Write::put("k", "v"));
     (bench, put)
 }
 
 #[test]
 fn an_expired_session_applies_nothing() {
     let (mut bench, put) = silent();
-    let time = bench.machine.applied().time;
+    let time = bench.machine.reached().time;
     assert!(matches!(bench.apply_at(&put, time), Reply::Put { .. }));
     let (mut bench, put) = silent();
     assert_eq!(bench.apply_at(&put, time + 1), Reply::Failed(Failure::SessionExpired));
@@ -185,10 +198,10 @@ fn an_expired_session_applies_nothing() {
 #[test]
 fn a_leap_of_log_time_ends_no_session() {
     let mut bench = Bench::new();
-    let leap = bench.machine.applied().time + 2 * 365 * 24 * 3600 * 1_000_000;
-    let put = bench.command(1, Write::Put { key: bytes("k"), value: bytes("v") });
+    let leap = bench.machine.reached().time + 2 * 365 * 24 * 3600 * 1_000_000;
+    let put = bench.command(1, Write::put("k", "v"));
     assert!(matches!(bench.apply_at(&put, leap), Reply::Put { .. }));
-    assert_eq!(bench.machine.applied().time, leap);
+    assert_eq!(bench.machine.reached().time, leap);
 }
 
 #[test]
@@ -196,11 +209,11 @@ fn a_key_of_another_group_is_refused_and_the_number_stays_free() {
     let mut bench = Bench::new();
     let here = Position::of_key(b"here");
     bench.machine.range = RingInterval { start: Position(here.0.wrapping_sub(1)), end: here };
-    let elsewhere = bench.command(1, Write::Put { key: bytes("elsewhere"), value: bytes("v") });
+    let elsewhere = bench.command(1, Write::put("elsewhere", "v"));
     assert_eq!(bench.apply(&elsewhere), Reply::Failed(Failure::WrongGroup));
-    let put = bench.command(1, Write::Put { key: bytes("here"), value: bytes("v") });
+    let put = bench.command(1, Write::put("here", "v"));
     assert!(matches!(bench.apply(&put), Reply::Put { .. }));
-    assert_eq!(bench.machine.get(&bench.storage, &bytes("elsewhere")), Err(None));
+    assert_eq!(bench.machine.get(&bench.storage, &bytes("elsewhere")).unwrap(), Found::NotOurs);
 }
 
 /// A store that must not be read.
@@ -254,10 +267,10 @@ fn what_a_crash_leaves_is_the_state_at_the_last_checkpoint() {
     bench.put("large", "small now");
     bench.write(Write::Delete { key: bytes("gone") });
     bench.checkpoint();
-    let saved = bench.machine.applied().clone();
+    let saved = bench.machine.reached().clone();
     bench.put("a", "2");
     bench.restart();
-    assert_eq!(*bench.machine.applied(), saved);
+    assert_eq!(*bench.machine.reached(), saved);
     assert_eq!(bench.get("a").as_deref(), Some("1"));
     assert_eq!(bench.get("gone"), None);
     assert_eq!(bench.get("large").as_deref(), Some("small now"));
@@ -282,8 +295,8 @@ fn replicas_that_apply_the_same_have_the_same_digest_and_others_do_not() {
     let run = |value: &str| {
         let mut bench = Bench::new();
         bench.put("a", "1");
-        bench.write(Write::Cas { key: bytes("a"), expect: Expect::Value(Some(bytes(value))), value: None });
-        bench.machine.applied().digest
+        bench.write(Write::cas("a", Expect::Value(Some(bytes(value))), None));
+        bench.machine.reached().digest
     };
     assert_eq!(run("1"), run("1"));
     assert_ne!(run("1"), run("2"));
@@ -292,22 +305,23 @@ fn replicas_that_apply_the_same_have_the_same_digest_and_others_do_not() {
 #[test]
 fn a_slot_that_is_no_batch_means_nothing() {
     let mut bench = Bench::new();
-    let slot = bench.machine.applied().slot + 1;
-    let slot = Slot { slot, chain: [0; 32], sealed: false, time: 5, batch: Some(bytes("nonsense")) };
-    assert_eq!(bench.machine.apply(&bench.storage, slot).unwrap(), Vec::new());
+    let slot = bench.machine.reached().slot + 1;
+    let inputs = Batch::inputs(bytes("nonsense"));
+    let slot = Slot { slot, chain: [0; 32], sealed: false, time: 5, inputs };
+    assert_eq!(bench.machine.apply(&bench.storage, &slot).unwrap(), Applied::default());
 }
 
 #[test]
 fn a_client_that_opens_sessions_as_fast_as_it_can_cannot_keep_another_from_one() {
     let mut bench = Bench::new();
-    let greedy = |nonce| Command::Open { nonce, client: [9; 32] };
+    let greedy = |nonce| open(nonce, [9; 32]);
     let mut opened = 0;
     while matches!(bench.apply(&greedy(opened)), Reply::Opened { .. }) {
         opened += 1;
         assert!(opened < 10_000, "it takes all");
     }
     assert!(opened > 1_000, "{opened}");
-    let Reply::Opened { session } = bench.apply(&Command::Open { nonce: 1, client: [2; 32] }) else {
+    let Reply::Opened { session } = bench.apply(&open(1, [2; 32])) else {
         panic!("the other client is refused");
     };
     (bench.session, bench.number) = (session, 0);
@@ -321,16 +335,77 @@ fn a_client_that_opens_sessions_as_fast_as_it_can_cannot_keep_another_from_one()
 fn a_session_that_was_closed_takes_nothing_and_gives_its_place_back() {
     let mut bench = Bench::new();
     bench.put("k", "v");
-    let (request, other) = (RequestId { session: bench.session, number: 2 }, [7; 32]);
-    let not_its_own = bench.apply(&Command::Close { request, client: other });
+    let close = bench.request(2, &Operation::Close);
+    let not_its_own = bench.apply(&close.clone().of([7; 32]));
     assert_eq!(not_its_own, Reply::Failed(Failure::SessionExpired));
-    let close = Command::Close { request, client: [1; 32] };
+    let close = close.of([1; 32]);
     assert_eq!(bench.apply(&close), Reply::Closed);
     assert_eq!(bench.machine.held().count(), 0);
     assert_eq!(bench.apply(&close), Reply::Failed(Failure::SessionExpired));
-    let late = bench.write(Write::Put { key: bytes("k"), value: bytes("late") });
+    let late = bench.write(Write::put("k", "late"));
     assert_eq!(late, Reply::Failed(Failure::SessionExpired));
     bench.checkpoint();
     bench.restart();
     assert_eq!((bench.machine.sessions(), bench.get("k").as_deref()), (0, Some("v")));
+}
+
+fn cancel(key: &str) -> Operation {
+    Operation::Cancel { key: bytes(key) }
+}
+
+#[test]
+fn what_is_cancelled_before_it_is_carried_out_never_is() {
+    let mut bench = Bench::new();
+    let (incr, cancelled) = (Write::Incr { key: bytes("n"), by: 1 }, Reply::Failed(Failure::Cancelled));
+    assert_eq!(bench.apply(&bench.request(7, &cancel("n"))), cancelled);
+    assert_eq!(bench.apply(&bench.request(7, &cancel("n"))), cancelled, "asked again");
+    for is_restarted in [false, true] {
+        if is_restarted {
+            bench.checkpoint();
+            bench.restart();
+        }
+        assert_eq!(bench.apply(&bench.command(7, incr.clone())), cancelled, "whatever comes late");
+    }
+    assert_eq!(bench.get("n"), None);
+    assert_eq!(bench.apply(&bench.command(8, incr)), {
+        let version = bench.machine.reached().clock;
+        Reply::Incr { value: 1, version }
+    });
+}
+
+#[test]
+fn what_was_carried_out_cannot_be_cancelled_and_is_told() {
+    let mut bench = Bench::new();
+    let told = bench.apply(&bench.command(1, Write::put("k", "v")));
+    assert_eq!(bench.apply(&bench.request(1, &cancel("k"))), told);
+    let failed = bench.apply(&bench.command(2, Write::Incr { key: bytes("k"), by: 1 }));
+    assert_eq!(bench.apply(&bench.request(2, &cancel("k"))), failed);
+    let acknowledged = Envelope { ack_below: 3, ..bench.request(1, &cancel("k")) };
+    let stale = Reply::Failed(Failure::Stale { number: 1, ack_below: 3 });
+    assert_eq!(bench.apply(&acknowledged), stale, "nobody knows any more");
+}
+
+/// A group that does not own the key would promise what the owner does not know.
+#[test]
+fn only_the_owner_of_the_key_cancels() {
+    let mut bench = Bench::new();
+    let here = Position::of_key(b"here");
+    bench.machine.range = RingInterval { start: Position(here.0.wrapping_sub(1)), end: here };
+    let wrong = Reply::Failed(Failure::WrongGroup);
+    assert_eq!(bench.apply(&bench.request(1, &cancel("elsewhere"))), wrong);
+    bench.machine.range = RANGE;
+    assert!(matches!(bench.apply(&bench.command(1, Write::put("elsewhere", "v"))), Reply::Put { .. }));
+}
+
+#[test]
+fn a_request_waits_for_the_one_that_it_is_to_come_after() {
+    let mut bench = Bench::new();
+    let second = Envelope { after: Some(1), ..bench.command(2, Write::put("k", "2")) };
+    assert_eq!(bench.apply(&second), Reply::Failed(Failure::OutOfOrder { after: 1 }));
+    bench.apply(&bench.command(1, Write::put("k", "1")));
+    assert!(matches!(bench.apply(&second), Reply::Put { .. }));
+    assert_eq!(bench.get("k").as_deref(), Some("2"));
+    // What the client has the outcome of has one.
+    let third = Envelope { after: Some(2), ack_below: 3, ..bench.command(3, Write::put("k", "3")) };
+    assert!(matches!(bench.apply(&third), Reply::Put { .. }));
 }

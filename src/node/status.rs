@@ -9,7 +9,7 @@ use tetrachord_consensus::quorum::liars;
 /// What a replica knows of itself.
 pub(super) fn group_status(name: GroupId, group: &Group, settings: &NodeSettings) -> GroupStatus {
     let engine = group.engine();
-    let applied = group.machine().applied();
+    let applied = group.machine().reached();
     let nodes = settings.ring.group(name).map(|place| place.nodes.clone()).unwrap_or_default();
     GroupStatus {
         group: name,

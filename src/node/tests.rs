@@ -7,7 +7,7 @@ mod sim;
 use super::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};
 use crate::gateway::ConnectionId;
 use crate::group::Settings;
-use crate::kv::Command;
+use crate::kv::{Envelope, Operation, RequestId, SessionId};
 use crate::limits::Limits;
 use crate::ring::{GroupId, NodeId, Position, RingMap};
 use crate::shares::ClientId;
@@ -201,7 +201,8 @@ fn acknowledgements_before_the_barrier_are_noticed() {
 fn hostile_frames_are_answered_or_ignored_and_never_stop_a_node() {
     let mut sim = Sim::new(Plan { nodes: 3, ..Plan::default() }, 9);
     sim.run(2_000);
-    let golden = Command::Open { nonce: 7, client: CLIENT }.encode();
+    let request = RequestId { session: SessionId(7), number: 0 };
+    let golden = Envelope::new(request, 0, &Operation::Open).of(CLIENT).encode();
     sim.bombard(&golden, 3_000);
     sim.work(2, 2);
     sim.run(2_000);

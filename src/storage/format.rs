@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 const NAME: &str = "format";
 
 /// Version of everything in a data directory.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// Whose store it is.
 #[derive(Clone, Debug, PartialEq, Eq)]

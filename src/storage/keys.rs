@@ -74,8 +74,11 @@ pub fn data_bounds(first: Position, last: Position) -> [(Bytes, Bytes); 2] {
     })
 }
 
+/// What the keys of a group's own rows begin with: `m`, the group, what the row is.
+const META_BYTES: usize = 1 + 4 + 1;
+
 fn meta(group: GroupId, kind: u8, rest: &[u8]) -> Bytes {
-    let mut raw = BytesMut::with_capacity(6 + rest.len());
+    let mut raw = BytesMut::with_capacity(META_BYTES + rest.len());
     raw.put_u8(b'm');
     raw.put_u32(group.0);
     raw.put_u8(kind);
@@ -107,26 +110,47 @@ pub fn damaged(group: GroupId) -> Bytes {
     meta(group, b'x', &[])
 }
 
-/// One piece of a session.
+/// What is known of a session besides its outcomes.
 #[must_use]
-pub fn session(group: GroupId, session: u128, piece: u8) -> Bytes {
-    let mut rest = [0u8; 17];
-    rest[..16].copy_from_slice(&session.to_be_bytes());
-    rest[16] = piece;
-    meta(group, b's', &rest)
+pub fn session(group: GroupId, session: u128) -> Bytes {
+    meta(group, b's', &session.to_be_bytes())
 }
 
-/// The bounds of all sessions of a group.
+/// What a request of a session came to.
+#[must_use]
+pub fn outcome(group: GroupId, session: u128, number: u64) -> Bytes {
+    let mut rest = [0u8; 24];
+    rest[..16].copy_from_slice(&session.to_be_bytes());
+    rest[16..].copy_from_slice(&number.to_be_bytes());
+    meta(group, b'r', &rest)
+}
+
+/// The bounds of all sessions of a group and of their outcomes, which come first.
 #[must_use]
 pub fn session_bounds(group: GroupId) -> (Bytes, Bytes) {
-    (meta(group, b's', &[]), meta(group, b's' + 1, &[]))
+    (meta(group, b'r', &[]), meta(group, b's' + 1, &[]))
 }
 
-/// The session that a raw key belongs to.
+/// A row of the session table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionRow {
+    /// Of a session.
+    Head(u128),
+    /// Of one of its outcomes.
+    Outcome(u128, u64),
+}
+
+/// What a raw key of the session table is about; none if it is of none.
 #[must_use]
-pub fn session_of(raw: &[u8]) -> Option<u128> {
-    let rest = raw.get(6..22)?;
-    (raw[0] == b'm' && raw[5] == b's').then(|| u128::from_be_bytes(rest.try_into().expect("16 bytes")))
+pub fn session_row(raw: &[u8]) -> Option<SessionRow> {
+    let (meta, rest) = raw.split_at_checked(META_BYTES)?;
+    let (session, number) = rest.split_first_chunk()?;
+    let session = u128::from_be_bytes(*session);
+    match (meta[0], meta[META_BYTES - 1]) {
+        (b'm', b's') if number.is_empty() => Some(SessionRow::Head(session)),
+        (b'm', b'r') => Some(SessionRow::Outcome(session, u64::from_be_bytes(number.try_into().ok()?))),
+        _ => None,
+    }
 }
 
 /// How much longer the key of a waiting row is.
@@ -180,7 +204,15 @@ mod tests {
         let (from, to) = staged_bounds(GroupId(7));
         assert!(from <= row && row < to);
         assert_eq!(unstaged(&row), data(Position(1), b"k"));
-        assert_eq!(session_of(&session(GroupId(1), 77, 0)), Some(77));
-        assert_eq!(session_of(&applied(GroupId(1))), None);
+        let (head, outcome) = (session(GroupId(1), 77), outcome(GroupId(1), 77, 9));
+        assert_eq!(session_row(&head), Some(SessionRow::Head(77)));
+        assert_eq!(session_row(&outcome), Some(SessionRow::Outcome(77, 9)));
+        let (from, to) = session_bounds(GroupId(1));
+        assert!(from <= outcome && outcome < head && head < to);
+        for other in
+            [&applied(GroupId(1)), &part_hash(GroupId(1), 3), &row, &head.slice(..21), &outcome.slice(..29)]
+        {
+            assert_eq!(session_row(other), None);
+        }
     }
 }

@@ -27,10 +27,11 @@
 //!
 //! | tree | key | value |
 //! |---|---|---|
-//! | `kv` | `d` position (u64) key | checksum, version, length, the value's first bytes |
+//! | `kv` | `d` position (u64) key | checksum, kind, version, when the key ends, length, the value's first bytes |
 //! | `kv` | `c` position key-length (u16) key piece (u16) | checksum, further bytes of the value |
 //! | `kv` | `m` group (u32) `a` | what was applied: slot, chain, time, clock, digest |
-//! | `kv` | `m` group `s` session (16 bytes) piece (u8) | a session: outcomes by request number |
+//! | `kv` | `m` group `s` session (16 bytes) | a session: whose it is, when it was active, what its client has |
+//! | `kv` | `m` group `r` session (16 bytes) number (u64) | what that request came to |
 //! | `kv` | `m` group `h` part (u8) | in Byzantine mode, the hash of a part of the state |
 //! | `kv` | `m` group `i` | a state that is being put in place: how far, which parts, where it stands |
 //! | `kv` | `m` group `x` | in Byzantine mode, that the state is damaged and must be repaired |

@@ -99,12 +99,12 @@ pub struct TransportSettings {
 
 /// The protocol's name between nodes of a cluster.
 fn peer_protocol(cluster: &str) -> Vec<u8> {
-    format!("tetrachord-peer/2/{cluster}").into_bytes()
+    format!("tetrachord-peer/3/{cluster}").into_bytes()
 }
 
 /// The protocol's name between clients and nodes of a cluster.
 pub(super) fn client_protocol(cluster: &str) -> Vec<u8> {
-    format!("tetrachord-client/1/{cluster}").into_bytes()
+    format!("tetrachord-client/2/{cluster}").into_bytes()
 }
 
 /// Connections that have knocked and were not looked at yet, and bytes of what they say.

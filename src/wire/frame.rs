@@ -64,8 +64,9 @@ mod tests {
         fn no_bytes_make_a_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode::<RequestFrame>(&bytes);
             let _ = decode::<PeerMessage>(&bytes);
+            let bytes = Bytes::from(bytes);
             let _ = crate::kv::Command::decode(&bytes);
-            let _ = crate::kv::Batch::split(Bytes::from(bytes));
+            let _ = crate::kv::Batch::inputs(bytes);
         }
 
         #[test]

@@ -46,8 +46,8 @@ pub enum Request {
     Command {
         /// The group that the client believes to own the key; for the opening of a session, the group to open it in.
         group: GroupId,
-        /// The encoded command.
-        command: Bytes,
+        /// The encoded [`kv::Envelope`].
+        envelope: Bytes,
     },
     /// Read a key.
     Get {

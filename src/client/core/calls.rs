@@ -4,7 +4,7 @@ use super::sessions::Number;
 use super::timers::Timer;
 use super::{Ask, CallId, Core, Done, Effect};
 use crate::client::outcome::{Outcome, Refusal};
-use crate::kv::{Command, RequestId, SessionId, Write, check_key};
+use crate::kv::{Operation, RequestId, Write, check_key};
 use crate::limits::Limits;
 use crate::ring::{GroupId, NodeId, Position};
 use std::time::Duration;
@@ -284,11 +284,7 @@ impl Core {
 /// Whether what is asked is within the limits.
 fn check(ask: &Ask, limits: &Limits) -> Result<(), String> {
     match ask {
-        Ask::Write(write) => {
-            let request = RequestId { session: SessionId(0), number: 1 };
-            let command = Command::Write { request, ack_below: 1, write: write.clone() };
-            command.check(limits).map_err(|error| error.to_string())
-        }
+        Ask::Write(write) => Operation::Write(write.clone()).check(limits).map_err(|error| error.to_string()),
         Ask::Read { key, .. } | Ask::Prove { key } => {
             check_key(key, limits).map_err(|error| error.to_string())
         }

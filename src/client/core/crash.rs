@@ -9,7 +9,7 @@ use super::timers::Timer;
 use super::{Ask, CallId, Core, Done, Effect, Outgoing, Unreachable};
 use crate::client::outcome::{Outcome, Read, Refusal, unexpected};
 use crate::client::status;
-use crate::kv::{self, Command, Failure, Reply};
+use crate::kv::{Failure, Operation, Reply, RequestId, SessionId};
 use crate::ring::{GroupId, NodeId};
 use crate::wire::{Answer, Request, RetryReason};
 use std::time::Duration;
@@ -26,9 +26,6 @@ const CLUELESS_FOR: Duration = Duration::from_millis(1_000);
 
 /// So many attempts are made without a rest where each one names another node to ask, or ends with its connection.
 const NAMED_MAX: u32 = 4;
-
-/// Whose session it is says the node that has admitted the connection.
-const OF_THE_CONNECTION: kv::Client = [0; 32];
 
 impl Core {
     /// Asks a node of the call's group, the one of most promise.
@@ -317,14 +314,17 @@ impl Core {
 
 /// What a call sends to the node that it asks.
 fn outgoing(call: &Call) -> Outgoing {
-    let command = |command| Outgoing::Command(call.group(), command);
+    let command = |request: RequestId, ack_below, operation| {
+        let group = call.group();
+        Outgoing::Command { group, request, ack_below, operation }
+    };
     match &call.what {
-        What::Open(nonce) => command(Command::Open { nonce: *nonce, client: OF_THE_CONNECTION }),
-        What::End(request) => command(Command::Close { request: *request, client: OF_THE_CONNECTION }),
+        What::Open(nonce) => command(RequestId { session: SessionId(*nonce), number: 0 }, 0, Operation::Open),
+        What::End(request) => command(*request, request.number, Operation::Close),
         What::Ask(Ask::Write(write)) => {
             let number = call.number.expect("a write has a number before it is sent");
-            let (request, ack_below) = (number.request, number.ack_below);
-            command(Command::Write { request, ack_below, write: write.clone() })
+            let operation = Operation::Write(write.clone());
+            command(number.request, number.ack_below, operation)
         }
         What::Ask(Ask::Read { key, consistency }) => {
             Outgoing::Request(Request::Get { key: key.clone(), consistency: *consistency })

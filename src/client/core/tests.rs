@@ -15,7 +15,7 @@ pub(super) fn millis(millis: u64) -> Duration {
 }
 
 pub(super) fn put() -> Ask {
-    Ask::Write(Write::Put { key: Bytes::from_static(b"k"), value: Bytes::from_static(b"v") })
+    Ask::Write(Write::put("k", "v"))
 }
 
 pub(super) fn get() -> Ask {
@@ -166,7 +166,9 @@ impl Story {
     /// The request that was sent last, if it is a write.
     pub(super) fn last_write(&self) -> (RequestId, u64) {
         match self.last_sent().1 {
-            Outgoing::Command(_, Command::Write { request, ack_below, .. }) => (*request, *ack_below),
+            Outgoing::Command { request, ack_below, operation: Operation::Write(_), .. } => {
+                (*request, *ack_below)
+            }
             other => panic!("{other:?} is no write"),
         }
     }

@@ -49,7 +49,7 @@ impl Default for Waiting {
 /// What a request keeps in memory.
 fn bytes_of(request: &Request) -> usize {
     match request {
-        Request::Command { command, .. } => command.len(),
+        Request::Command { envelope, .. } => envelope.len(),
         Request::Submit { bundle, .. } => bundle.len(),
         Request::Get { key, .. } => key.len(),
         Request::Status | Request::Watch { .. } => 0,
@@ -135,7 +135,11 @@ impl NodeCore {
             self.watch(ticket, origin, client);
             return Ok(());
         }
-        let Some(owner) = router::group_of(&self.settings.ring, &request, command.as_ref()) else {
+        let Some(owner) = router::group_of(
+            &self.settings.ring,
+            &request,
+            command.as_ref().map(|command| &command.operation),
+        ) else {
             self.finish(
                 ticket,
                 Answer::Refused { error: "there is no such group in this cluster".to_string() },
@@ -237,7 +241,7 @@ impl NodeCore {
         let storage = self.storage.as_ref();
         let group = self.groups.get_mut(&owner).expect("the caller has found the group here");
         match (request, command) {
-            (Request::Command { command: bytes, .. }, Some(command)) => {
+            (Request::Command { envelope: bytes, .. }, Some(command)) => {
                 group.write(account, ticket, &command, bytes);
                 Ok(())
             }

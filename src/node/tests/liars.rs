@@ -396,10 +396,7 @@ impl World {
             if client.number.is_multiple_of(11) {
                 value.push_str(&"x".repeat(9_000));
             }
-            (
-                Operation::Write(Write::Put { key, value: Bytes::from(value.clone()) }),
-                Action::Put(value.into()),
-            )
+            (Operation::Write(Write::put(key, value.clone())), Action::Put(value.into()))
         };
         self.send(index, request, &operation, Some((name, action)));
     }

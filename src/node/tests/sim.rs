@@ -3,7 +3,7 @@
 
 use crate::gateway::ConnectionId;
 use crate::group::{Group, Settings, engine_message};
-use crate::kv::{Command, Reply, RequestId, SessionId, Write};
+use crate::kv::{self, Envelope, Reply, RequestId, SessionId, Write};
 use crate::limits::Limits;
 use crate::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings, Room};
 use crate::node::roster::OWN;
@@ -399,7 +399,7 @@ impl Sim {
         let golden = [
             wire::encode(&RequestFrame {
                 id: 1,
-                request: Request::Command { group: GroupId(1), command: golden.clone() },
+                request: Request::Command { group: GroupId(1), envelope: golden.clone() },
             }),
             wire::encode(&PeerMessage::Group { group: GroupId(1), body: golden.clone() }),
             wire::encode(&PeerMessage::Forward {
@@ -655,8 +655,9 @@ impl Sim {
         let is_read = self.random.chance(35);
         let Some(session) = self.clients[index].sessions.get(&group).copied() else {
             let nonce = u128::from(self.random.below(u64::MAX));
-            let command = Command::Open { nonce, client: [0; 32] }.encode();
-            return self.open(index, group, key, None, Request::Command { group, command });
+            let request = RequestId { session: SessionId(nonce), number: 0 };
+            let envelope = Envelope::new(request, 0, &kv::Operation::Open).encode();
+            return self.open(index, group, key, None, Request::Command { group, envelope });
         };
         if is_read {
             let request = Request::Get { key: raw, consistency: Consistency::Linearizable };
@@ -674,11 +675,11 @@ impl Sim {
                 // Larger than one stored record: cut into pieces, and shrunk again by the next write.
                 value.push_str(&"x".repeat(7_000 + usize::try_from(number).expect("small") * 37 % 9_000));
             }
-            (Write::Put { key: raw, value: Bytes::from(value.clone()) }, Action::Put(value.into()))
+            (Write::put(raw, value.clone()), Action::Put(value.into()))
         };
         let request = RequestId { session, number };
-        let command = Command::Write { request, ack_below: number, write }.encode();
-        self.open(index, group, key, Some(action), Request::Command { group, command });
+        let envelope = Envelope::new(request, number, &kv::Operation::Write(write)).encode();
+        self.open(index, group, key, Some(action), Request::Command { group, envelope });
     }
 
     /// The time in the history: later than every one before, so that what was called when something was answered comes behind it.

@@ -79,13 +79,11 @@ impl Client {
         let bytes = |value: &Value| Bytes::copy_from_slice(value.letters().as_bytes());
         Ask::Write(match action {
             Action::Get(_) => return Ask::Read { key, consistency: Consistency::Linearizable },
-            Action::Put(value) => Write::Put { key, value: bytes(value) },
+            Action::Put(value) => Write::put(key, bytes(value)),
             Action::Delete => Write::Delete { key },
-            Action::Cas(expect, value, _) => Write::Cas {
-                key,
-                expect: Expect::Value(expect.as_ref().map(bytes)),
-                value: value.as_ref().map(bytes),
-            },
+            Action::Cas(expect, value, _) => {
+                Write::cas(key, Expect::Value(expect.as_ref().map(bytes)), value.as_ref().map(bytes))
+            }
             Action::Append(text) => Write::Append { key, value: Bytes::copy_from_slice(text.as_bytes()) },
             Action::Incr(by, _) => Write::Incr { key, by: *by },
         })

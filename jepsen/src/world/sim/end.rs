@@ -133,7 +133,7 @@ impl World {
         let mut applied: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
         for core in self.nodes.iter().filter(|node| !node.lies).filter_map(|node| node.core.as_ref()) {
             for group in core.groups() {
-                applied.entry(group.place().id.0).or_default().insert(group.machine().applied().slot);
+                applied.entry(group.place().id.0).or_default().insert(group.machine().reached().slot);
             }
         }
         self.clients.iter().all(Client::is_idle) && applied.values().all(|slots| slots.len() == 1)

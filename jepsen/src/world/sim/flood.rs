@@ -10,7 +10,7 @@ use crate::nemesis::Nemesis;
 use crate::plan::Mode;
 use bytes::Bytes;
 use tetrachord::gateway::ConnectionId;
-use tetrachord::kv::{Command, RequestId, SessionId, Write};
+use tetrachord::kv::{Envelope, Operation, RequestId, SessionId, Write};
 use tetrachord::ring::NodeId;
 use tetrachord::wire::{self, Answer, AnswerFrame, Consistency, Request, RequestFrame};
 
@@ -68,9 +68,8 @@ impl World {
             1 => {
                 let group = self.ring.groups()[0].id;
                 let request = RequestId { session: SessionId(7), number: id };
-                let write = Write::Put { key, value: Bytes::from(vec![0; 100]) };
-                let command = Command::Write { request, ack_below: id, write }.encode();
-                Request::Command { group, command }
+                let write = Operation::Write(Write::put(key, vec![0; 100]));
+                Request::Command { group, envelope: Envelope::new(request, id, &write).encode() }
             }
             _ => Request::Get { key, consistency: Consistency::Linearizable },
         };

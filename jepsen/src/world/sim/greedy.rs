@@ -9,7 +9,7 @@ use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
 use bytes::Bytes;
 use tetrachord::gateway::ConnectionId;
-use tetrachord::kv::{self, Command, Failure, Reply};
+use tetrachord::kv::{self, Envelope, Failure, Operation, Reply, RequestId, SessionId};
 use tetrachord::limits::{CLIENT_SHARE, SESSIONS_MAX};
 use tetrachord::node::core::{NodeCore, NodeEvent};
 use tetrachord::ring::GroupId;
@@ -122,9 +122,9 @@ impl World {
 }
 
 fn open(group: GroupId, nonce: u128) -> Bytes {
-    // Whose they are says the node.
-    let command = Command::Open { nonce, client: [0; 32] }.encode();
-    body_of(Request::Command { group, command })
+    let request = RequestId { session: SessionId(nonce), number: 0 };
+    let envelope = Envelope::new(request, 0, &Operation::Open).encode();
+    body_of(Request::Command { group, envelope })
 }
 
 fn body_of(request: Request) -> Bytes {

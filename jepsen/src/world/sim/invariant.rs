@@ -60,7 +60,7 @@ struct Seen {
 /// How far each group of a node is, in words.
 pub(super) fn applied(core: &NodeCore) -> Vec<String> {
     let of_group = |group: &Group| {
-        let applied = group.machine().applied();
+        let applied = group.machine().reached();
         let hex = |bytes: &[u8]| bytes[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let (digest, chain) = (hex(&applied.digest), hex(&applied.chain));
         format!(
@@ -181,7 +181,7 @@ impl Invariants {
         let mut told = Told::default();
         for group in core.groups() {
             let name = group.place().id.0;
-            let applied = group.machine().applied();
+            let applied = group.machine().reached();
             let seen = self.seen.entry((index, name)).or_default();
             let before = seen.clone();
             seen.is_installing = group.is_installing();

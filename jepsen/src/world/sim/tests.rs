@@ -28,7 +28,7 @@ fn run(world: &mut World, millis: u64) {
 /// The latest slot that any replica has applied.
 fn newest(world: &World) -> u64 {
     let groups = (0..world.nodes.len()).filter_map(|index| replica(world, index));
-    groups.map(|group| group.machine().applied().slot).max().unwrap_or(0)
+    groups.map(|group| group.machine().reached().slot).max().unwrap_or(0)
 }
 
 /// What came of a replica that was away while the log went on without it.
@@ -86,7 +86,7 @@ fn beside_a_large_state(mode: Mode, mutation: Mutation) -> CaughtUp {
         let is_installing = group.is_installing();
         states += u64::from(is_installing && !was_installing);
         was_installing = is_installing;
-        let lag = newest(&world).abs_diff(group.machine().applied().slot);
+        let lag = newest(&world).abs_diff(group.machine().reached().slot);
         if states > 0 && !is_installing && lag < 20 {
             level_after = Some(moment * 100);
             break;
@@ -127,7 +127,7 @@ fn what_was_pinned_goes_where_nobody_writes_any_more() {
     let kept = |world: &World| replica(world, leader).expect("it runs").engine().log_bytes;
     assert!(kept(&world) > 10 * plan.retain_bytes, "nothing was pinned: {}", kept(&world));
     run(&mut world, 10_000);
-    let applied = |index: usize| replica(&world, index).map(|group| group.machine().applied().slot);
+    let applied = |index: usize| replica(&world, index).map(|group| group.machine().reached().slot);
     assert_eq!(applied(lagging), applied(leader));
     assert!(kept(&world) <= plan.retain_bytes, "{} are kept for nobody", kept(&world));
 }
@@ -281,7 +281,7 @@ fn beside_a_hung_disk(mode: Mode, keys: u64, mutation: Mutation) -> (Option<u64>
     }
     assert!(world.strikes[&Nemesis::HungDisk].1 > 0, "it hung");
     run(&mut world, 20_000);
-    let lag = newest(&world).abs_diff(replica(&world, victim).expect("it runs").machine().applied().slot);
+    let lag = newest(&world).abs_diff(replica(&world, victim).expect("it runs").machine().reached().slot);
     assert!(lag < 200, "it has caught up but for {lag} slots");
     (another_after, seconds)
 }

@@ -29,7 +29,10 @@ fn is_unknown(story: &Story, call: CallId) -> bool {
 fn a_write_opens_a_session_and_is_sent_once_in_it() {
     let mut story = connected(&[1]);
     let call = story.ask(put());
-    assert!(matches!(story.last_sent(), (NodeId(1), Outgoing::Command(GROUP, Command::Open { .. }))));
+    assert!(matches!(
+        story.last_sent(),
+        (NodeId(1), Outgoing::Command { group: GROUP, operation: Operation::Open, .. })
+    ));
     story.answer(reply(Reply::Opened { session: SESSION }));
     assert_eq!(story.last_write(), (RequestId { session: SESSION, number: 1 }, 1));
     story.answer(reply(Reply::Put { version: 7 }));
@@ -119,7 +122,7 @@ fn a_write_whose_session_has_expired_is_sent_in_another_one_if_nothing_was_sent_
     let mut story = in_session(&[1]);
     let call = story.ask(put());
     story.answer(failed(Failure::SessionExpired));
-    assert!(matches!(story.last_sent().1, Outgoing::Command(_, Command::Open { .. })));
+    assert!(matches!(story.last_sent().1, Outgoing::Command { operation: Operation::Open, .. }));
     story.answer(reply(Reply::Opened { session: SessionId(10) }));
     assert_eq!(story.last_write(), (RequestId { session: SessionId(10), number: 1 }, 1));
     story.answer(reply(Reply::Put { version: 3 }));
@@ -144,7 +147,7 @@ fn sessions_that_expire_again_and_again_are_renewed_with_rests_between() {
     for _ in 0..50 {
         let count = story.sent.len();
         match story.last_sent().1 {
-            Outgoing::Command(_, Command::Open { .. }) => {
+            Outgoing::Command { operation: Operation::Open, .. } => {
                 story.answer(reply(Reply::Opened { session: SESSION }))
             }
             _ => story.answer(failed(Failure::SessionExpired)),
@@ -397,9 +400,9 @@ fn one_session_is_opened_for_all_and_survives_the_patience_of_whoever_came_first
     let first = story.ask(put());
     story.pass(millis(9_500));
     let second = story.ask(put());
-    let openings = |story: &Story| -> BTreeSet<u128> {
+    let openings = |story: &Story| -> BTreeSet<SessionId> {
         let nonces = story.sent.iter().filter_map(|(_, _, outgoing)| match outgoing {
-            Outgoing::Command(_, Command::Open { nonce, .. }) => Some(*nonce),
+            Outgoing::Command { request, operation: Operation::Open, .. } => Some(request.session),
             _ => None,
         });
         nonces.collect()
@@ -500,7 +503,7 @@ fn a_proof_is_refused_in_crash_mode_and_costs_no_connection() {
 fn keys_and_values_above_the_limits_are_refused_before_anything_is_sent() {
     let mut story = connected(&[1]);
     let large = Bytes::from(vec![0; 4 << 20]);
-    let call = story.ask(Ask::Write(Write::Put { key: Bytes::from_static(b"k"), value: large }));
+    let call = story.ask(Ask::Write(Write::put("k", large)));
     assert!(matches!(story.written(call), Outcome::Refused(Refusal::Invalid(_))));
     let consistency = Consistency::Linearizable;
     let call = story.ask(Ask::Read { key: Bytes::new(), consistency });
@@ -541,7 +544,12 @@ fn an_end_waits_for_what_is_open_and_closes_all_sessions() {
     assert!(matches!(story.written(open), Outcome::Done(_)));
     assert!(matches!(
         story.last_sent().1,
-        Outgoing::Command(GROUP, Command::Close { request: RequestId { session: SESSION, number: 3 }, .. })
+        Outgoing::Command {
+            group: GROUP,
+            request: RequestId { session: SESSION, number: 3 },
+            operation: Operation::Close,
+            ..
+        }
     ));
     story.answer(reply(Reply::Closed));
     assert_eq!((story.done(end), story.done(again)), (&Done::Closed(Ok(())), &Done::Closed(Ok(()))));
@@ -561,7 +569,7 @@ fn an_end_comes_whatever_does_not_and_can_be_asked_for_again() {
     let again = story.ask(Ask::Close);
     assert!(matches!(
         story.last_sent().1,
-        Outgoing::Command(_, Command::Close { request: RequestId { number: 3, .. }, .. })
+        Outgoing::Command { request: RequestId { number: 3, .. }, operation: Operation::Close, .. }
     ));
     story.answer(failed(Failure::SessionExpired));
     assert_eq!(story.done(again), &Done::Closed(Ok(())), "one that is unknown there needs no closing");
@@ -574,7 +582,7 @@ fn an_end_while_a_session_is_opened_closes_that_too() {
     let end = story.ask(Ask::Close);
     assert!(matches!(story.written(write), Outcome::Refused(Refusal::Invalid(_))));
     story.answer(reply(Reply::Opened { session: SESSION }));
-    assert!(matches!(story.last_sent().1, Outgoing::Command(_, Command::Close { .. })));
+    assert!(matches!(story.last_sent().1, Outgoing::Command { operation: Operation::Close, .. }));
     story.answer(reply(Reply::Closed));
     assert_eq!(story.done(end), &Done::Closed(Ok(())));
 }
