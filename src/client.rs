@@ -23,6 +23,9 @@
 //! it is answered. After a session has expired a write is never sent again under another one if an earlier attempt may have
 //! been applied.
 //!
+//! In crash mode, when little of its time is left, a write that was sent and not answered is cancelled under its number: if it was
+//! applied that is told, else it never will be, and it is Refused. Only where nobody answers that either it is Unknown.
+//!
 //! Groups remember sessions, and a key has a share of them: a program that ends says so by [`Client::close`].
 
 pub mod core;

@@ -204,13 +204,14 @@ impl Mutation {
 
     /// Every defect of what a node does around its engines.
     #[cfg(feature = "mutants")]
-    pub const NODE: [Self; 6] = [
+    pub const NODE: [Self; 7] = [
         Self::ReplaceWithoutAll,
         Self::VoteUnknown,
         Self::NoteAnew,
         Self::ForgetOpenings,
         Self::HearAtOnce,
         Self::IgnoreShares,
+        Self::ForgetCancels,
     ];
 
     /// Every defect of a client in crash mode.

@@ -37,6 +37,12 @@ impl Defect {
     pub const ALL: [Self; 2] = [Self::EarlyBarrier, Self::Amnesia];
 }
 
+/// Without an answer for so long a client gives a request up, in milliseconds.
+const DEADLINE_MILLIS: u64 = 6_000;
+
+/// So are those that have little patience: much of what they ask is under way when they cancel it.
+const HASTY_MILLIS: u64 = 2_500;
+
 /// A run, as its seed draws it.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -74,6 +80,8 @@ pub struct Plan {
     pub row_micros: u64,
     /// Whether all programs ask one client.
     pub is_shared: bool,
+    /// How long a client waits for what becomes of a request, in milliseconds.
+    pub deadline_millis: u64,
     /// What it takes besides for a row of a whole state, so that few of them stand for many.
     pub state_row_micros: u64,
     /// Bytes at which the log is rewritten.
@@ -154,6 +162,7 @@ impl Plan {
             barrier_micros: random.between(100, 4_000),
             row_micros: 0,
             is_shared: false,
+            deadline_millis: DEADLINE_MILLIS,
             state_row_micros: 0,
             log_bytes_max: [15_000, 60_000, 400_000][random.index(3)],
             retain_bytes: slots_kept * [1_000, 4_000, 40_000][random.index(3)],
@@ -192,6 +201,10 @@ impl Plan {
             plan.nemeses.insert(Nemesis::GreedyClient);
         }
         plan.is_shared = Random::new(seed ^ 0x7368_6172_6564).below(3) == 0;
+        // In Byzantine mode nothing is cancelled.
+        if mode == Mode::Crash && Random::new(seed ^ 0x6861_7374_6520).below(4) == 0 {
+            plan.deadline_millis = HASTY_MILLIS;
+        }
         if mode == Mode::Byzantine {
             plan.draw_clients_and_rest(&mut Random::new(seed ^ 0x0073_7461_6c65));
         }
@@ -253,6 +266,7 @@ impl Plan {
             barrier_micros: 200,
             row_micros: 0,
             is_shared: false,
+            deadline_millis: DEADLINE_MILLIS,
             shows_all: false,
             keeps_view: false,
             ends_silent: false,

@@ -112,6 +112,8 @@ fn occasion(wrong: Wrong, mode: Mode, seed: u64) -> Plan {
             // A state with all its sessions would take longer to be put in place than a run waits.
             plan.row_micros = 0;
         }
+        // What was sent must still be on its way when it is cancelled.
+        Mutation::ForgetCancels => plan.deadline_millis = 400,
         Mutation::AnySignOfLife => {
             plan.nemeses.extend([Nemesis::Lies, Nemesis::Kill]);
             (plan.lie, plan.keeps_view, plan.ends_silent) = (Some(Lie::EndlessState), false, false);

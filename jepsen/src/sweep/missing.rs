@@ -3,7 +3,7 @@
 use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
 use crate::world::Kind;
-use crate::world::sim::{PASSED_ON, STRANGER};
+use crate::world::sim::{CANCELLED, PASSED_ON, STRANGER};
 use std::fmt;
 use tetrachord_consensus::pbft::Lie;
 
@@ -30,7 +30,7 @@ const fn interesting(mode: Option<Mode>, with: &'static [Nemesis], what: &'stati
 
 /// What must have happened somewhere in so many runs that they tell.
 #[rustfmt::skip]
-pub const INTERESTING: [Interesting; 13] = [
+pub const INTERESTING: [Interesting; 14] = [
     interesting(None, &[Nemesis::Kill, Nemesis::PowerCut], "a crash lost what was not synced"),
     interesting(None, &[], "a whole state was put in place"),
     interesting(None, &[Nemesis::Halves, Nemesis::Isolate, Nemesis::MajoritiesRing, Nemesis::Bridge, Nemesis::OneWay],
@@ -38,6 +38,7 @@ pub const INTERESTING: [Interesting; 13] = [
     interesting(Some(Mode::Crash), &[], "a leader was elected"),
     interesting(Some(Mode::Crash), &[], "a leader went on with several entries that may have been decided"),
     interesting(Some(Mode::Crash), &[], "a log was cut back"),
+    interesting(Some(Mode::Crash), &[], CANCELLED),
     interesting(Some(Mode::Byzantine), &[], "a new view carried over what was prepared"),
     interesting(Some(Mode::Byzantine), &[], "a view had to be skipped"),
     interesting(Some(Mode::Byzantine), &[], "a view was entered behind the first"),

@@ -3,6 +3,10 @@
 //! The node that is believed to lead is asked first, then the group's replicas in turn, those of promise first ([`super::links`]).
 //! Whoever says who leads sends the call there at once; where nobody knows, it rests a moment, longer after more attempts, so that a
 //! cluster that elects is not hammered.
+//!
+//! A write that was sent and has no answer is asked for again under its number, until little of its time is left. Then it is cancelled,
+//! under the same number: if it was carried out, that is told; else it never will be, which is told too. Only where nobody answers that
+//! either, it is unknown.
 
 use super::calls::{Call, Stage, What};
 use super::timers::Timer;
@@ -26,6 +30,10 @@ const CLUELESS_FOR: Duration = Duration::from_millis(1_000);
 
 /// So many attempts are made without a rest where each one names another node to ask, or ends with its connection.
 const NAMED_MAX: u32 = 4;
+
+/// So much of a call's time is left for a write that may have been carried out to be cancelled: one part in so many of it, and no more
+/// than an attempt may take.
+const CANCEL_PART: u32 = 4;
 
 impl Core {
     /// Asks a node of the call's group, the one of most promise.
@@ -77,11 +85,13 @@ impl Core {
         }
         let (now, attempt) = (self.now.at, self.setup.options.attempt);
         let call = self.calls.get_mut(&id).expect("an open call");
-        let until = call.deadline.min(now.saturating_add(attempt));
+        let cancel_at = call.cancel_at(attempt);
+        let until = if now < cancel_at { cancel_at } else { call.deadline };
+        let until = until.min(now.saturating_add(attempt));
         if let Some((request, is_first)) = self.links.ask(node, id, now) {
             (call.stage, call.asked_before) = (Stage::Answer(node, request), Some(node));
             call.asked_since = now;
-            let outgoing = outgoing(call);
+            let outgoing = outgoing(call, now >= cancel_at);
             if is_first {
                 self.effects.push(Effect::Look(node));
             }
@@ -312,8 +322,21 @@ impl Core {
     }
 }
 
+impl Call {
+    /// From when on a write that may have been carried out is cancelled; the deadline for whatever needs no cancelling.
+    fn cancel_at(&self, attempt: Duration) -> Duration {
+        match self.write() {
+            Some(_) => {
+                let patience = self.deadline.saturating_sub(self.asked_at);
+                self.deadline.saturating_sub(attempt.min(patience / CANCEL_PART))
+            }
+            None => self.deadline,
+        }
+    }
+}
+
 /// What a call sends to the node that it asks.
-fn outgoing(call: &Call) -> Outgoing {
+fn outgoing(call: &Call, is_late: bool) -> Outgoing {
     let command = |request: RequestId, ack_below, operation| {
         let group = call.group();
         Outgoing::Command { group, request, ack_below, operation }
@@ -323,7 +346,10 @@ fn outgoing(call: &Call) -> Outgoing {
         What::End(request) => command(*request, request.number, Operation::Close),
         What::Ask(Ask::Write(write)) => {
             let number = call.number.expect("a write has a number before it is sent");
-            let operation = Operation::Write(write.clone());
+            let operation = match is_late && call.maybe_applied {
+                true => Operation::Cancel { key: write.key().clone() },
+                false => Operation::Write(write.clone()),
+            };
             command(number.request, number.ack_below, operation)
         }
         What::Ask(Ask::Read { key, consistency }) => {

@@ -27,6 +27,9 @@ const REFUSED_REST_MICROS: u64 = 20_000;
 /// What is told when liars that have no replica of a group tell what it answered.
 pub const STRANGER: &str = "a liar told what a group answered that it has no replica of";
 
+/// What is told when a client cancels what may be on its way.
+pub const CANCELLED: &str = "a write was cancelled before it was carried out";
+
 pub(super) struct Client {
     process: u64,
     /// The client that it asks.
@@ -210,12 +213,15 @@ impl World {
     fn refused(&mut self, index: usize, refusal: &Refusal) {
         let is_fair = match refusal {
             Refusal::Unavailable(_) => true,
-            Refusal::Failure(Failure::TooLate { .. } | Failure::TooEarly { .. }) => true,
+            Refusal::Failure(Failure::TooLate { .. } | Failure::TooEarly { .. } | Failure::Cancelled) => true,
             Refusal::Failure(_) | Refusal::Invalid(_) | Refusal::Denied(_) => false,
         };
         let given_up = self.clients[index].give_up();
         if !is_fair {
             return self.violate(|| format!("a correct client is refused: {refusal:?} of {given_up:?}"));
+        }
+        if matches!(refusal, Refusal::Failure(Failure::Cancelled)) {
+            self.reach(CANCELLED);
         }
         self.reach("a client was refused what surely did not happen");
         self.rest_at_least(index, REFUSED_REST_MICROS);

@@ -32,9 +32,6 @@ pub(super) const FIRST_CONNECTION: u64 = 1_000;
 /// A connection whose node is gone ends after so long, in microseconds.
 const IDLE_MICROS: u64 = 3_000_000;
 
-/// Without an answer for so long a client gives a request up.
-const DEADLINE: Duration = Duration::from_secs(6);
-
 /// Clients' clocks are so far ahead: what a request may wait is not what is tested here.
 const AHEAD_MICROS: u64 = 244_000_000;
 
@@ -83,7 +80,10 @@ impl Machine {
             nodes,
             ring: is_byzantine.then(|| ring.clone()),
             signing: is_byzantine.then_some(signing),
-            options: ClientOptions { deadline: DEADLINE, ..ClientOptions::default() },
+            options: ClientOptions {
+                deadline: Duration::from_millis(plan.deadline_millis),
+                ..ClientOptions::default()
+            },
             seed,
             mutation: plan.mutation,
         };

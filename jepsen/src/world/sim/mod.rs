@@ -28,7 +28,7 @@ use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
 use crate::random::Random;
 use client::Client;
-pub use client::STRANGER;
+pub use client::{CANCELLED, STRANGER};
 use clocks::Clocks;
 use connections::{FIRST_CONNECTION, Machine};
 use durable::Durable;

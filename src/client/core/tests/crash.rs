@@ -287,6 +287,64 @@ fn a_node_that_lets_everybody_in_and_hangs_up_is_not_asked_without_a_rest() {
     assert!(story.sent.len() < 200 && !story.done.contains_key(&call));
 }
 
+fn is_cancel(outgoing: &Outgoing) -> bool {
+    matches!(outgoing, Outgoing::Command { operation: Operation::Cancel { .. }, .. })
+}
+
+/// A write that was sent to a node which is gone; it is late now.
+fn late() -> (Story, CallId, RequestId) {
+    let mut story = in_session(&[1, 2, 3]);
+    let call = story.ask(put());
+    let (request, _) = story.last_write();
+    story.lose(1);
+    story.greet(1);
+    let patience = story.core.setup.options.deadline;
+    story.pass(patience - millis(1_001));
+    assert!(!story.sent.iter().any(|(.., outgoing)| is_cancel(outgoing)), "there is time");
+    story.pass(millis(50));
+    (story, call, request)
+}
+
+#[test]
+fn a_write_that_is_late_is_cancelled_under_its_number() {
+    let (mut story, call, number) = late();
+    let Outgoing::Command { request, operation, .. } = story.last_sent().1 else { panic!() };
+    assert_eq!((*request, operation), (number, &Operation::Cancel { key: Bytes::from_static(b"k") }));
+    story.answer(failed(Failure::Cancelled));
+    assert_eq!(story.written(call), &Outcome::Refused(Refusal::Failure(Failure::Cancelled)));
+}
+
+#[test]
+fn a_write_that_was_carried_out_before_it_was_cancelled_is_done() {
+    let (mut story, call, _) = late();
+    story.answer(reply(Reply::Put { version: 7 }));
+    assert_eq!(story.written(call), &Outcome::Done(Reply::Put { version: 7 }));
+}
+
+#[test]
+fn a_write_whose_cancelling_nobody_answers_is_unknown() {
+    let (mut story, call, _) = late();
+    story.answer(retry(RetryReason::NoLeader, None));
+    story.pass(millis(940));
+    assert!(is_cancel(story.last_sent().1), "it is asked for until the end");
+    story.pass(millis(20));
+    assert!(matches!(story.written(call), Outcome::Unknown(_)));
+}
+
+/// Nothing is on its way: it can still be carried out.
+#[test]
+fn a_write_that_was_never_sent_is_not_cancelled() {
+    let mut story = in_session(&[1, 2, 3]);
+    let call = story.ask(put());
+    while story.now().at < millis(9_900) {
+        assert!(!is_cancel(story.last_sent().1));
+        story.answer(retry(RetryReason::NoLeader, None));
+        story.pass(millis(40));
+    }
+    story.answer(reply(Reply::Put { version: 7 }));
+    assert!(matches!(story.written(call), Outcome::Done(_)));
+}
+
 #[test]
 fn patience_without_end_is_no_mistake() {
     let forever = ClientOptions { deadline: Duration::MAX, attempt: Duration::MAX };
