@@ -2,10 +2,17 @@
 //!
 //! ```no_run
 //! # async fn example() -> anyhow::Result<()> {
-//! use tetrachord::{Client, config::ClusterConfig};
-//! let client = Client::new(ClusterConfig::load("cluster/cluster.toml".as_ref())?)?;
-//! client.put("greeting", "hello").await.done()?;
-//! let value = client.get("greeting").await.done()?;
+//! use tetrachord::{Client, Outcome, config::ClusterConfig};
+//!
+//! let client = Client::new(ClusterConfig::load("mycluster/cluster.toml".as_ref())?)?;
+//! match client.put("greeting", "hello").await {
+//!     Outcome::Done(version) => println!("stored as version {version}"),
+//!     Outcome::Refused(why) => println!("surely not stored: {why}"),
+//!     Outcome::Unknown(why) => println!("nobody knows yet: {why}"),
+//! }
+//! let visits = client.incr("visits", 1).await.done()?; // the same as a Result
+//! let greeting = client.get("greeting").await.done()?;
+//! println!("{visits} visits, {greeting:?}");
 //! client.close().await?;
 //! # Ok(()) }
 //! ```

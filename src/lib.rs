@@ -16,20 +16,30 @@
 //! * [`kv`] is what commands mean; [`storage`] is what survives.
 //! * [`ring`] says who owns what; [`config`] reads files; [`cli`] is the command line.
 //! * [`limits`] holds every bound, [`shares`] divides what many clients ask for, [`error`] sorts errors by what their reader must do.
+//!
+//! Without the feature `server`, which is on unless it is turned off, there is what a program needs that only asks: the client and what it stands
+//! on. It knows no disk, no engine and no command line.
 
+#[cfg(feature = "server")]
 pub mod cli;
 pub mod client;
 pub mod config;
+#[cfg(feature = "server")]
 pub mod error;
+#[cfg(feature = "server")]
 pub mod gateway;
+#[cfg(feature = "server")]
 pub mod group;
 pub mod kv;
 pub mod limits;
+#[cfg(feature = "server")]
 pub mod node;
 pub mod proof;
 pub mod ring;
+#[cfg(feature = "server")]
 pub mod router;
 pub mod shares;
+#[cfg(feature = "server")]
 pub mod storage;
 pub mod transport;
 pub mod wire;

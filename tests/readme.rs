@@ -57,6 +57,19 @@ fn all_fit(lines: &[&str], patterns: &[String]) -> bool {
     }
 }
 
+/// The README's program is the one in the documentation of the client, which is compiled.
+#[test]
+fn the_program_in_the_readme_is_the_one_that_is_compiled() {
+    let shown = include_str!("../README.md").split("```rust\n").nth(1).unwrap().split("```").next().unwrap();
+    let essay = include_str!("../src/client.rs").split("//! ```no_run\n").nth(1).unwrap();
+    let lines = essay.lines().take_while(|line| *line != "//! ```");
+    let lines = lines.map(|line| line.trim_start_matches("//!").trim_start_matches(' '));
+    let compiled: Vec<&str> = lines.filter(|line| !line.starts_with("# ")).collect();
+    // Indentation aside.
+    let shown: Vec<&str> = shown.lines().map(str::trim_start).collect();
+    assert_eq!(shown, compiled);
+}
+
 #[test]
 fn what_the_readme_shows_is_what_happens() {
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();

@@ -1,6 +1,8 @@
 //! The clients of a new cluster: each has keys of its own, and a cluster file that names them.
 
-use super::{ConfigError, GenesisClient, Mode, signing_key, write_secret};
+use super::init::signing_key;
+use super::writing::write_secret;
+use super::{ConfigError, GenesisClient, Mode};
 use crate::transport::Identity;
 use std::path::{Path, PathBuf};
 

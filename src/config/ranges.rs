@@ -2,7 +2,7 @@
 
 use super::{GenesisNode, StorageConfig, Timing};
 use crate::storage::disk::CACHE_BYTES;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
 /// No disk and no memory is larger.
@@ -62,28 +62,6 @@ pub(super) fn check_timing(timing: &Timing) -> Result<(), String> {
     let least = 4 * heartbeat_millis;
     within("timing.election_millis", election_millis, least..=ELECTION_MILLIS_MAX)
         .map_err(|error| format!("{error}: at least four heartbeats"))
-}
-
-/// Checks that nodes can be reached where they are said to be.
-pub(super) fn check_addresses(nodes: &[GenesisNode]) -> Result<(), String> {
-    for (index, node) in nodes.iter().enumerate() {
-        let GenesisNode { id, address, .. } = node;
-        let ip = address.ip().to_canonical();
-        let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
-        if ip.is_unspecified() || ip.is_multicast() || is_broadcast {
-            return Err(format!(
-                "the address of {id} is {address}, at which nobody can be reached. Give the address that the others reach it \
-                 by; which one it binds, `listen` in its node.toml says"
-            ));
-        }
-        if address.port() == 0 {
-            return Err(format!("the address of {id} is {address}: port 0 is none that others can reach"));
-        }
-        if let Some(other) = nodes[..index].iter().find(|other| other.address == *address) {
-            return Err(format!("{} and {id} have the same address, {address}", other.id));
-        }
-    }
-    Ok(())
 }
 
 /// Checks that a socket bound there reaches all of these.

@@ -18,37 +18,56 @@
 //! What is not here: who asks, and whether the answer is still wanted (`group`); transactions; nothing ends yet, although records say
 //! when they will.
 
+#[cfg(feature = "server")]
 mod apply;
+#[cfg(feature = "server")]
 mod checkpoint;
 mod envelope;
+#[cfg(feature = "server")]
 mod evaluate;
+#[cfg(feature = "server")]
 mod lattice;
+#[cfg(feature = "server")]
 mod machine;
 mod operation;
+#[cfg(feature = "server")]
 mod overlay;
+#[cfg(feature = "server")]
 mod reached;
+#[cfg(feature = "server")]
 mod read;
+#[cfg(feature = "server")]
 mod record;
 mod reply;
+#[cfg(feature = "server")]
 mod sessions;
+#[cfg(feature = "server")]
 mod shares;
+#[cfg(feature = "server")]
 mod state_root;
 
+#[cfg(feature = "server")]
 pub use apply::{Applied, Slot};
 pub use envelope::{Batch, Command, Envelope, Input};
+#[cfg(feature = "server")]
 pub use machine::{Machine, Rules};
 pub use operation::{
     Client, Expect, Expiry, Kind, Operation, OperationError, RequestId, SessionId, When, Write, check_key,
 };
+#[cfg(feature = "server")]
 pub use reached::Reached;
+#[cfg(feature = "server")]
 pub use read::Found;
+#[cfg(feature = "server")]
 pub use record::Record;
 #[cfg(test)]
 pub(crate) use record::{seal, unseal};
 pub use reply::{Failure, Reply};
+#[cfg(feature = "server")]
 pub use shares::Held;
 #[cfg(test)]
 pub(crate) use state_root::LEAVES_OUT_SESSIONS;
+#[cfg(feature = "server")]
 pub use state_root::{PartSet, StateRoot, part_after, part_bounds, part_of};
 
 #[cfg(test)]

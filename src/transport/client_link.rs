@@ -1,8 +1,8 @@
 //! A client's connection to one node.
 
-use super::endpoint::{WINDOW, client_protocol, idle_config};
+use super::frames::take_frame;
 use super::outbox::{Outbox, Pushed, write_frames};
-use super::reading::take_frame;
+use super::protocol::{Versions, WINDOW, client_protocol, idle_config};
 use super::tls::{Identity, PublicKey, client_crypto};
 use crate::limits::PEER_FRAME_BYTES_MAX;
 use bytes::{Bytes, BytesMut};
@@ -41,6 +41,19 @@ pub enum Denial {
          the cluster file's `protocol` must fit the record that the nodes have"
     )]
     Cluster(SocketAddr),
+    /// The node speaks another version.
+    #[error(
+        "{address} speaks version {theirs} of the protocol with clients, and this program version {ours}: use a program of the \
+         version that the cluster runs"
+    )]
+    Version {
+        /// The node's address.
+        address: SocketAddr,
+        /// What it speaks.
+        theirs: u32,
+        /// What this build speaks.
+        ours: u32,
+    },
 }
 
 /// How long a connection may take to open.
@@ -171,6 +184,13 @@ const NO_PROTOCOL: u64 = 0x100 + 120;
 
 /// TLS alerts mean that waiting will not help.
 fn classify(address: SocketAddr, error: &quinn::ConnectionError) -> LinkError {
+    if let Some(Versions { client: theirs, .. }) = Versions::told(error) {
+        let ours = Versions::OURS.client;
+        let is_other = theirs != ours;
+        let denial =
+            if is_other { Denial::Version { address, theirs, ours } } else { Denial::Cluster(address) };
+        return LinkError::Denied(denial);
+    }
     let code = match error {
         quinn::ConnectionError::ConnectionClosed(close) => u64::from(close.error_code),
         quinn::ConnectionError::TransportError(error) => u64::from(error.code),

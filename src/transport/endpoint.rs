@@ -4,7 +4,8 @@ use super::clients::{Clients, Share};
 use super::door::{Door, HANDSHAKE_PATIENCE, Knock};
 use super::outbox::write_frames;
 use super::peers::{Link, PeerAddress, dial};
-use super::reading::{Allowance, FIRST_WINDOW, frames_of};
+use super::protocol::{self, FIRST_WINDOW, KEEP_ALIVE, WINDOW, client_protocol, idle_config, peer_protocol};
+use super::reading::{Allowance, frames_of};
 use super::tls::{Identity, PublicKey, peer_key, server_crypto};
 use super::watch::{Watch, WatchedRuntime};
 use crate::gateway::ConnectionId;
@@ -97,16 +98,6 @@ pub struct TransportSettings {
     pub greeting: Bytes,
 }
 
-/// The protocol's name between nodes of a cluster.
-fn peer_protocol(cluster: &str) -> Vec<u8> {
-    format!("tetrachord-peer/3/{cluster}").into_bytes()
-}
-
-/// The protocol's name between clients and nodes of a cluster.
-pub(super) fn client_protocol(cluster: &str) -> Vec<u8> {
-    format!("tetrachord-client/2/{cluster}").into_bytes()
-}
-
 /// Connections that have knocked and were not looked at yet, and bytes of what they say.
 const KNOCKING_MAX: usize = 4096;
 const KNOCKING_BYTES: u64 = 16 << 20;
@@ -167,6 +158,7 @@ impl Transport {
     pub fn start(settings: TransportSettings, inbound: mpsc::Sender<Inbound>) -> anyhow::Result<Self> {
         let peer_protocol = peer_protocol(&settings.cluster);
         let protocols = vec![peer_protocol.clone(), client_protocol(&settings.cluster)];
+        let protocols = protocols.into_iter().chain([protocol::VERSIONS.to_vec()]).collect();
         let peers: BTreeMap<PublicKey, NodeId> =
             settings.peers.iter().map(|peer| (peer.key, peer.node)).collect();
         let keys = peers.keys().copied().chain(settings.clients.iter().copied()).collect();
@@ -258,29 +250,6 @@ impl Transport {
     }
 }
 
-/// Silence ends a connection after this time; links are kept alive well within it.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Between nodes, which say heartbeats anyway.
-pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(1);
-
-/// Bytes that QUIC keeps unread of a connection to an end that is known and trusted with so much.
-pub(super) const WINDOW: u32 = 16 << 20;
-
-pub(super) fn idle_config(keep_alive: Duration, window: u32) -> Arc<quinn::TransportConfig> {
-    let mut config = quinn::TransportConfig::default();
-    let idle = quinn::IdleTimeout::try_from(IDLE_TIMEOUT).expect("3 s is a valid timeout");
-    config
-        .max_idle_timeout(Some(idle))
-        .keep_alive_interval(Some(keep_alive))
-        .initial_rtt(Duration::from_millis(10))
-        .max_concurrent_bidi_streams(4u32.into())
-        .max_concurrent_uni_streams(8u32.into())
-        .stream_receive_window((4u32 << 20).into())
-        .receive_window(window.into());
-    Arc::new(config)
-}
-
 async fn accept(
     shared: Shared,
     peers: BTreeMap<PublicKey, Arc<Link>>,
@@ -317,11 +286,12 @@ async fn accept(
                 Err(_) => return tracing::info!(%address, "a handshake took too long"),
             };
             let Some(key) = peer_key(&connection) else { return };
-            let protocol = connection
-                .handshake_data()
-                .and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
-                .and_then(|data| data.protocol)
-                .unwrap_or_default();
+            let protocol = protocol::of(&connection);
+            if protocol == protocol::VERSIONS {
+                tracing::warn!(%key, %address, "refused: speaks another version, or for another cluster");
+                return connection
+                    .close(protocol::VERSIONS_CODE.into(), &protocol::Versions::OURS.to_bytes());
+            }
             let is_peer_protocol = protocol == shared.peer_protocol;
             match peers.get(&key) {
                 Some(link) if is_peer_protocol => {

@@ -23,18 +23,28 @@
 //! This folder is the only place that knows quinn. It does not know what a frame means.
 
 mod client_link;
+#[cfg(feature = "server")]
 mod clients;
+#[cfg(feature = "server")]
 mod door;
+#[cfg(feature = "server")]
 mod endpoint;
+mod frames;
 mod outbox;
+#[cfg(feature = "server")]
 mod peers;
+mod protocol;
+#[cfg(feature = "server")]
 mod reading;
 #[cfg(test)]
 mod tests;
 mod tls;
+#[cfg(feature = "server")]
 mod watch;
 
 pub use client_link::{ClientEndpoint, ClientLink, Denial, LinkError, Patience};
+#[cfg(feature = "server")]
 pub use endpoint::{Frame, Inbound, Transport, TransportSettings};
+#[cfg(feature = "server")]
 pub use peers::PeerAddress;
 pub use tls::{Identity, IdentityError, PublicKey};

@@ -66,6 +66,7 @@ impl Outbox {
     }
 
     /// Bytes that wait or are being written.
+    #[cfg(feature = "server")]
     pub(super) fn bytes(&self) -> usize {
         let queue = self.queue();
         queue.bytes + queue.writing

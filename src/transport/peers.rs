@@ -1,7 +1,8 @@
 //! Links to the other nodes: one connection each, dialled by the lower number, renewed when it is lost.
 
-use super::endpoint::{Inbound, KEEP_ALIVE, Shared, WINDOW, idle_config};
+use super::endpoint::{Inbound, Shared};
 use super::outbox::{Outbox, Pushed, write_frames};
+use super::protocol::{self, KEEP_ALIVE, Versions, WINDOW, idle_config};
 use super::reading::frames_of;
 use super::tls::{PublicKey, client_crypto};
 use crate::limits::PEER_FRAME_BYTES_MAX;
@@ -139,6 +140,14 @@ impl Link {
 
 /// Why a link ended, for people.
 fn in_words(reason: &quinn::ConnectionError) -> String {
+    if let Some(Versions { peer: theirs, .. }) = Versions::told(reason) {
+        let ours = Versions::OURS.peer;
+        return if theirs == ours {
+            "it belongs to another cluster, or has another genesis record".to_string()
+        } else {
+            format!("it speaks version {theirs} of the protocol between nodes, and this node version {ours}")
+        };
+    }
     match reason {
         quinn::ConnectionError::LocallyClosed => {
             "a stream of it had ended, or a newer link took its place".to_string()
@@ -182,8 +191,12 @@ async fn dial_once(link: &Link, shared: &Shared) -> Result<quinn::Connection, St
     config.transport_config(idle_config(KEEP_ALIVE, WINDOW));
     let connecting = shared.endpoint.connect_with(config, link.peer.address, "tetrachord");
     let connecting = connecting.map_err(|error| error.to_string())?;
-    match tokio::time::timeout(DIAL_TIMEOUT, connecting).await {
-        Ok(connected) => connected.map_err(|error| error.to_string()),
-        Err(_) => Err("no answer".to_string()),
-    }
+    let dialled = async {
+        let connection = connecting.await.map_err(|error| error.to_string())?;
+        if protocol::of(&connection) == protocol::VERSIONS {
+            return Err(in_words(&connection.closed().await));
+        }
+        Ok(connection)
+    };
+    tokio::time::timeout(DIAL_TIMEOUT, dialled).await.unwrap_or_else(|_| Err("no answer".to_string()))
 }

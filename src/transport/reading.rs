@@ -5,15 +5,14 @@
 
 use super::clients::Share;
 use super::endpoint::{Frame, Inbound, Shared};
-use bytes::{Buf, Bytes, BytesMut};
+use super::frames::{frame_bytes, take_frame};
+use super::protocol::FIRST_WINDOW;
+use bytes::BytesMut;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// Bytes that QUIC keeps unread of a connection whose other end is not known yet, and of a client's at first.
-pub(super) const FIRST_WINDOW: u32 = 32 << 10;
-
-/// The same of a client that makes use of it, as far as its key's share goes.
+/// Bytes that QUIC keeps unread of a client that makes use of it, as far as its key's share goes.
 const CLIENT_WINDOW_MAX: u32 = 1 << 20;
 
 /// A frame up to this size may be half here without being counted.
@@ -117,52 +116,5 @@ pub(super) async fn frames_of(
                 return;
             }
         }
-    }
-}
-
-/// How long the next frame says it is.
-fn frame_bytes(buffer: &BytesMut) -> Option<usize> {
-    buffer.get(..4).map(|mut length| length.get_u32_le() as usize)
-}
-
-/// The next whole frame of a stream: a length in four bytes, little-endian, then so many bytes.
-pub(super) fn take_frame(buffer: &mut BytesMut, bytes_max: usize) -> Option<Result<Bytes, usize>> {
-    let bytes = frame_bytes(buffer)?;
-    if bytes > bytes_max {
-        return Some(Err(bytes));
-    }
-    if buffer.len() < 4 + bytes {
-        return None;
-    }
-    buffer.advance(4);
-    Some(Ok(buffer.split_to(bytes).freeze()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn frames_come_out_whole_however_the_bytes_arrive() {
-        let stream =
-            [&5u32.to_le_bytes()[..], b"first", &0u32.to_le_bytes(), &6u32.to_le_bytes(), b"second"].concat();
-        for cut in 0..stream.len() {
-            let mut buffer = BytesMut::from(&stream[..cut]);
-            let mut bodies = Vec::new();
-            while let Some(body) = take_frame(&mut buffer, 100) {
-                bodies.push(body.unwrap());
-            }
-            buffer.extend_from_slice(&stream[cut..]);
-            while let Some(body) = take_frame(&mut buffer, 100) {
-                bodies.push(body.unwrap());
-            }
-            assert_eq!(bodies, [&b"first"[..], b"", b"second"]);
-        }
-    }
-
-    #[test]
-    fn a_frame_that_claims_too_much_is_refused_before_it_arrives() {
-        let mut buffer = BytesMut::from(&u32::MAX.to_le_bytes()[..]);
-        assert_eq!(take_frame(&mut buffer, 100), Some(Err(u32::MAX as usize)));
     }
 }

@@ -1,16 +1,22 @@
 //! Who is who: ed25519 keys as TLS identities, without certificates.
 
+use super::protocol::VERSIONS;
 use ed25519_dalek::SigningKey;
+#[cfg(feature = "server")]
+use rustls::DistinguishedName;
 use rustls::client::AlwaysResolvesClientRawPublicKeys;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{
     CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
 };
-use rustls::server::AlwaysResolvesServerRawPublicKeys;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+#[cfg(feature = "server")]
+use rustls::server::{
+    AlwaysResolvesServerRawPublicKeys,
+    danger::{ClientCertVerified, ClientCertVerifier},
+};
 use rustls::sign::CertifiedKey;
-use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
+use rustls::{DigitallySignedStruct, SignatureScheme};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -144,6 +150,7 @@ impl Identity {
     }
 
     /// A secret for other uses, derived so that it says nothing about this one.
+    #[cfg(feature = "server")]
     #[must_use]
     pub(super) fn derive(&self, purpose: &str) -> [u8; 32] {
         blake3::derive_key(purpose, &self.seed)
@@ -163,6 +170,7 @@ fn tls(error: impl fmt::Display) -> IdentityError {
 }
 
 /// The key that the other end of a connection has proved.
+#[cfg(feature = "server")]
 pub(super) fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
     let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     key_of(identity.first()?)
@@ -246,6 +254,7 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
+#[cfg(feature = "server")]
 impl ClientCertVerifier for Pinned {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
@@ -288,6 +297,7 @@ impl ClientCertVerifier for Pinned {
 }
 
 /// TLS for the side that is dialled: it speaks the given protocols with the given keys.
+#[cfg(feature = "server")]
 pub(super) fn server_crypto(
     identity: &Identity,
     keys: BTreeSet<PublicKey>,
@@ -304,7 +314,7 @@ pub(super) fn server_crypto(
     quinn::crypto::rustls::QuicServerConfig::try_from(config).map_err(tls)
 }
 
-/// TLS for the side that dials: it expects exactly this key and speaks this protocol.
+/// TLS for the side that dials: it expects exactly this key and speaks this protocol. Where that is not spoken, it is told what is.
 pub(super) fn client_crypto(
     identity: &Identity,
     expected: PublicKey,
@@ -318,7 +328,7 @@ pub(super) fn client_crypto(
         .dangerous()
         .with_custom_certificate_verifier(pinned)
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(identity.certified()?)));
-    config.alpn_protocols = vec![protocol];
+    config.alpn_protocols = vec![protocol, VERSIONS.to_vec()];
     quinn::crypto::rustls::QuicClientConfig::try_from(config).map_err(tls)
 }
 

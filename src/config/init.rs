@@ -1,0 +1,150 @@
+//! A new cluster: its keys and all its files.
+
+use super::ConfigError;
+use super::clients::{CLIENTS_MAX, NewClient};
+use super::cluster::{ClusterFile, GenesisNode};
+use super::genesis::{FlexibleQuorums, GENESIS_VERSION, Genesis, NOWHERE, Timing};
+use super::node::{NodeFile, StorageConfig};
+use super::ranges::check_families;
+use super::sizes::Mode;
+use super::writing::{create_dir, create_own_dir, write_file, write_secret, write_toml};
+use crate::limits::Limits;
+use crate::ring::NodeId;
+use crate::transport::Identity;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// What [`init`] is asked to make.
+#[derive(Clone, Debug)]
+pub struct InitPlan {
+    /// Where.
+    pub dir: PathBuf,
+    /// Addresses of the nodes, in order.
+    pub addresses: Vec<SocketAddr>,
+    /// Groups.
+    pub groups: usize,
+    /// Replicas of each.
+    pub replicas: usize,
+    /// Clients, each with keys of its own.
+    pub clients: usize,
+    /// Quorums other than majorities.
+    pub quorums: Option<FlexibleQuorums>,
+    /// Faults survived.
+    pub mode: Mode,
+    /// Settings of every node's store.
+    pub storage: StorageConfig,
+    /// Timers.
+    pub timing: Timing,
+}
+
+/// Makes keys, the genesis record, a file for each node and one for each client. Nothing that exists is overwritten.
+/// Returns the first client's cluster file and the node files.
+pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
+    let dir = &plan.dir;
+    let genesis_path = dir.join("genesis.toml");
+    if genesis_path.exists() {
+        let reason = "a cluster was already made here; choose another directory or remove it".to_string();
+        return Err(ConfigError::Value { path: genesis_path, reason });
+    }
+    let randomness =
+        |error: getrandom::Error| ConfigError::Form { path: dir.clone(), reason: error.to_string() };
+    let identities: Vec<Identity> =
+        plan.addresses.iter().map(|_| Identity::generate()).collect::<Result<_, _>>().map_err(randomness)?;
+    if plan.clients == 0 || plan.clients > CLIENTS_MAX {
+        let reason = format!("{} clients: a cluster is made with 1 to {CLIENTS_MAX}", plan.clients);
+        return Err(ConfigError::Value { path: genesis_path, reason });
+    }
+    let clients = (1..=plan.clients).map(|number| NewClient::draw(number, plan.mode).map_err(randomness));
+    let clients: Vec<NewClient> = clients.collect::<Result<_, _>>()?;
+    let signing = plan.addresses.iter().map(|_| signing_key(plan.mode).map_err(randomness));
+    let signing: Vec<Option<Identity>> = signing.collect::<Result<_, _>>()?;
+    let public = |key: &Option<Identity>| key.as_ref().map(Identity::public);
+    let nodes: Vec<GenesisNode> = (1u32..)
+        .zip(plan.addresses.iter().zip(identities.iter().zip(&signing)))
+        .map(|(id, (address, (identity, signing)))| GenesisNode {
+            id: NodeId(id),
+            address: *address,
+            key: identity.public(),
+            signing_key: public(signing),
+        })
+        .collect();
+    let mut cluster = [0u8; 16];
+    getrandom::fill(&mut cluster).map_err(randomness)?;
+    let genesis = Genesis {
+        version: GENESIS_VERSION,
+        cluster: cluster.iter().map(|byte| format!("{byte:02x}")).collect(),
+        mode: plan.mode,
+        groups: plan.groups,
+        replicas: plan.replicas,
+        quorums: plan.quorums,
+        limits: Limits::default(),
+        timing: plan.timing,
+        nodes: nodes.clone(),
+        clients: clients.iter().map(NewClient::record).collect(),
+    };
+    let first = plan.addresses.first().copied().unwrap_or(NOWHERE);
+    let checked = genesis.check().and_then(|()| check_families(first, &genesis.nodes));
+    checked.map_err(|reason| ConfigError::Value { path: genesis_path.clone(), reason })?;
+    create_dir(dir)?;
+    for client in &clients {
+        client.write_keys(dir)?;
+    }
+    let mut node_files = Vec::new();
+    for (node, (identity, signing)) in nodes.iter().zip(identities.iter().zip(&signing)) {
+        node_files.push(init_node(dir, node, identity, signing.as_ref(), plan.storage)?);
+    }
+    let is_byzantine = plan.mode == Mode::Byzantine;
+    for client in &clients {
+        let cluster = ClusterFile {
+            protocol: genesis.protocol_name(),
+            client_key_file: client.key_file(),
+            groups: is_byzantine.then_some(plan.groups),
+            replicas: is_byzantine.then_some(plan.replicas),
+            client_signing_key_file: client.signing_key_file(),
+            nodes: nodes.clone(),
+        };
+        write_toml(&dir.join(client.cluster_file()), &cluster)?;
+    }
+    write_toml(&genesis_path, &genesis)?;
+    Ok((dir.join(clients[0].cluster_file()), node_files))
+}
+
+fn init_node(
+    dir: &Path,
+    node: &GenesisNode,
+    identity: &Identity,
+    signing: Option<&Identity>,
+    storage: StorageConfig,
+) -> Result<PathBuf, ConfigError> {
+    let home = dir.join(node.id.to_string());
+    let data = home.join("data");
+    create_own_dir(&home)?;
+    create_own_dir(&data)?;
+    write_secret(&home.join("node.key"), &identity.secret_hex())?;
+    if let Some(signing) = signing {
+        write_secret(&home.join("signing.key"), &signing.secret_hex())?;
+    }
+    let bootstrap = data.join(crate::storage::disk::BOOTSTRAP_FILE);
+    write_file(&bootstrap, "This node has never run. The file is used up at its first start.\n")?;
+    let path = home.join("node.toml");
+    let file = NodeFile {
+        node: node.id,
+        genesis: "../genesis.toml".into(),
+        key_file: "node.key".into(),
+        signing_key_file: signing.map(|_| "signing.key".into()),
+        data_dir: "data".into(),
+        listen: None,
+        storage,
+        chaos: None,
+    };
+    write_toml(&path, &file)?;
+    Ok(path)
+}
+
+/// A key for signing, where the mode has use for one.
+pub(super) fn signing_key(mode: Mode) -> Result<Option<Identity>, getrandom::Error> {
+    match mode {
+        Mode::Crash => Ok(None),
+        Mode::Byzantine => Identity::generate().map(Some),
+    }
+}
