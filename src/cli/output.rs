@@ -76,7 +76,9 @@ pub(crate) fn not_done(error: &NotDone, is_json: bool) -> Exit {
         NotDone::Unknown(_) => (Exit::Unknown, "unknown"),
         NotDone::Refused(Refusal::Failure(_)) => (Exit::Refused, "refused"),
         NotDone::Refused(Refusal::Invalid(_)) => (Exit::Error, "invalid"),
-        NotDone::Refused(Refusal::Unavailable(_)) => (Exit::Unavailable, "unavailable"),
+        NotDone::Refused(Refusal::Unavailable(_) | Refusal::Cancelled(_)) => {
+            (Exit::Unavailable, "unavailable")
+        }
         NotDone::Refused(Refusal::Denied(_)) => (Exit::Denied, "denied"),
     };
     if is_json {

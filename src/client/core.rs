@@ -44,7 +44,7 @@ use crate::limits::Limits;
 use crate::ring::{GroupId, NodeId, RingMap};
 use crate::wire::{Answer, AnswerFrame, Consistency, Hello, NodeStatus, Request, RetryReason};
 use bytes::Bytes;
-use calls::{Call, What};
+use calls::{Call, Stage, What};
 use closing::Closing;
 use greeting::Greeting;
 use links::{Links, Verdict};
@@ -394,6 +394,9 @@ impl Core {
             }
             Answer::Outcomes { .. } => {}
             answer => match self.who_asked(node, id) {
+                Some(call) if self.calls[&call].cancelled == Some((node, id)) => {
+                    self.on_earlier_answer(call, answer);
+                }
                 Some(call) => self.on_answer(call, node, answer),
                 None => self.note_hint(node, id, answer),
             },
@@ -456,8 +459,11 @@ impl Core {
 
     fn lose(&mut self, node: NodeId, why: &str) {
         self.timers.clear(Timer::Probe(node));
-        for call in self.links.lost(node, self.now.at) {
-            self.no_answer(call, why);
+        for (request, call) in self.links.lost(node, self.now.at) {
+            // What was cancelled is not waited for as its cancelling is, perhaps at another node.
+            if self.calls.get(&call).is_some_and(|call| call.stage == Stage::Answer(node, request)) {
+                self.no_answer(call, why);
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! What became of a request, and what was read: outcomes are never dressed up.
 
-use crate::kv::{Failure, Reply, Write};
+use crate::kv::{Failure, Reply, When, Write};
 use crate::proof::Proof;
 use crate::ring::GroupId;
 use crate::wire::{Consistency, Served};
@@ -31,6 +31,9 @@ pub enum Refusal {
     /// No node could take it in time.
     #[error("unavailable: {0}")]
     Unavailable(String),
+    /// It was sent, was not answered in time, and was cancelled before it was carried out.
+    #[error("cancelled before it was carried out: {0}")]
+    Cancelled(String),
     /// The cluster does not know this client.
     #[error("denied: {0}")]
     Denied(String),
@@ -97,7 +100,8 @@ impl Outcome<Reply> {
 /// Whether a write can have this reply.
 fn answers(write: &Write, reply: &Reply) -> bool {
     match write {
-        Write::Put { .. } => matches!(reply, Reply::Put { .. }),
+        Write::Put { when: When::Always, .. } => matches!(reply, Reply::Put { .. }),
+        Write::Put { .. } => matches!(reply, Reply::Put { .. } | Reply::Unmet { .. }),
         Write::Delete { .. } => matches!(reply, Reply::Deleted { .. }),
         Write::Cas { .. } => matches!(reply, Reply::Cas { .. }),
         Write::Incr { .. } => matches!(reply, Reply::Incr { .. }),

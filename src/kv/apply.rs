@@ -178,6 +178,9 @@ impl Machine {
             return Ok(Reply::Failed(Failure::WrongGroup));
         }
         let reply = Reply::Failed(Failure::Cancelled);
+        // What was signed under the number may be good for longer than this is.
+        let lasting = self.reached.session_time + REQUEST_VALID_MICROS_MAX;
+        let good_until = if good_until == 0 { 0 } else { lasting };
         if !self.rules.forgets_cancels {
             self.remember(envelope, digest64(&envelope.operation), reply.clone(), good_until);
         }

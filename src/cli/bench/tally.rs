@@ -28,7 +28,9 @@ impl<T> From<Outcome<T>> for End {
     fn from(outcome: Outcome<T>) -> Self {
         match outcome {
             Outcome::Done(_) => Self::Done,
-            Outcome::Refused(Refusal::Unavailable(reason)) => Self::Unavailable(reason),
+            Outcome::Refused(Refusal::Unavailable(reason) | Refusal::Cancelled(reason)) => {
+                Self::Unavailable(reason)
+            }
             Outcome::Refused(refusal) => Self::Refused(refusal.to_string()),
             Outcome::Unknown(reason) => Self::Unknown(reason),
         }

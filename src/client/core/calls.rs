@@ -59,8 +59,10 @@ pub(super) struct Call {
     /// Something was sent that may have been carried out, or may yet be.
     pub(super) maybe_applied: bool,
     pub(super) tried: u32,
-    /// Since when the node is asked that is asked now.
+    /// Since when the node is asked, or waited for, that is now.
     pub(super) asked_since: Duration,
+    /// A write that was cancelled, and to whom it was sent before: an answer to it is as good.
+    pub(super) cancelled: Option<(NodeId, u64)>,
     /// How often its session had expired.
     pub(super) renewed: u32,
     pub(super) asked_before: Option<NodeId>,
@@ -105,6 +107,7 @@ impl Core {
             maybe_applied: false,
             tried: 0,
             asked_since: self.now.at,
+            cancelled: None,
             renewed: 0,
             asked_before: None,
             target: None,
@@ -258,6 +261,9 @@ impl Core {
             Stage::Agreement => self.leave_agreement(id),
             Stage::Closing => self.leave_closing(id),
             Stage::Moving | Stage::Pause => {}
+        }
+        if let Some((node, request)) = call.cancelled {
+            self.links.answered(node, request);
         }
         if let Some(number) = call.number {
             self.give_back(&number);

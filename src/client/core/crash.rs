@@ -12,7 +12,7 @@ use super::calls::{Call, Stage, What};
 use super::timers::Timer;
 use super::{Ask, CallId, Core, Done, Effect, Outgoing, Unreachable};
 use crate::client::outcome::{Outcome, Read, Refusal, unexpected};
-use crate::client::status;
+use crate::client::{ClientOptions, status};
 use crate::kv::{Failure, Operation, Reply, RequestId, SessionId};
 use crate::ring::{GroupId, NodeId};
 use crate::wire::{Answer, Request, RetryReason};
@@ -85,12 +85,12 @@ impl Core {
         }
         let (now, attempt) = (self.now.at, self.setup.options.attempt);
         let call = self.calls.get_mut(&id).expect("an open call");
+        call.asked_since = now;
         let cancel_at = call.cancel_at(attempt);
         let until = if now < cancel_at { cancel_at } else { call.deadline };
         let until = until.min(now.saturating_add(attempt));
         if let Some((request, is_first)) = self.links.ask(node, id, now) {
             (call.stage, call.asked_before) = (Stage::Answer(node, request), Some(node));
-            call.asked_since = now;
             let outgoing = outgoing(call, now >= cancel_at);
             if is_first {
                 self.effects.push(Effect::Look(node));
@@ -100,6 +100,8 @@ impl Core {
             self.timers.set(Timer::Call(id), until);
         } else {
             call.stage = Stage::Link(node);
+            // What was never sent needs no cancelling.
+            let until = if call.maybe_applied { until } else { call.deadline };
             self.timers.set(Timer::Call(id), until.min(now + CONNECT_PATIENCE));
             self.links.wait(node, id);
             self.dial(node);
@@ -117,9 +119,12 @@ impl Core {
     /// The connection that a call waits for does not come soon. The dial goes on.
     pub(super) fn link_is_late(&mut self, id: CallId, node: NodeId) {
         self.links.leave(node, id);
-        self.links.avoid(node, self.now.at);
-        let (address, limit) = (self.setup.nodes[&node], CONNECT_PATIENCE.as_millis());
-        let reason = format!("cannot reach {address}: no answer within {limit} ms");
+        let waited = self.now.at.saturating_sub(self.calls[&id].asked_since);
+        if waited >= CONNECT_PATIENCE {
+            self.links.avoid(node, self.now.at);
+        }
+        let (address, waited) = (self.setup.nodes[&node], waited.as_millis());
+        let reason = format!("cannot reach {address}: no answer within {waited} ms");
         self.not_reached(id, &Unreachable::Silent(reason));
     }
 
@@ -161,12 +166,42 @@ impl Core {
 
     /// No answer has come within the time of an attempt.
     pub(super) fn answer_is_late(&mut self, id: CallId, node: NodeId, request: u64) {
-        self.links.answered(node, request);
         let waited = self.now.at.saturating_sub(self.calls[&id].asked_since);
+        if waited < self.setup.options.attempt
+            && self.calls[&id].is_to_be_cancelled(self.now.at, &self.setup.options)
+        {
+            return self.cancel_beside(id, node, request);
+        }
+        self.links.answered(node, request);
         if waited >= self.setup.options.attempt && self.calls[&id].group.is_some() {
             self.links.avoid(node, self.now.at);
         }
         self.no_answer(id, &format!("{node} did not answer within {} ms", waited.as_millis()));
+    }
+
+    /// Little time is left for a write: it is cancelled over the connection over which it was sent, behind it. Whichever of the two is
+    /// answered first tells what it came to.
+    fn cancel_beside(&mut self, id: CallId, node: NodeId, request: u64) {
+        let call = self.calls.get_mut(&id).expect("an open call");
+        (call.maybe_applied, call.cancelled) = (true, Some((node, request)));
+        self.reach(id, node);
+    }
+
+    /// A node answers a write that was cancelled since.
+    pub(super) fn on_earlier_answer(&mut self, id: CallId, answer: Answer) {
+        let Answer::Reply { reply, slot, leader } = answer else { return };
+        let is_outcome = !matches!(&reply, Reply::Failed(failure) if !failure.is_outcome());
+        if !is_outcome {
+            return;
+        }
+        match self.calls[&id].stage {
+            Stage::Answer(node, request) => _ = self.links.answered(node, request),
+            Stage::Link(node) => self.links.leave(node, id),
+            _ => {}
+        }
+        self.calls.get_mut(&id).expect("an open call").stage = Stage::Moving;
+        self.note_leader(id, leader);
+        self.on_reply(id, slot, reply);
     }
 
     /// What was sent is not answered; it may have been carried out.
@@ -274,6 +309,10 @@ impl Core {
                     self.finish(id, Done::Write(Outcome::Unknown(reason)));
                 }
                 Reply::Failed(Failure::SessionExpired) => self.session_expired(id),
+                Reply::Failed(Failure::Cancelled) => {
+                    let refusal = Refusal::Cancelled(call.last.clone());
+                    self.finish(id, Done::Write(Outcome::Refused(refusal)));
+                }
                 Reply::Failed(failure) if failure.is_outcome() => {
                     self.finish(id, Done::Write(Outcome::Refused(Refusal::Failure(failure))));
                 }
@@ -332,6 +371,11 @@ impl Call {
             }
             None => self.deadline,
         }
+    }
+
+    /// Whether a write is late that was sent as it is.
+    fn is_to_be_cancelled(&self, now: Duration, options: &ClientOptions) -> bool {
+        self.cancelled.is_none() && now < self.deadline && now >= self.cancel_at(options.attempt)
     }
 }
 

@@ -193,8 +193,8 @@ impl Links {
         }
     }
 
-    /// The connection is gone; whose requests were not answered.
-    pub(super) fn lost(&mut self, node: NodeId, now: Duration) -> Vec<CallId> {
+    /// The connection is gone; the requests that were not answered, and whose they were.
+    pub(super) fn lost(&mut self, node: NodeId, now: Duration) -> Vec<(u64, CallId)> {
         let Some(link) = self.0.get_mut(&node) else { return Vec::new() };
         let State::Open { asked, has_spoken, .. } = std::mem::take(&mut link.state) else {
             return Vec::new();
@@ -203,7 +203,7 @@ impl Links {
             link.failures = link.failures.saturating_add(1);
         }
         link.avoid_until = now + AVOID_FOR;
-        asked.into_values().collect()
+        asked.into_iter().collect()
     }
 
     /// A number for a request that nobody waits for; none if there is no connection.
@@ -389,7 +389,7 @@ mod tests {
         assert_eq!(links.judge(NODE, heard(5), millis(0)), Verdict::Lives(Some(millis(150))));
         assert_eq!(links.ask(NODE, CallId(2), millis(10)), Some((2, false)), "it is looked at already");
         assert_eq!(links.judge(NODE, heard(5), millis(150)), Verdict::Dead);
-        assert_eq!(links.lost(NODE, millis(150)), [CallId(1), CallId(2)]);
+        assert_eq!(links.lost(NODE, millis(150)), [(1, CallId(1)), (2, CallId(2))]);
         assert!(links.failed_lately(NODE, millis(151)) && !links.is_open(NODE));
     }
 

@@ -4,7 +4,7 @@ mod byzantine;
 mod crash;
 
 use super::*;
-use crate::kv::{Failure, RequestId, SessionId};
+use crate::kv::{Failure, RequestId, SessionId, When};
 use crate::wire::Served;
 
 pub(super) const GROUP: GroupId = GroupId(1);

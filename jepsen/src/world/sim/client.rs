@@ -212,15 +212,15 @@ impl World {
     /// It surely did not happen. A correct client is refused only what nobody could take, or what came too late.
     fn refused(&mut self, index: usize, refusal: &Refusal) {
         let is_fair = match refusal {
-            Refusal::Unavailable(_) => true,
-            Refusal::Failure(Failure::TooLate { .. } | Failure::TooEarly { .. } | Failure::Cancelled) => true,
+            Refusal::Unavailable(_) | Refusal::Cancelled(_) => true,
+            Refusal::Failure(Failure::TooLate { .. } | Failure::TooEarly { .. }) => true,
             Refusal::Failure(_) | Refusal::Invalid(_) | Refusal::Denied(_) => false,
         };
         let given_up = self.clients[index].give_up();
         if !is_fair {
             return self.violate(|| format!("a correct client is refused: {refusal:?} of {given_up:?}"));
         }
-        if matches!(refusal, Refusal::Failure(Failure::Cancelled)) {
+        if matches!(refusal, Refusal::Cancelled(_)) {
             self.reach(CANCELLED);
         }
         self.reach("a client was refused what surely did not happen");

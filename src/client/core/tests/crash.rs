@@ -311,7 +311,7 @@ fn a_write_that_is_late_is_cancelled_under_its_number() {
     let Outgoing::Command { request, operation, .. } = story.last_sent().1 else { panic!() };
     assert_eq!((*request, operation), (number, &Operation::Cancel { key: Bytes::from_static(b"k") }));
     story.answer(failed(Failure::Cancelled));
-    assert_eq!(story.written(call), &Outcome::Refused(Refusal::Failure(Failure::Cancelled)));
+    assert!(matches!(story.written(call), Outcome::Refused(Refusal::Cancelled(_))));
 }
 
 #[test]
@@ -329,6 +329,48 @@ fn a_write_whose_cancelling_nobody_answers_is_unknown() {
     assert!(is_cancel(story.last_sent().1), "it is asked for until the end");
     story.pass(millis(20));
     assert!(matches!(story.written(call), Outcome::Unknown(_)));
+}
+
+/// The node is slow, not gone: it is cancelled there, and what was asked before may still be answered.
+#[test]
+fn an_answer_that_comes_behind_the_cancelling_is_as_good() {
+    let patience = ClientOptions { deadline: millis(1_200), attempt: millis(1_000) };
+    let cancelled = || {
+        let mut story = Story::new(Setup { options: patience, ..Story::setup(3) });
+        story.greet(1);
+        let call = story.ask(put());
+        story.answer(reply(Reply::Opened { session: SESSION }));
+        let sent = story.sent.len();
+        story.pass(millis(899) - story.now().at);
+        assert_eq!(story.sent.len(), sent, "there is time");
+        story.pass(millis(20));
+        assert_eq!(story.sent.len(), sent + 1);
+        let (node, outgoing) = story.last_sent();
+        assert!(node == NodeId(1) && is_cancel(outgoing), "not elsewhere: {outgoing:?}");
+        (story, call, sent - 1)
+    };
+    let (mut story, call, write) = cancelled();
+    story.answer_to(write, retry(RetryReason::NotLeader, Some(2)));
+    assert!(!story.done.contains_key(&call), "that it was not done then says nothing");
+    story.answer_to(write, reply(Reply::Put { version: 7 }));
+    assert!(!story.done.contains_key(&call), "one answer to each");
+    let (mut story, call, write) = cancelled();
+    story.answer_to(write, reply(Reply::Put { version: 7 }));
+    assert_eq!(story.written(call), &Outcome::Done(Reply::Put { version: 7 }));
+    story.answer(reply(Reply::Put { version: 7 }));
+    let (mut story, call, _) = cancelled();
+    story.lose(1);
+    story.pass(millis(600));
+    assert!(matches!(story.written(call), Outcome::Unknown(_)), "it came to one end");
+}
+
+#[test]
+fn a_put_whose_condition_does_not_hold_surely_did_nothing() {
+    let mut story = in_session(&[1, 2, 3]);
+    let Write::Put { key, value, kind, expiry, .. } = Write::put("k", "v") else { panic!() };
+    let call = story.ask(Ask::Write(Write::Put { key, value, kind, expiry, when: When::Absent }));
+    story.answer(reply(Reply::Unmet { version: 3 }));
+    assert_eq!(story.written(call), &Outcome::Done(Reply::Unmet { version: 3 }));
 }
 
 /// Nothing is on its way: it can still be carried out.
