@@ -2,7 +2,7 @@
 
 use super::frames::take_frame;
 use super::outbox::{Outbox, Pushed, write_frames};
-use super::protocol::{Versions, WINDOW, client_protocol, idle_config};
+use super::protocol::{Versions, WINDOW, client_protocol, idle_config, versions_protocol};
 use super::tls::{Identity, PublicKey, client_crypto};
 use crate::limits::PEER_FRAME_BYTES_MAX;
 use bytes::{Bytes, BytesMut};
@@ -107,7 +107,8 @@ impl ClientLink {
         let unreachable = |reason: String| LinkError::Unreachable { address, reason };
         let late = |limit: Duration| unreachable(format!("no answer within {} ms", limit.as_millis()));
         let attempt = async {
-            let crypto = client_crypto(identity, key, client_protocol(cluster));
+            let crypto =
+                client_crypto(identity, key, vec![client_protocol(cluster), versions_protocol(cluster)]);
             let mut config =
                 quinn::ClientConfig::new(Arc::new(crypto.map_err(|error| unreachable(error.to_string()))?));
             config.transport_config(idle_config(KEEP_ALIVE, WINDOW));

@@ -4,7 +4,9 @@ use super::clients::{Clients, Share};
 use super::door::{Door, HANDSHAKE_PATIENCE, Knock};
 use super::outbox::write_frames;
 use super::peers::{Link, PeerAddress, dial};
-use super::protocol::{self, FIRST_WINDOW, KEEP_ALIVE, WINDOW, client_protocol, idle_config, peer_protocol};
+use super::protocol::{
+    self, FIRST_WINDOW, KEEP_ALIVE, WINDOW, client_protocol, idle_config, peer_protocol, versions_protocol,
+};
 use super::reading::{Allowance, frames_of};
 use super::tls::{Identity, PublicKey, peer_key, server_crypto};
 use super::watch::{Watch, WatchedRuntime};
@@ -111,6 +113,7 @@ pub(super) struct Shared {
     pub(super) endpoint: quinn::Endpoint,
     pub(super) identity: Identity,
     pub(super) peer_protocol: Vec<u8>,
+    pub(super) versions_protocol: Vec<u8>,
     pub(super) watch: Watch,
     inbound: mpsc::Sender<Inbound>,
     room: Arc<Semaphore>,
@@ -157,8 +160,9 @@ impl Transport {
     /// runtime.
     pub fn start(settings: TransportSettings, inbound: mpsc::Sender<Inbound>) -> anyhow::Result<Self> {
         let peer_protocol = peer_protocol(&settings.cluster);
-        let protocols = vec![peer_protocol.clone(), client_protocol(&settings.cluster)];
-        let protocols = protocols.into_iter().chain([protocol::VERSIONS.to_vec()]).collect();
+        let versions_protocol = versions_protocol(&settings.cluster);
+        let protocols =
+            vec![peer_protocol.clone(), client_protocol(&settings.cluster), versions_protocol.clone()];
         let peers: BTreeMap<PublicKey, NodeId> =
             settings.peers.iter().map(|peer| (peer.key, peer.node)).collect();
         let keys = peers.keys().copied().chain(settings.clients.iter().copied()).collect();
@@ -188,6 +192,7 @@ impl Transport {
             endpoint,
             identity,
             peer_protocol,
+            versions_protocol,
             watch,
             inbound,
             room: Arc::new(Semaphore::new(INBOX_BYTES)),
@@ -287,7 +292,7 @@ async fn accept(
             };
             let Some(key) = peer_key(&connection) else { return };
             let protocol = protocol::of(&connection);
-            if protocol == protocol::VERSIONS {
+            if protocol == shared.versions_protocol {
                 tracing::warn!(%key, %address, "refused: speaks another version, or for another cluster");
                 return connection
                     .close(protocol::VERSIONS_CODE.into(), &protocol::Versions::OURS.to_bytes());

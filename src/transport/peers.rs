@@ -186,14 +186,18 @@ pub(super) async fn dial(link: Arc<Link>, shared: Shared) {
 }
 
 async fn dial_once(link: &Link, shared: &Shared) -> Result<quinn::Connection, String> {
-    let crypto = client_crypto(&shared.identity, link.peer.key, shared.peer_protocol.clone());
+    let crypto = client_crypto(
+        &shared.identity,
+        link.peer.key,
+        vec![shared.peer_protocol.clone(), shared.versions_protocol.clone()],
+    );
     let mut config = quinn::ClientConfig::new(Arc::new(crypto.map_err(|error| error.to_string())?));
     config.transport_config(idle_config(KEEP_ALIVE, WINDOW));
     let connecting = shared.endpoint.connect_with(config, link.peer.address, "tetrachord");
     let connecting = connecting.map_err(|error| error.to_string())?;
     let dialled = async {
         let connection = connecting.await.map_err(|error| error.to_string())?;
-        if protocol::of(&connection) == protocol::VERSIONS {
+        if protocol::of(&connection) == shared.versions_protocol {
             return Err(in_words(&connection.closed().await));
         }
         Ok(connection)

@@ -1,8 +1,8 @@
 //! What both ends of a connection must agree on: what they call what they speak, and how long they may be silent.
 //!
 //! The name in the TLS handshake (ALPN) says who speaks, in which version, and in which cluster; ends that disagree never talk. So that they
-//! can say why, whoever dials offers besides, last, to be told of versions: where nothing else fits, the other end says
-//! which it speaks, and hangs up.
+//! can say why, whoever dials offers besides, last, to be told of versions: where nothing else fits, an end of the same cluster says
+//! which it speaks, and hangs up. Who does not know the cluster's name is turned away before anything is signed.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,8 +25,11 @@ pub(super) fn client_protocol(cluster: &str) -> Vec<u8> {
     format!("tetrachord-client/{CLIENT_VERSION}/{cluster}").into_bytes()
 }
 
-/// The name where nothing else fits. What is said then must never change.
-pub(super) const VERSIONS: &[u8] = b"tetrachord-versions";
+/// The name where nothing else fits, between ends of one cluster whatever its genesis record. What is said then must never change.
+pub(super) fn versions_protocol(cluster: &str) -> Vec<u8> {
+    let name = cluster.split('-').next().unwrap_or_default();
+    format!("tetrachord-versions/{name}").into_bytes()
+}
 
 /// The code with which a connection ends then.
 pub(super) const VERSIONS_CODE: u32 = 7;

@@ -1,7 +1,7 @@
 //! What clients may take of a node's transport: of its places, and of its memory before anything can be judged.
 
 use super::clients::KEY_CONNECTIONS_MAX;
-use super::protocol::{Versions, WINDOW, client_protocol, idle_config};
+use super::protocol::{Versions, WINDOW, client_protocol, idle_config, versions_protocol};
 use super::tls::client_crypto;
 use super::*;
 use crate::ring::NodeId;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-const CLUSTER: &str = "a test";
+const CLUSTER: &str = "a test-77";
 const GREETING: &[u8] = b"\x05\0\0\0hello";
 
 /// One node and whoever attacks and uses it, in one process.
@@ -55,7 +55,7 @@ impl Scene {
 
     /// Shakes hands and nothing more.
     async fn shake_hands(&self, identity: &Identity) -> quinn::Connection {
-        let crypto = client_crypto(identity, self.key, client_protocol(CLUSTER)).unwrap();
+        let crypto = client_crypto(identity, self.key, vec![client_protocol(CLUSTER)]).unwrap();
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(idle_config(Duration::from_millis(500), WINDOW));
         self.endpoint.connect_with(config, self.address, "tetrachord").unwrap().await.unwrap()
@@ -233,27 +233,31 @@ fn a_key_that_is_read_slowly_holds_up_no_other_whatever_it_sends() {
     }
 }
 
-/// Programs and nodes of different builds, or of different clusters, say so to each other.
+/// Programs and nodes of different builds, or of different records of one cluster, say so to each other.
 #[test]
 fn whoever_speaks_another_version_is_told_which_is_spoken() {
     let client = Identity::from_seed([2; 32]);
     run(async {
         let scene = Scene::new(&[&client]);
         let told = async |protocol: &[u8]| {
-            let crypto = client_crypto(&client, scene.key, protocol.to_vec()).unwrap();
+            let protocols = vec![protocol.to_vec(), versions_protocol(CLUSTER)];
+            let crypto = client_crypto(&client, scene.key, protocols).unwrap();
             let mut config = quinn::ClientConfig::new(Arc::new(crypto));
             config.transport_config(idle_config(Duration::from_millis(500), WINDOW));
             let connecting = scene.endpoint.connect_with(config, scene.address, "tetrachord").unwrap();
             Versions::told(&connecting.await.unwrap().closed().await)
         };
-        assert_eq!(told(b"tetrachord-client/9/a test").await, Some(Versions::OURS));
-        assert_eq!(told(&client_protocol("another")).await, Some(Versions::OURS));
+        assert_eq!(told(b"tetrachord-client/9/a test-77").await, Some(Versions::OURS));
+        assert_eq!(told(&client_protocol("a test-88")).await, Some(Versions::OURS));
         assert!(scene.connect(&client).await.is_ok(), "others are not disturbed");
-        // What programs say of it.
+        // What programs say of it, and of a cluster that has another name: that one is told nothing.
         let endpoint = ClientEndpoint::new(false).unwrap();
         let patience = Patience { silence: Duration::from_secs(5), handshake: Duration::from_secs(5) };
-        let dialled = ClientLink::connect(&endpoint, &client, scene.address, scene.key, "another", patience);
-        let denied = dialled.await.unwrap_err();
-        assert_eq!(denied, LinkError::Denied(Denial::Cluster(scene.address)));
+        for cluster in ["a test-88", "another-77"] {
+            let dialled =
+                ClientLink::connect(&endpoint, &client, scene.address, scene.key, cluster, patience);
+            let denied = dialled.await.unwrap_err();
+            assert_eq!(denied, LinkError::Denied(Denial::Cluster(scene.address)), "{cluster}");
+        }
     });
 }

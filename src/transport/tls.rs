@@ -1,6 +1,5 @@
 //! Who is who: ed25519 keys as TLS identities, without certificates.
 
-use super::protocol::VERSIONS;
 use ed25519_dalek::SigningKey;
 #[cfg(feature = "server")]
 use rustls::DistinguishedName;
@@ -314,11 +313,11 @@ pub(super) fn server_crypto(
     quinn::crypto::rustls::QuicServerConfig::try_from(config).map_err(tls)
 }
 
-/// TLS for the side that dials: it expects exactly this key and speaks this protocol. Where that is not spoken, it is told what is.
+/// TLS for the side that dials: it expects exactly this key and speaks one of these protocols.
 pub(super) fn client_crypto(
     identity: &Identity,
     expected: PublicKey,
-    protocol: Vec<u8>,
+    protocols: Vec<Vec<u8>>,
 ) -> Result<quinn::crypto::rustls::QuicClientConfig, IdentityError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let pinned = Arc::new(Pinned { keys: BTreeSet::from([expected]), provider: Arc::clone(&provider) });
@@ -328,7 +327,7 @@ pub(super) fn client_crypto(
         .dangerous()
         .with_custom_certificate_verifier(pinned)
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(identity.certified()?)));
-    config.alpn_protocols = vec![protocol, VERSIONS.to_vec()];
+    config.alpn_protocols = protocols;
     quinn::crypto::rustls::QuicClientConfig::try_from(config).map_err(tls)
 }
 
