@@ -129,27 +129,35 @@ impl Machine {
             Operation::Close => Ok(self.sessions.close(envelope.request.session, &client, now)),
             Operation::Get { key } => self.read_in_order(storage, &client, key, reads),
             Operation::Write(write) => {
-                self.apply_once(envelope, write.key(), good_until, |machine, placed| {
+                let digest = Some(digest64(&envelope.operation));
+                self.apply_once(envelope, write.key(), digest, good_until, |machine, placed| {
                     if operation.check(&machine.rules.limits).is_err() {
                         return Ok(Reply::Failed(Failure::Malformed));
                     }
                     machine.apply_write(storage, placed, write)
                 })
             }
-            Operation::Cancel { key } => self.cancel(envelope, key, good_until),
+            // If nothing was carried out under its number yet, nothing ever will be. What was signed under the number may be good for
+            // longer than this is.
+            Operation::Cancel { key } => {
+                let lasting = envelope.not_after.map_or(0, |_| now + REQUEST_VALID_MICROS_MAX);
+                self.apply_once(envelope, key, None, lasting, |_, _| Ok(Reply::Failed(Failure::Cancelled)))
+            }
         }
     }
 
-    /// Carries a request out, unless it was before, and remembers what it came to.
+    /// Carries a request out, unless its number has an outcome, which is told: whatever was asked under it, if no digest is given.
+    /// Remembers what it comes to. Only the owner of the key does so: from another group it would be a promise of which the owner does not
+    /// know.
     fn apply_once(
         &mut self,
         envelope: &Envelope,
         key: &Bytes,
+        digest: Option<u64>,
         good_until: u64,
         act: impl FnOnce(&mut Self, PlacedKey) -> Result<Reply, StorageError>,
     ) -> Result<Reply, StorageError> {
-        let digest = digest64(&envelope.operation);
-        match self.look_up(envelope, Some(digest)) {
+        match self.look_up(envelope, digest) {
             Lookup::Known(reply) => return Ok(reply),
             Lookup::Refused(failure) => return Ok(Reply::Failed(failure)),
             Lookup::Fresh => {}
@@ -159,30 +167,11 @@ impl Machine {
             return Ok(Reply::Failed(Failure::WrongGroup));
         }
         let reply = act(self, (position, key.clone()))?;
-        let is_outcome = !matches!(&reply, Reply::Failed(failure) if !failure.is_outcome());
-        if is_outcome {
-            self.remember(envelope, digest, reply.clone(), good_until);
-        }
-        Ok(reply)
-    }
-
-    /// Tells what a number came to, whatever was asked under it; if nothing yet, it never will be. From a group that does not own the
-    /// key that would be a promise which the owner does not know.
-    fn cancel(&mut self, envelope: &Envelope, key: &Bytes, good_until: u64) -> Result<Reply, StorageError> {
-        match self.look_up(envelope, None) {
-            Lookup::Known(reply) => return Ok(reply),
-            Lookup::Refused(failure) => return Ok(Reply::Failed(failure)),
-            Lookup::Fresh => {}
-        }
-        if !self.range.contains(Position::of_key(key)) {
-            return Ok(Reply::Failed(Failure::WrongGroup));
-        }
-        let reply = Reply::Failed(Failure::Cancelled);
-        // What was signed under the number may be good for longer than this is.
-        let lasting = self.reached.session_time + REQUEST_VALID_MICROS_MAX;
-        let good_until = if good_until == 0 { 0 } else { lasting };
-        if !self.rules.forgets_cancels {
-            self.remember(envelope, digest64(&envelope.operation), reply.clone(), good_until);
+        let is_forgotten = self.rules.forgets_cancels && reply == Reply::Failed(Failure::Cancelled);
+        if reply.is_outcome() && !is_forgotten {
+            let digest = digest.unwrap_or_else(|| digest64(&envelope.operation));
+            let RequestId { session, number } = envelope.request;
+            self.sessions.remember(session, number, digest, reply.clone(), good_until);
         }
         Ok(reply)
     }
@@ -196,11 +185,6 @@ impl Machine {
         let Envelope { request, ack_below, after, .. } = *envelope;
         let asked = Asked { number: request.number, ack_below, after, digest };
         self.sessions.lookup(id, asked, self.reached.session_time)
-    }
-
-    fn remember(&mut self, envelope: &Envelope, digest: u64, reply: Reply, good_until: u64) {
-        let RequestId { session, number } = envelope.request;
-        self.sessions.remember(session, number, digest, reply, good_until);
     }
 
     fn apply_write(

@@ -129,7 +129,7 @@ impl Kind {
     }
 }
 
-/// When a key ends.
+/// When a key ends. It has its place in requests and records; nothing ends yet, so what would have to is refused ([`Operation::check`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Expiry {
     /// Never.
@@ -193,6 +193,9 @@ pub enum OperationError {
         /// The limit.
         max: usize,
     },
+    /// The key would have to end.
+    #[error("the write says when its key ends, and keys do not end in this version: leave the expiry out")]
+    Expiry,
     /// The bytes are no request.
     #[error("not a request: {0}")]
     Malformed(String),
@@ -245,10 +248,15 @@ impl Operation {
         }
     }
 
-    /// Checks sizes.
+    /// Checks sizes, and that nothing is asked that this version does not do.
     pub fn check(&self, limits: &Limits) -> Result<(), OperationError> {
         self.key().map_or(Ok(()), |key| check_key(key, limits))?;
         let Self::Write(write) = self else { return Ok(()) };
+        if let Write::Put { expiry, .. } | Write::Cas { expiry, .. } = write
+            && matches!(expiry, Expiry::At(_) | Expiry::In(_))
+        {
+            return Err(OperationError::Expiry);
+        }
         let value = match write {
             Write::Put { value, .. }
             | Write::Append { value, .. }
@@ -319,6 +327,19 @@ mod tests {
         assert!(Operation::decode(&[&bytes[..], &[0]].concat()).is_err());
         let newer = [&[2], &bytes[1..]].concat();
         assert!(Operation::decode(&newer).unwrap_err().to_string().contains("format 2"));
+    }
+
+    /// A key that is said to end, and stays, would be a promise that is not kept.
+    #[test]
+    fn what_would_have_to_end_is_refused() {
+        let Write::Put { key, value, kind, when, .. } = Write::put("k", "v") else { panic!() };
+        for (expiry, is_fine) in
+            [(Expiry::Never, true), (Expiry::Keep, true), (Expiry::At(7), false), (Expiry::In(7), false)]
+        {
+            let (key, value) = (key.clone(), value.clone());
+            let put = Operation::Write(Write::Put { key, value, kind, expiry, when });
+            assert_eq!(put.check(&Limits::default()).is_ok(), is_fine, "{expiry:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How far a group's state has come.
 
-use super::record::{seal, unseal};
+use super::record::{seal_value, unseal_value};
 use crate::error::StorageError;
 use crate::ring::GroupId;
 use crate::storage::{StateWrite, Storage, keys};
@@ -44,12 +44,7 @@ impl Reached {
 
     /// Reads the record that [`Self::write`] made, or one under another key with the same form.
     pub fn decode(raw: &[u8], record: Bytes) -> Result<Self, StorageError> {
-        let body = unseal(raw, record)?;
-        let corrupt = |why: String| StorageError::corrupt(format!("record {}", raw.escape_ascii()), why);
-        match body.split_first() {
-            Some((&FORMAT, body)) => postcard::from_bytes(body).map_err(|error| corrupt(error.to_string())),
-            _ => Err(corrupt(format!("it is not of format {FORMAT}"))),
-        }
+        unseal_value(raw, FORMAT, record)
     }
 
     /// The write that says so.
@@ -63,6 +58,6 @@ impl Reached {
     /// The record for a raw key that holds a position of the state.
     #[must_use]
     pub fn encode(&self, raw: &[u8]) -> Bytes {
-        seal(raw, &postcard::to_extend(self, vec![FORMAT]).expect("writing to memory cannot fail"))
+        seal_value(raw, FORMAT, self)
     }
 }

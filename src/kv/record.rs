@@ -14,6 +14,8 @@ use crate::limits::{RECORD_BYTES_MAX, VALUE_BYTES_CAP};
 use crate::ring::Position;
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// What is stored of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +66,29 @@ pub(crate) fn unseal(raw_key: &[u8], mut record: Bytes) -> Result<Bytes, Storage
         || StorageError::corrupt(format!("record {}", raw_key.escape_ascii()), "its checksum is wrong");
     let crc = record.try_get_u32().map_err(|_| damaged())?;
     if crc == checksum(raw_key, &record) { Ok(record) } else { Err(damaged()) }
+}
+
+/// The record of a small row: what it holds as postcard writes it, behind a byte for its format.
+pub(super) fn seal_value<T: Serialize>(raw_key: &[u8], format: u8, value: &T) -> Bytes {
+    let body = postcard::to_extend(value, vec![format]);
+    seal(raw_key, &body.expect("writing to memory cannot fail and every length is known"))
+}
+
+/// Reads what [`seal_value`] made.
+pub(super) fn unseal_value<T: DeserializeOwned>(
+    raw_key: &[u8],
+    format: u8,
+    record: Bytes,
+) -> Result<T, StorageError> {
+    let body = unseal(raw_key, record)?;
+    let corrupt = |why: String| StorageError::corrupt(format!("record {}", raw_key.escape_ascii()), why);
+    match body.split_first() {
+        Some((found, body)) if *found == format => {
+            postcard::from_bytes(body).map_err(|error| corrupt(error.to_string()))
+        }
+        Some((found, _)) => Err(corrupt(format!("it has format {found}, and this build reads {format}"))),
+        None => Err(corrupt("it is empty".to_string())),
+    }
 }
 
 fn checksum(raw_key: &[u8], body: &[u8]) -> u32 {

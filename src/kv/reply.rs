@@ -62,6 +62,14 @@ pub enum Reply {
     },
 }
 
+impl Reply {
+    /// Whether it is the outcome of its request, and remembered as such ([`Failure::is_outcome`]).
+    #[must_use]
+    pub fn is_outcome(&self) -> bool {
+        !matches!(self, Self::Failed(failure) if !failure.is_outcome())
+    }
+}
+
 /// Why a request changed nothing. It surely did not, in this group, under this request number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Error)]
 pub enum Failure {

@@ -190,8 +190,7 @@ impl Core {
     /// A node answers a write that was cancelled since.
     pub(super) fn on_earlier_answer(&mut self, id: CallId, answer: Answer) {
         let Answer::Reply { reply, slot, leader } = answer else { return };
-        let is_outcome = !matches!(&reply, Reply::Failed(failure) if !failure.is_outcome());
-        if !is_outcome {
+        if !reply.is_outcome() {
             return;
         }
         match self.calls[&id].stage {

@@ -5,12 +5,11 @@
 use super::{Outcome, Session, Sessions};
 use crate::error::StorageError;
 use crate::kv::operation::{Client, SessionId};
-use crate::kv::record::{seal, unseal};
+use crate::kv::record::{seal_value, unseal_value};
 use crate::kv::reply::Reply;
 use crate::ring::GroupId;
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::Bytes;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,20 +57,6 @@ enum Told<R> {
     Reply(u64, R),
 }
 
-fn encode<T: Serialize>(raw: &[u8], value: &T) -> Bytes {
-    let body = postcard::to_extend(value, vec![FORMAT]);
-    seal(raw, &body.expect("writing to memory cannot fail and every length is known"))
-}
-
-fn decode<T: DeserializeOwned>(raw: &[u8], record: Bytes) -> Result<T, StorageError> {
-    let body = unseal(raw, record)?;
-    let corrupt = |why: String| StorageError::corrupt(format!("record {}", raw.escape_ascii()), why);
-    match body.split_first() {
-        Some((&FORMAT, body)) => postcard::from_bytes(body).map_err(|error| corrupt(error.to_string())),
-        _ => Err(corrupt(format!("it is not of format {FORMAT}"))),
-    }
-}
-
 impl Sessions {
     /// The writes that store what has changed since the last call.
     pub(in crate::kv) fn take_writes(&mut self, group: GroupId, out: &mut Vec<StateWrite>) {
@@ -87,13 +72,13 @@ impl Sessions {
             for (number, outcome) in session.outcomes.iter_mut().filter(|(_, outcome)| !outcome.is_stored) {
                 outcome.is_stored = true;
                 let raw = keys::outcome(group, id.0, *number);
-                let record = encode(&raw, &Told::Reply(outcome.digest, &outcome.reply));
+                let record = seal_value(&raw, FORMAT, &Told::Reply(outcome.digest, &outcome.reply));
                 out.push((raw, Some(record)));
             }
         }
         for id in heads {
             let raw = keys::session(group, id.0);
-            let record = self.by_id.get(&id).map(|session| encode(&raw, &session.head()));
+            let record = self.by_id.get(&id).map(|session| seal_value(&raw, FORMAT, &session.head()));
             out.push((raw, record));
         }
     }
@@ -110,13 +95,14 @@ impl Sessions {
             for (raw, record) in rows {
                 match keys::session_row(&raw) {
                     Some(keys::SessionRow::Outcome(id, number)) => {
-                        let Told::Reply(digest, reply) = decode::<Told<Reply>>(&raw, record)?;
+                        let Told::Reply(digest, reply): Told<Reply> = unseal_value(&raw, FORMAT, record)?;
                         let outcome = Outcome { digest, reply, is_stored: true };
                         outcomes.entry(id).or_default().insert(number, outcome);
                     }
                     Some(keys::SessionRow::Head(id)) => {
                         let outcomes = outcomes.remove(&id).unwrap_or_default();
-                        sessions.insert(SessionId(id), Session::of(decode(&raw, record)?, outcomes));
+                        let head = unseal_value(&raw, FORMAT, record)?;
+                        sessions.insert(SessionId(id), Session::of(head, outcomes));
                     }
                     None => return Err(StorageError::corrupt("a session's key", "its size")),
                 }
