@@ -9,7 +9,7 @@ use tetrachord::Client;
 use tetrachord::client::{NotDone, Outcome, Refusal};
 use tetrachord::config::{ClusterConfig, NodeConfig};
 use tetrachord::limits::OPENINGS_MAX;
-use tetrachord::ring::{GroupId, StoreId};
+use tetrachord::ring::{GroupId, StoreId, TenureId};
 use tetrachord::shares::ClientId;
 use tetrachord::transport::{
     ClientEndpoint, ClientLink, Patience, PeerAddress, Transport, TransportSettings,
@@ -287,14 +287,15 @@ async fn flood(config: NodeConfig, stop: std::sync::Arc<std::sync::atomic::Atomi
         let request = Request::Get { key: "k".into(), consistency: Consistency::Linearizable };
         wire::encode(&PeerMessage::Forward { id, client: ClientId([1; 32]), request })
     };
+    let tenure = |group| TenureId { group: GroupId(group), epoch: 1 };
     let (mut sent, mut taken) = (0, 0);
     while !stop.load(std::sync::atomic::Ordering::SeqCst) {
         for turn in 0..200 {
             let frame = match turn % 3 {
                 _ if turn == 0 => introduction.clone(),
                 0 => forward(sent as u64),
-                1 => wire::encode(&PeerMessage::Group { group: GroupId(1), body: vec![turn; 60_000].into() }),
-                _ => wire::encode(&PeerMessage::Group { group: GroupId(9), body: vec![turn; 9].into() }),
+                1 => wire::encode(&PeerMessage::of(tenure(1), vec![turn; 60_000].into())),
+                _ => wire::encode(&PeerMessage::of(tenure(9), vec![turn; 9].into())),
             };
             sent += targets.len();
             for (class, target) in targets.iter().enumerate() {

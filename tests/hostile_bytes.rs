@@ -29,7 +29,7 @@ static PEAK: PeakAlloc = PeakAlloc;
 /// What one decoding may take at most, in MiB.
 const MEMORY_MIB_MAX: f32 = 2.0 * (PEER_FRAME_BYTES_MAX >> 20) as f32;
 
-const NODES: u32 = 3;
+const NODES: u128 = 3;
 
 /// A cluster in memory that loses nothing; every frame is kept.
 struct World {
@@ -50,9 +50,9 @@ enum Kind {
     Record,
 }
 
-fn core(node: u32, disk: &MemoryDisk) -> NodeCore {
+fn core(node: u128, disk: &MemoryDisk) -> NodeCore {
     let (storage, recovery) = disk.open();
-    let options = Options { seed: u64::from(node), message_bytes: 2_000, ..Options::default() };
+    let options = Options { seed: node as u64, message_bytes: 2_000, ..Options::default() };
     let settings = NodeSettings {
         node: NodeId(node),
         ring: RingMap::even(2, NODES as usize, NODES as usize),
@@ -114,10 +114,8 @@ impl World {
                         self.frames.insert((Kind::FromPeer, body.clone()));
                         let to = to.0 as usize - 1;
                         if Some(to) != absent {
-                            events.push((
-                                to,
-                                NodeEvent::Peer { from: NodeId(index as u32 + 1), link: 1, body },
-                            ));
+                            events
+                                .push((to, NodeEvent::Peer { from: NodeId::founder(index), link: 1, body }));
                         }
                     }
                     NodeEffect::Answer { frame, .. } => self.on_answer(frame.slice(4..)),
@@ -196,7 +194,7 @@ fn golden() -> Vec<(Kind, Bytes)> {
     // The third node has missed everything: its groups are told by snapshot.
     world.run(3_000, None);
     for disk in &world.disks {
-        let records = disk.durable_log_from(0).0.into_iter().map(|(_, record)| (Kind::Record, record));
+        let records = disk.durable_log_from(0).0.into_iter().map(|record| (Kind::Record, record.body));
         world.frames.extend(records);
     }
     // Many of each kind are alike but for a number: some of every length are enough.
@@ -235,7 +233,11 @@ fn changes(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> + '_ {
 }
 
 fn decode_with_everything(bytes: &[u8]) {
-    if let Ok(PeerMessage::Group { body, .. }) = wire::decode::<PeerMessage>(bytes) {
+    let said = match wire::decode::<PeerMessage>(bytes) {
+        Ok(PeerMessage::Groups(said)) => said,
+        _ => Vec::new(),
+    };
+    for body in said.iter().map(|said| &said.body) {
         // The engine's message lies behind one byte that says so, and its length.
         for skip in 0..body.len().min(4) {
             drop(codec::decode::<Message>(&body[skip..]));
@@ -298,7 +300,7 @@ fn feed_nodes(golden: &[(Kind, Bytes)]) -> usize {
             let index = turn % NODES as usize;
             let event = match kind {
                 Kind::FromPeer => {
-                    NodeEvent::Peer { from: NodeId((index as u32 + 1) % NODES + 1), link: 1, body }
+                    NodeEvent::Peer { from: NodeId((index as u128 + 1) % NODES + 1), link: 1, body }
                 }
                 _ => NodeEvent::Client {
                     connection: ConnectionId(turn as u64),

@@ -119,7 +119,7 @@ impl LocalCluster {
 
     /// The node with this index.
     pub(crate) fn node(&self, index: usize) -> NodeId {
-        NodeId(u32::try_from(index + 1).expect("few nodes"))
+        NodeId::founder(index)
     }
 
     /// Starts a node's process; its log goes to a file beside its configuration.

@@ -52,7 +52,7 @@ async fn run_until_a_node_ends(common: &Common, args: &DevArgs, dir: &Path) -> a
 /// Says what runs where.
 fn say(common: &Common, cluster: &LocalCluster, dir: &Path, leaders: &[(GroupId, NodeId)]) {
     if common.json {
-        let leaders = leaders.iter().map(|(group, leader)| json!({ "group": group.0, "leader": leader.0 }));
+        let leaders = leaders.iter().map(|(group, leader)| json!({ "group": group, "leader": leader }));
         print_json(&json!({
             "nodes": cluster.len(),
             "dir": dir,

@@ -94,13 +94,12 @@ impl Health {
 
     /// For programs.
     pub(crate) fn json(&self) -> Value {
-        let numbers = |nodes: &[NodeId]| nodes.iter().map(|node| node.0).collect::<Vec<_>>();
         json!({
-            "group": self.group.0,
+            "group": self.group,
             "state": self.state.word(),
-            "leader": self.leader.map(|leader| leader.0),
-            "nodes": numbers(&self.members),
-            "able": numbers(&self.able),
+            "leader": self.leader,
+            "nodes": self.members,
+            "able": self.able,
             "needed": self.needed,
         })
     }
@@ -188,7 +187,7 @@ pub(crate) fn troubles(status: &NodeStatus, clocks: &Clocks) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn node(id: u32, links: &[u32], leader: Option<u32>) -> Answer {
+    fn node(id: u128, links: &[u128], leader: Option<u128>) -> Answer {
         let group = GroupStatus {
             group: GroupId(1),
             leader: leader.map(NodeId),
@@ -201,7 +200,7 @@ mod tests {
         (NodeId(id), Ok(status))
     }
 
-    fn down(id: u32) -> Answer {
+    fn down(id: u128) -> Answer {
         (NodeId(id), Err(Refusal::Unavailable("silent".to_string())))
     }
 

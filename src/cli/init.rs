@@ -87,7 +87,7 @@ pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {
             "groups": plan.groups,
             "replicas": plan.replicas,
             "clients": plan.clients,
-            "idle": idle.iter().map(|node| node.0).collect::<Vec<_>>(),
+            "idle": idle,
         }));
         return Ok(Exit::Ok);
     }
@@ -133,7 +133,7 @@ pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {
 fn idle_nodes(plan: &InitPlan) -> Vec<NodeId> {
     let ring = RingMap::even(plan.groups, plan.addresses.len(), plan.replicas);
     let is_used = |node: &NodeId| ring.groups().iter().any(|place| place.nodes.contains(node));
-    (1u32..).map(NodeId).take(plan.addresses.len()).filter(|node| !is_used(node)).collect()
+    (0..plan.addresses.len()).map(NodeId::founder).filter(|node| !is_used(node)).collect()
 }
 
 fn addresses(args: &InitArgs) -> anyhow::Result<Vec<SocketAddr>> {

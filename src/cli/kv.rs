@@ -182,7 +182,7 @@ pub(crate) async fn get(common: &Common, args: &GetArgs) -> anyhow::Result<Exit>
         let mut object = Map::new();
         put_bytes(&mut object, "key", "key_encoding", &key);
         put_found(&mut object, read.found.as_ref());
-        object.insert("group".to_string(), json!(read.served.group.0));
+        object.insert("group".to_string(), json!(read.served.group));
         object.insert("slot".to_string(), json!(read.served.slot));
         let consistency = match read.served.consistency {
             Consistency::Linearizable => "linearizable",

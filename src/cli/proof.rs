@@ -173,7 +173,7 @@ fn print(common: &Common, proof: &Proof, judgement: &Judgement, how: Printed) ->
         put_bytes(&mut object, "key", "key_encoding", key);
         put_found(&mut object, found.as_ref());
         let more = json!({
-            "group": proof.group.0,
+            "group": proof.group,
             "slot": judgement.slot,
             "time_us": time,
             "age_us": i128::from(now) - i128::from(*time),

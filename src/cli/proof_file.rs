@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tetrachord_consensus::pbft::Signature;
 use tetrachord_consensus::{Digest, ReplicaId};
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// A proof that a key had a value, or that there was no such key, with the name of the cluster.
 #[derive(Debug, Serialize, Deserialize)]
@@ -20,7 +20,7 @@ const VERSION: u32 = 2;
 pub(crate) struct ProofFile {
     version: u32,
     pub(crate) cluster: String,
-    group: u32,
+    group: GroupId,
     key: Text,
     /// None if there was no such key.
     found: Option<Found>,
@@ -105,7 +105,7 @@ impl ProofFile {
         Ok(Self {
             version: VERSION,
             cluster,
-            group: proof.group.0,
+            group: proof.group,
             key: Text::of(key),
             found: found
                 .map(|(version, value)| Found { value: Text::of(value), version: version.to_string() }),
@@ -132,7 +132,7 @@ impl ProofFile {
         });
         let session = SessionId(u128::from_be_bytes(fixed(&self.session, "session")?));
         Ok(Proof {
-            group: GroupId(self.group),
+            group: self.group,
             client: fixed(&self.client, "client")?,
             request: RequestId { session, number: decimal(&self.number, "number")? },
             operation: Operation::Get { key: self.key.bytes().context("key")? },
@@ -165,7 +165,7 @@ mod tests {
 
     fn proof() -> Proof {
         Proof {
-            group: GroupId(u32::MAX),
+            group: GroupId(u128::MAX),
             client: [0xfe; 32],
             request: RequestId { session: SessionId(u128::MAX - 1), number: u64::MAX - 1 },
             operation: Operation::Get { key: Bytes::from_static(b"\xff\x00key") },

@@ -185,14 +185,14 @@ fn print_tables(answers: &[Answer], clocks: &Clocks) {
 
 fn node_json(node: NodeId, answer: &Result<NodeStatus, Refusal>, clocks: &Clocks) -> Value {
     match answer {
-        Err(reason) => json!({ "node": node.0, "up": false, "error": why_silent(reason) }),
+        Err(reason) => json!({ "node": node, "up": false, "error": why_silent(reason) }),
         Ok(status) => json!({
-            "node": node.0,
+            "node": node,
             "up": true,
             "incarnation": status.incarnation,
             "uptime_ms": status.uptime_millis,
-            "connected": status.connected.iter().map(|peer| peer.0).collect::<Vec<_>>(),
-            "awaits": status.awaits.iter().map(|peer| peer.0).collect::<Vec<_>>(),
+            "connected": status.connected,
+            "awaits": status.awaits,
             "troubles": troubles(status, clocks),
             "refuses_writes": status.refuses_writes,
             "clock_off_us": clock_off(node, clocks),
@@ -203,8 +203,8 @@ fn node_json(node: NodeId, answer: &Result<NodeStatus, Refusal>, clocks: &Clocks
             "resident_bytes": status.process.resident_bytes,
             "disk_free_bytes": status.process.disk_free_bytes,
             "groups": status.groups.iter().map(|group| json!({
-                "group": group.group.0,
-                "leader": group.leader.map(|leader| leader.0),
+                "group": group.group,
+                "leader": group.leader,
                 "is_leader": group.is_leader,
                 "ballot": group.ballot,
                 "base": group.base,

@@ -27,8 +27,8 @@ mod tests {
     use super::*;
     use crate::wire::GroupStatus;
 
-    fn status(node: u32, groups: &[u32]) -> NodeStatus {
-        let group = |group: &u32| GroupStatus { group: GroupId(*group), ..GroupStatus::default() };
+    fn status(node: u128, groups: &[u128]) -> NodeStatus {
+        let group = |group: &u128| GroupStatus { group: GroupId(*group), ..GroupStatus::default() };
         NodeStatus {
             node: NodeId(node),
             incarnation: 1,
@@ -42,7 +42,7 @@ mod tests {
         // Eight groups of four on eight nodes: n1 has replicas of g1, g6, g7 and g8.
         let ring = RingMap::even(8, 8, 4);
         let told = own(NodeId(1), Some(&ring), status(1, &[1, 2, 3, 8, 8, 99])).unwrap();
-        let groups: Vec<u32> = told.groups.iter().map(|group| group.group.0).collect();
+        let groups: Vec<u128> = told.groups.iter().map(|group| group.group.0).collect();
         assert_eq!(groups, [1, 8]);
         assert!(own(NodeId(1), Some(&ring), status(2, &[2])).is_err());
     }

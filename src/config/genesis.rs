@@ -130,8 +130,9 @@ impl Genesis {
             Quorums::flexible(self.replicas, phase1, phase2, survive)
                 .map_err(|error: QuorumError| error.to_string())?;
         }
-        let ids: Vec<u32> = self.nodes.iter().map(|node| node.id.0).collect();
-        if ids != (1..=u32::try_from(n).expect("few nodes")).collect::<Vec<_>>() {
+        let ids: Vec<NodeId> = self.nodes.iter().map(|node| node.id).collect();
+        if ids != (0..n).map(NodeId::founder).collect::<Vec<_>>() {
+            let ids: Vec<u128> = ids.iter().map(|id| id.0).collect();
             return Err(format!("node ids are {ids:?}; they must be 1 to {n} in order"));
         }
         let keys = self.nodes.iter().map(|node| node.key).chain(self.clients.iter().map(|client| client.key));

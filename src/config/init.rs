@@ -59,10 +59,10 @@ pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
     let signing = plan.addresses.iter().map(|_| signing_key(plan.mode).map_err(randomness));
     let signing: Vec<Option<Identity>> = signing.collect::<Result<_, _>>()?;
     let public = |key: &Option<Identity>| key.as_ref().map(Identity::public);
-    let nodes: Vec<GenesisNode> = (1u32..)
+    let nodes: Vec<GenesisNode> = (0..)
         .zip(plan.addresses.iter().zip(identities.iter().zip(&signing)))
-        .map(|(id, (address, (identity, signing)))| GenesisNode {
-            id: NodeId(id),
+        .map(|(index, (address, (identity, signing)))| GenesisNode {
+            id: NodeId::founder(index),
             address: *address,
             key: identity.public(),
             signing_key: public(signing),

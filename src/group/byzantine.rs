@@ -95,7 +95,7 @@ pub(super) struct Signed {
 
 impl Byzantine {
     fn domain(&self, place: &GroupPlace) -> Domain {
-        Domain { cluster: Digest(self.cluster), group: place.id.0, epoch: Epoch(1) }
+        Domain { cluster: Digest(self.cluster), group: place.id.0, epoch: Epoch(place.epoch) }
     }
 
     /// The keys of a group's replicas and of all clients.
@@ -118,7 +118,7 @@ impl Byzantine {
         let group = place.id;
         let quorum = ByzantineQuorum::new(place.nodes.len());
         let quorum = quorum.map_err(|source| OpenError::Quorum { group, source })?;
-        let config = Config { epoch: Epoch(1), quorum, window: self.window };
+        let config = Config { epoch: Epoch(place.epoch), quorum, window: self.window };
         let (seed, mutation) = (options.seed, options.mutation);
         let options = pbft::Options {
             request_ticks: self.request_millis,
@@ -132,7 +132,7 @@ impl Byzantine {
         let replica = Replica::recover(config, options, signer.clone(), records, applied)
             .map_err(|source| OpenError::RecoverVotes { group, source })?;
         let (patience, replicas) = (self.request_millis, place.nodes.len());
-        let new_chaos = |seed| Chaos::new(signer.clone(), seed ^ u64::from(group.0), patience, replicas);
+        let new_chaos = |seed| Chaos::new(signer.clone(), seed ^ group.mixed(), patience, replicas);
         let chaos = self.chaos.map(new_chaos);
         let signed = Signed {
             chaos,

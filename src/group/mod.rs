@@ -829,7 +829,7 @@ fn open_paxos(
         Some((phase1, phase2)) => Quorums::flexible(n, phase1, phase2, 0),
     };
     let quorums = quorums.map_err(|source| OpenError::Quorum { group, source })?;
-    let config = GroupConfig { epoch: Epoch(1), quorums };
+    let config = GroupConfig { epoch: Epoch(place.epoch), quorums };
     Replica::recover(me, config, settings.options.clone(), records, base)
         .map_err(|source| OpenError::Recover { group, source })
 }

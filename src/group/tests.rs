@@ -13,7 +13,7 @@ const GROUP: GroupId = GroupId(1);
 const RANGE: RingInterval = RingInterval { start: Position(u64::MAX), end: Position(u64::MAX) };
 
 fn place() -> GroupPlace {
-    GroupPlace { id: GROUP, range: RANGE, nodes: vec![NodeId(1), NodeId(2), NodeId(3)] }
+    GroupPlace { id: GROUP, epoch: 1, range: RANGE, nodes: vec![NodeId(1), NodeId(2), NodeId(3)] }
 }
 
 fn settings() -> Settings {

@@ -83,7 +83,7 @@ mod tests {
         Line::Bundles(Account::Client(ClientId([number; 32])))
     }
 
-    fn replica(number: u32) -> Line {
+    fn replica(number: u128) -> Line {
         Line::Replica(NodeId(number))
     }
 

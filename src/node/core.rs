@@ -20,17 +20,18 @@ mod verdicts;
 use super::askers::Askers;
 pub use super::face::{Class, NodeEffect, NodeEvent, NodeSettings, Room};
 use super::forwards::{Forward, Forwards};
-use super::roster::{self, OWN, Roster};
+use super::frames::Frames;
+use super::roster::{self, NOTE, OWN, Roster};
 use super::status;
 use crate::error::StorageError;
 use crate::gateway::{Gateway, Origin, Watchers};
 use crate::group::{Freshness, Group, OpenError, Outcome, Outcomes, Output, Ticket};
-use crate::ring::{GroupId, NodeId};
+use crate::ring::{GroupId, NodeId, TenureId};
 use crate::shares::Account;
-use crate::storage::{Commit, CommitId, Recovery, Storage};
+use crate::storage::{Commit, CommitId, LogRecord, Recovery, Storage};
 use crate::wire::{
-    self, Answer, AnswerFrame, Consistency, NodeStatus, Opening, PeerMessage, ProcessStats, RetryReason,
-    Served,
+    self, Answer, AnswerFrame, Consistency, GroupBody, NodeStatus, Opening, PeerMessage, ProcessStats,
+    RetryReason, Served,
 };
 use bytes::Bytes;
 use compaction::Compaction;
@@ -38,6 +39,9 @@ use requests::Waiting;
 use std::collections::BTreeMap;
 use tetrachord_consensus::pbft::Verifier;
 use tetrachord_consensus::{Ticks, Timestamp};
+
+/// The kind of an engine's records in the write-ahead log.
+const ENGINE: u8 = 1;
 
 /// A forwarded request is given up after this many milliseconds without an answer.
 const FORWARD_PATIENCE_MILLIS: u64 = 3_000;
@@ -89,25 +93,22 @@ impl NodeCore {
         storage: Box<dyn Storage + Send>,
         mut recovery: Recovery,
     ) -> Result<Self, OpenError> {
-        let mut records: BTreeMap<GroupId, Vec<Bytes>> = BTreeMap::new();
-        for (group, record) in std::mem::take(&mut recovery.log) {
-            records.entry(group).or_default().push(record);
-        }
+        let mut records = by_tenure(std::mem::take(&mut recovery.log))?;
         let own = records.remove(&OWN).unwrap_or_default();
         let roster = roster::open(&settings, storage.as_ref(), &recovery, &own)?;
         let mut groups = BTreeMap::new();
         for place in settings.ring.groups().iter().filter(|place| place.nodes.contains(&settings.node)) {
-            let records = records.remove(&place.id).unwrap_or_default();
-            let seed = settings.group.options.seed ^ (u64::from(place.id.0) << 32) ^ recovery.incarnation;
+            let records = records.remove(&place.tenure()).unwrap_or_default();
+            let seed = settings.group.options.seed ^ (place.id.mixed() << 32) ^ recovery.incarnation;
             let mut group_settings = settings.group.clone();
             group_settings.options.seed = seed;
             let group =
                 Group::open(storage.as_ref(), place.clone(), settings.node, &group_settings, &records)?;
             groups.insert(place.id, group);
         }
-        if let Some(group) = records.keys().next() {
+        if let Some(tenure) = records.keys().next() {
             let lost =
-                format!("the write-ahead log names {group}, which the genesis record does not place here");
+                format!("the write-ahead log names {tenure}, which the genesis record does not place here");
             return Err(OpenError::Storage(StorageError::StateLost(lost)));
         }
         let compact_above = settings.log_bytes_max;
@@ -181,9 +182,11 @@ impl NodeCore {
                 self.watchers.close(connection);
             }
             NodeEvent::Lie(lie) => self.groups.values_mut().for_each(|group| group.tell(lie)),
-            NodeEvent::Verified { group, result } => {
+            NodeEvent::Verified { tenure, result } => {
                 self.note_verdict(&result);
-                if let Some(group) = self.groups.get_mut(&group) {
+                let group = self.groups.get_mut(&tenure.group);
+                // What was right in one epoch of a group says nothing in another.
+                if let Some(group) = group.filter(|group| group.place().tenure() == tenure) {
                     group.verified(self.storage.as_ref(), result)?;
                 }
             }
@@ -253,13 +256,15 @@ impl NodeCore {
         let mut is_whole = true;
         let own = self.roster.take_records(id, should_replace_log);
         commit.promises = !own.is_empty();
-        commit.log.extend(own.into_iter().map(|record| (OWN, record)));
-        for (name, group) in &mut self.groups {
+        commit.log.extend(own.into_iter().map(|body| LogRecord { tenure: OWN, kind: NOTE, body }));
+        for group in self.groups.values_mut() {
             let taken = group.take_records();
             is_whole &= taken.as_ref().is_some_and(|taken| taken.is_whole);
             if let Some(taken) = taken {
                 self.roster.on_logged();
-                commit.log.extend(taken.records.into_iter().map(|record| (*name, record)));
+                let tenure = group.place().tenure();
+                let record = |body| LogRecord { tenure, kind: ENGINE, body };
+                commit.log.extend(taken.records.into_iter().map(record));
                 commit.promises |= taken.promises;
                 group.submitted(id);
             }
@@ -338,13 +343,10 @@ impl NodeCore {
 
     fn on_peer(&mut self, from: NodeId, body: &[u8]) -> Result<(), StorageError> {
         match wire::decode::<PeerMessage>(body) {
-            Ok(PeerMessage::Group { group, body }) if self.roster.may_vote() && self.roster.hears(from) => {
-                match self.groups.get_mut(&group) {
-                    Some(group) => group.receive(self.storage.as_ref(), from, &body),
-                    None => Ok(()),
-                }
+            Ok(PeerMessage::Groups(said)) if self.roster.may_vote() && self.roster.hears(from) => {
+                said.iter().try_for_each(|said| self.on_said(from, said))
             }
-            Ok(PeerMessage::Group { .. }) => Ok(()),
+            Ok(PeerMessage::Groups(_)) => Ok(()),
             Ok(PeerMessage::Introduction(said)) => {
                 self.roster.on_said(from, said);
                 Ok(())
@@ -362,6 +364,15 @@ impl NodeCore {
             }
             // A peer of the same cluster and version sends nothing else; what it may mean is not for us to guess.
             Err(_) => Ok(()),
+        }
+    }
+
+    /// A replica speaks to one of the same group. What was said in another epoch of it means nothing here.
+    fn on_said(&mut self, from: NodeId, said: &GroupBody) -> Result<(), StorageError> {
+        let group = self.groups.get_mut(&said.tenure.group);
+        match group.filter(|group| group.place().tenure() == said.tenure) {
+            Some(group) => group.receive(self.storage.as_ref(), from, &said.body),
+            None => Ok(()),
         }
     }
 
@@ -425,15 +436,16 @@ impl NodeCore {
                 roster::Output::Stop(reason) => NodeEffect::Stop { reason },
             });
         }
-        let names: Vec<GroupId> = self.groups.keys().copied().collect();
-        for name in names {
+        let mut frames = Frames::default();
+        let names: Vec<TenureId> = self.groups.values().map(|group| group.place().tenure()).collect();
+        for tenure in names {
+            let name = tenure.group;
             let outputs = self.groups.get_mut(&name).map(Group::take_outputs).unwrap_or_default();
             for output in outputs {
                 match output {
                     Output::Send { to, is_bulk, body } => {
-                        let frame = wire::encode(&PeerMessage::Group { group: name, body });
                         let class = if is_bulk { Class::Bulk } else { Class::Consensus };
-                        self.effects.push(NodeEffect::Send { to, class, frame });
+                        frames.push(to, class, GroupBody { tenure, body });
                     }
                     Output::Answer { ticket, outcome } => {
                         self.askers.release(ticket);
@@ -442,7 +454,7 @@ impl NodeCore {
                     }
                     Output::Verify(job) => {
                         let line = self.line_of(name, &job);
-                        self.effects.push(NodeEffect::Verify { group: name, line, job });
+                        self.effects.push(NodeEffect::Verify { tenure, line, job });
                     }
                     Output::Outcomes(outcomes) => self.tell_watchers(name, outcomes),
                     Output::RebuildTree { reason } => rebuild = Some(reason),
@@ -450,6 +462,7 @@ impl NodeCore {
                 }
             }
         }
+        self.effects.extend(frames.take());
         rebuild
     }
 
@@ -466,8 +479,9 @@ impl NodeCore {
 
     /// What checks the messages of each group, in Byzantine mode.
     #[must_use]
-    pub fn verifiers(&self) -> BTreeMap<GroupId, Verifier> {
-        self.groups.iter().filter_map(|(name, group)| Some((*name, group.verifier()?))).collect()
+    pub fn verifiers(&self) -> BTreeMap<TenureId, Verifier> {
+        let verifier = |group: &Group| Some((group.place().tenure(), group.verifier()?));
+        self.groups.values().filter_map(verifier).collect()
     }
 
     fn answer_of(&self, group: GroupId, outcome: Outcome) -> Answer {
@@ -549,4 +563,19 @@ impl NodeCore {
     pub(crate) fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
         self.groups.values_mut()
     }
+}
+
+/// The records of each epoch of each group, in order. What a later build has written may be a promise.
+fn by_tenure(log: Vec<LogRecord>) -> Result<BTreeMap<TenureId, Vec<Bytes>>, StorageError> {
+    let mut records: BTreeMap<TenureId, Vec<Bytes>> = BTreeMap::new();
+    for LogRecord { tenure, kind, body } in log {
+        let expected = if tenure == OWN { NOTE } else { ENGINE };
+        if kind != expected {
+            let what = format!("a record of {tenure} in the write-ahead log");
+            let reason = format!("it is of kind {kind}, which this build does not know");
+            return Err(StorageError::corrupt(what, reason));
+        }
+        records.entry(tenure).or_default().push(body);
+    }
+    Ok(records)
 }

@@ -4,7 +4,7 @@ use super::checks::Line;
 use crate::error::StorageError;
 use crate::gateway::ConnectionId;
 use crate::group::Settings;
-use crate::ring::{GroupId, NodeId, RingMap};
+use crate::ring::{NodeId, RingMap, TenureId};
 use crate::shares::ClientId;
 use crate::storage::CommitId;
 use crate::wire::ProcessStats;
@@ -72,8 +72,8 @@ pub enum NodeEvent {
     Lie(Option<Lie>),
     /// A check that was asked for by [`NodeEffect::Verify`] is done.
     Verified {
-        /// The group.
-        group: GroupId,
+        /// The group, in its epoch.
+        tenure: TenureId,
         /// Whether it held.
         result: Box<Result<Verified, Rejected>>,
     },
@@ -136,8 +136,8 @@ pub enum NodeEffect {
     },
     /// Check this with the group's verifier ([`super::core::NodeCore::verifiers`]), not on this thread.
     Verify {
-        /// The group.
-        group: GroupId,
+        /// The group, in its epoch.
+        tenure: TenureId,
         /// Where it waits for its turn.
         line: Line,
         /// What to check.

@@ -5,6 +5,7 @@ pub mod checks;
 pub mod core;
 mod face;
 mod forwards;
+mod frames;
 mod pool;
 pub mod roster;
 pub mod run;

@@ -4,17 +4,17 @@
 //! come back together.
 
 use super::checks::{Checks, Line};
-use crate::ring::GroupId;
+use crate::ring::TenureId;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex};
 use tetrachord_consensus::pbft::{Rejected, Unverified, Verified, Verifier};
 
 /// A check to be done.
-pub(super) type Job = (GroupId, Box<Unverified>);
+pub(super) type Job = (TenureId, Box<Unverified>);
 
 /// What became of it.
-pub(super) type Verdict = (GroupId, Result<Verified, Rejected>);
+pub(super) type Verdict = (TenureId, Result<Verified, Rejected>);
 
 /// Signatures that a thread checks before it looks for what is more urgent, unless a single job has more.
 const TAKEN_MAX: u32 = 32;
@@ -48,7 +48,7 @@ impl Pool {
     /// verdicts is reported; `None` if a thread has ended, and the node must stop: what it held will never be judged.
     pub(super) fn start(
         threads: usize,
-        verifiers: &BTreeMap<GroupId, Verifier>,
+        verifiers: &BTreeMap<TenureId, Verifier>,
         report: impl Fn(Option<Vec<Verdict>>) + Clone + Send + 'static,
     ) -> std::io::Result<Self> {
         let shared = Arc::new((Mutex::new(Queue::default()), Condvar::new()));
@@ -86,7 +86,7 @@ impl Drop for Pool {
 
 fn work(
     shared: &(Mutex<Queue>, Condvar),
-    mut verifiers: BTreeMap<GroupId, Verifier>,
+    mut verifiers: BTreeMap<TenureId, Verifier>,
     report: &impl Fn(Option<Vec<Verdict>>),
 ) {
     let (queue, is_filled) = shared;
@@ -105,9 +105,9 @@ fn work(
             }
             taken
         };
-        let check = |(group, job): Job| {
-            let verifier = verifiers.get_mut(&group)?;
-            Some((group, verifier.verify(*job)))
+        let check = |(tenure, job): Job| {
+            let verifier = verifiers.get_mut(&tenure)?;
+            Some((tenure, verifier.verify(*job)))
         };
         report(Some(taken.into_iter().filter_map(check).collect()));
     }
@@ -116,6 +116,7 @@ fn work(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ring::GroupId;
     use crate::ring::NodeId;
     use crate::shares::{Account, ClientId};
     use bytes::Bytes;
@@ -129,12 +130,12 @@ mod tests {
     };
 
     const DOMAIN: Domain = Domain { cluster: Digest([1; 32]), group: 1, epoch: Epoch(1) };
-    const GROUP: GroupId = GroupId(1);
+    const TENURE: TenureId = TenureId { group: GroupId(1), epoch: 1 };
     const CLIENT: Line = Line::Bundles(Account::Client(ClientId([1; 32])));
 
     fn take_jobs(replica: &mut Replica) -> Vec<Job> {
         let jobs = replica.take_effects().into_iter().filter_map(|effect| match effect {
-            Effect::Verify(job) => Some((GROUP, job)),
+            Effect::Verify(job) => Some((TENURE, job)),
             _ => None,
         });
         jobs.collect()
@@ -180,7 +181,7 @@ mod tests {
         let verifier = Verifier::new(Arc::new(Keyring::toy(DOMAIN, 4, 2)), config, Mutation::None);
         let (sender, receiver) = std::sync::mpsc::channel();
         let report = move |verdicts| drop(sender.send(verdicts));
-        let pool = Pool::start(1, &BTreeMap::from([(GROUP, verifier)]), report).unwrap();
+        let pool = Pool::start(1, &BTreeMap::from([(TENURE, verifier)]), report).unwrap();
         let bundles = bundles.into_iter().map(|job| (CLIENT, job));
         pool.push(bundles.chain(votes.into_iter().map(|job| (line, job))));
         let verdicts = std::iter::from_fn(|| receiver.recv().unwrap()).flatten();

@@ -40,7 +40,7 @@ mod lineage;
 use super::face::NodeSettings;
 use crate::error::StorageError;
 use crate::limits::OPENINGS_MAX;
-use crate::ring::{GroupId, GroupPlace, NodeId, StoreId};
+use crate::ring::{GroupId, GroupPlace, NodeId, StoreId, TenureId};
 use crate::storage::{CommitId, Recovery, Storage};
 use crate::wire::{Introduction, Life, Opening};
 use bytes::Bytes;
@@ -51,7 +51,10 @@ use tetrachord_consensus::quorum::liars;
 use tetrachord_consensus::{Mutation, Ticks, codec};
 
 /// The node's own records stand in the write-ahead log under this name, which no group has.
-pub const OWN: GroupId = GroupId(0);
+pub const OWN: TenureId = TenureId { group: GroupId(0), epoch: 0 };
+
+/// The kind of these records.
+pub const NOTE: u8 = 0;
 
 /// What an error calls one of them.
 const OWN_RECORD: &str = "the node's own record in the write-ahead log";

@@ -9,7 +9,7 @@ use super::pool::{Pool, Verdict};
 use crate::config::{ChaosConfig, Mode, NodeConfig, cluster_digest};
 use crate::group::{Byzantine, Settings};
 use crate::limits::{OVERLAY_BYTES_MAX, WINDOW};
-use crate::ring::GroupId;
+use crate::ring::TenureId;
 use crate::storage::disk::{DiskOptions, DiskStorage, PackingRule, Report};
 use crate::storage::{Owner, free_bytes};
 use crate::transport::{Inbound, PeerAddress, PublicKey, Transport, TransportSettings};
@@ -93,7 +93,7 @@ fn start(config: NodeConfig) -> anyhow::Result<(Shell, Inputs)> {
 }
 
 /// Half of the machine for checking signatures, where there are any to check.
-fn pool_threads(verifiers: &BTreeMap<GroupId, Verifier>) -> usize {
+fn pool_threads(verifiers: &BTreeMap<TenureId, Verifier>) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if verifiers.is_empty() { 0 } else { (cores / 2).clamp(1, POOL_THREADS_MAX) }
 }
@@ -113,7 +113,7 @@ fn node_settings(config: &NodeConfig) -> anyhow::Result<NodeSettings> {
         heartbeat_ticks: genesis.timing.heartbeat_millis,
         election_ticks: genesis.timing.election_millis,
         // The core makes another of it in each life.
-        seed: u64::from(config.node.0) << 48,
+        seed: config.node.mixed() << 48,
         ..Options::default()
     };
     let ring = genesis.ring();
@@ -151,7 +151,7 @@ fn byzantine(config: &NodeConfig) -> Option<Byzantine> {
         request_millis: genesis.timing.request_millis,
         window: WINDOW,
         scrub_millis: config.storage.scrub_seconds.saturating_mul(1_000),
-        chaos: config.chaos.as_ref().map(|_| u64::from(config.node.0)),
+        chaos: config.chaos.as_ref().map(|_| config.node.mixed()),
     })
 }
 
@@ -246,8 +246,8 @@ impl Shell {
     }
 
     fn on_verdicts(&mut self, verdicts: Option<Vec<Verdict>>) -> anyhow::Result<()> {
-        for (group, result) in verdicts.context("a thread that checks signatures has ended")? {
-            self.core.step(NodeEvent::Verified { group, result: Box::new(result) });
+        for (tenure, result) in verdicts.context("a thread that checks signatures has ended")? {
+            self.core.step(NodeEvent::Verified { tenure, result: Box::new(result) });
         }
         Ok(())
     }
@@ -316,7 +316,7 @@ impl Shell {
         let mut jobs = Vec::new();
         for effect in effects {
             match effect {
-                NodeEffect::Verify { group, line, job } => jobs.push((line, (group, job))),
+                NodeEffect::Verify { tenure, line, job } => jobs.push((line, (tenure, job))),
                 NodeEffect::Send { to, class, frame } => {
                     let class = match class {
                         Class::Consensus => 0,

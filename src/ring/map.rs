@@ -1,34 +1,16 @@
 //! Which group owns which interval, and which nodes host it.
 
 use super::id::{Position, RingInterval};
+use super::names::{GroupId, NodeId, TenureId};
 use serde::{Deserialize, Serialize};
-use std::fmt;
-
-/// One group of replicas.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct GroupId(pub u32);
-
-/// One node, by its number in the genesis record, counted from 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct NodeId(pub u32);
-
-impl fmt::Display for GroupId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "g{}", self.0)
-    }
-}
-
-impl fmt::Display for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "n{}", self.0)
-    }
-}
 
 /// A group's place: its interval, and the nodes that host its replicas, the preferred leader first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupPlace {
     /// The group.
     pub id: GroupId,
+    /// Its epoch.
+    pub epoch: u64,
     /// What it owns.
     pub range: RingInterval,
     /// Hosts of its replicas; the index is the replica's number.
@@ -39,6 +21,14 @@ pub struct GroupPlace {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingMap {
     groups: Vec<GroupPlace>,
+}
+
+impl GroupPlace {
+    /// The group in its epoch.
+    #[must_use]
+    pub fn tenure(&self) -> TenureId {
+        TenureId { group: self.id, epoch: self.epoch }
+    }
 }
 
 impl RingMap {
@@ -52,11 +42,10 @@ impl RingMap {
             Position(u64::try_from(wide).expect("the last interval ends with the ring"))
         };
         let place = |index: usize| GroupPlace {
-            id: GroupId(u32::try_from(index + 1).expect("few groups")),
+            id: GroupId::founder(index),
+            epoch: 1,
             range: RingInterval { start: end_of((index + groups - 1) % groups), end: end_of(index) },
-            nodes: (0..replicas)
-                .map(|step| NodeId(u32::try_from((index + step) % nodes + 1).expect("few nodes")))
-                .collect(),
+            nodes: (0..replicas).map(|step| NodeId::founder((index + step) % nodes)).collect(),
         };
         Self { groups: (0..groups).map(place).collect() }
     }

@@ -9,8 +9,10 @@
 
 mod id;
 mod map;
+mod names;
 mod store;
 
 pub use id::{Position, RingInterval, slot_of, tag_of};
-pub use map::{GroupId, GroupPlace, NodeId, RingMap};
+pub use map::{GroupPlace, RingMap};
+pub use names::{GroupId, NodeId, TenureId};
 pub use store::StoreId;

@@ -3,7 +3,7 @@
 use super::disk::{BOOTSTRAP_FILE, DiskOptions, DiskStorage, PackingRule, Report};
 use super::memory::MemoryDisk;
 use super::*;
-use crate::ring::NodeId;
+use crate::ring::{GroupId, NodeId};
 use std::sync::mpsc::{Receiver, channel};
 
 /// A disk that can be opened again and again, and how to wait for what it reports.
@@ -99,8 +99,12 @@ fn text(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
-fn log_commit(id: u64, group: u32, record: &str) -> Commit {
-    Commit { id: CommitId(id), log: vec![(GroupId(group), text(record))], ..Commit::default() }
+fn log_record(group: u128, body: &str) -> LogRecord {
+    LogRecord { tenure: TenureId { group: GroupId(group), epoch: 3 }, kind: 1, body: text(body) }
+}
+
+fn log_commit(id: u64, group: u128, record: &str) -> Commit {
+    Commit { id: CommitId(id), log: vec![log_record(group, record)], ..Commit::default() }
 }
 
 fn state_commit(id: u64, writes: &[(&str, Option<&str>)]) -> Commit {
@@ -118,7 +122,7 @@ fn log_survives_in_order(bench: &mut dyn Bench) {
     bench.wait_until_durable(CommitId(3));
     drop(storage);
     let (_, recovery) = bench.open();
-    let expected = vec![(GroupId(1), text("a")), (GroupId(2), text(&large)), (GroupId(1), text("c"))];
+    let expected = vec![log_record(1, "a"), log_record(2, &large), log_record(1, "c")];
     assert_eq!((recovery.log, recovery.incarnation), (expected, 2));
 }
 
@@ -138,7 +142,7 @@ fn a_replacing_commit_stands_for_everything_before(bench: &mut dyn Bench) {
     }
     drop(storage);
     let (_, recovery) = bench.open();
-    let position = recovery.log.iter().position(|(_, record)| *record == text("whole state")).unwrap();
+    let position = recovery.log.iter().position(|record| record.body == "whole state").unwrap();
     assert_eq!(recovery.log.len() - position, 20);
     assert_eq!(position, 0, "what it stands for is not read any more");
 }
@@ -224,7 +228,7 @@ fn memory_loses_exactly_what_was_not_flushed() {
     }
     assert_eq!(disk.flush_one(), Some(CommitId(1)));
     disk.crash(1);
-    assert_eq!(disk.open().1.log, vec![(GroupId(1), text("1")), (GroupId(1), text("2"))]);
+    assert_eq!(disk.open().1.log, vec![log_record(1, "1"), log_record(1, "2")]);
 }
 
 fn open_error(dir: &std::path::Path) -> String {

@@ -31,9 +31,9 @@ use super::state::{SharedTree, StateWriter, Task};
 use super::tree::pack::Packing;
 use super::tree::{Barrier, Tree};
 use super::witness::{Testimony, Witness};
-use super::{Commit, CommitId, Owner, Recovery, Storage, format};
+use super::{Commit, CommitId, LogRecord, Owner, Recovery, Storage, format};
 use crate::error::StorageError;
-use crate::ring::{GroupId, StoreId};
+use crate::ring::StoreId;
 use bytes::Bytes;
 use std::fs::{File, TryLockError};
 use std::ops::RangeInclusive;
@@ -229,8 +229,7 @@ impl LogWriter {
         let promises = commits.iter().any(|commit| commit.promises);
         let is_base = commits.iter().any(|commit| commit.replaces_log);
         assert!(!is_base || commits.len() == 1, "what replaces the log is a frame of its own");
-        let records: Vec<(GroupId, Bytes)> =
-            commits.iter().flat_map(|commit| commit.log.iter().cloned()).collect();
+        let records: Vec<LogRecord> = commits.iter().flat_map(|commit| commit.log.iter().cloned()).collect();
         let payload = Payload::of(&records);
         if !payload.is_empty() {
             self.log.append(payload, is_base)?;

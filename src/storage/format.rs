@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 const NAME: &str = "format";
 
 /// Version of everything in a data directory.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 /// Whose store it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ fn path(dir: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn owner(cluster: &str, node: u32) -> Owner {
+    fn owner(cluster: &str, node: u128) -> Owner {
         Owner { cluster: cluster.to_string(), node: NodeId(node) }
     }
 

@@ -75,12 +75,12 @@ pub fn data_bounds(first: Position, last: Position) -> [(Bytes, Bytes); 2] {
 }
 
 /// What the keys of a group's own rows begin with: `m`, the group, what the row is.
-const META_BYTES: usize = 1 + 4 + 1;
+const META_BYTES: usize = 1 + 16 + 1;
 
 fn meta(group: GroupId, kind: u8, rest: &[u8]) -> Bytes {
     let mut raw = BytesMut::with_capacity(META_BYTES + rest.len());
     raw.put_u8(b'm');
-    raw.put_u32(group.0);
+    raw.put_u128(group.0);
     raw.put_u8(kind);
     raw.put_slice(rest);
     raw.freeze()
@@ -154,14 +154,14 @@ pub fn session_row(raw: &[u8]) -> Option<SessionRow> {
 }
 
 /// How much longer the key of a waiting row is.
-pub const STAGED_PREFIX_BYTES: usize = 5;
+pub const STAGED_PREFIX_BYTES: usize = 1 + 16;
 
 /// Where a snapshot's row waits until the whole snapshot is there.
 #[must_use]
 pub fn staged(group: GroupId, raw: &[u8]) -> Bytes {
     let mut key = BytesMut::with_capacity(STAGED_PREFIX_BYTES + raw.len());
     key.put_u8(b'p');
-    key.put_u32(group.0);
+    key.put_u128(group.0);
     key.put_slice(raw);
     key.freeze()
 }
@@ -210,7 +210,7 @@ mod tests {
         let (from, to) = session_bounds(GroupId(1));
         assert!(from <= outcome && outcome < head && head < to);
         for other in
-            [&applied(GroupId(1)), &part_hash(GroupId(1), 3), &row, &head.slice(..21), &outcome.slice(..29)]
+            [&applied(GroupId(1)), &part_hash(GroupId(1), 3), &row, &head.slice(..33), &outcome.slice(..41)]
         {
             assert_eq!(session_row(other), None);
         }

@@ -3,17 +3,17 @@
 //! The disk outlives the store: clone the [`MemoryDisk`], drop the store, and open the disk again. Nothing becomes
 //! durable by itself; the owner decides when each barrier completes, and what a crash keeps.
 
-use super::{Commit, CommitId, Recovery, StateWrite, Storage, keys, sweep};
+use super::{Commit, CommitId, LogRecord, Recovery, StateWrite, Storage, keys, sweep};
 use crate::error::StorageError;
 use crate::limits::RECORD_BYTES_MAX;
-use crate::ring::{GroupId, StoreId};
+use crate::ring::StoreId;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 #[derive(Debug, Default)]
 struct Disk {
-    log: Vec<(GroupId, Bytes)>,
+    log: Vec<LogRecord>,
     log_bytes: u64,
     state: BTreeMap<Bytes, Bytes>,
     pending: VecDeque<Commit>,
@@ -144,7 +144,7 @@ impl MemoryDisk {
     /// The durable write-ahead log from a record on, and how often the log has been replaced so far, for watchers
     /// that follow it.
     #[must_use]
-    pub fn durable_log_from(&self, first: usize) -> (Vec<(GroupId, Bytes)>, u64) {
+    pub fn durable_log_from(&self, first: usize) -> (Vec<LogRecord>, u64) {
         let disk = self.disk();
         (disk.log.get(first..).unwrap_or_default().to_vec(), disk.replacements)
     }
@@ -176,7 +176,7 @@ impl Disk {
             self.replacements += 1;
         }
         self.flushed += u64::from(!commit.log.is_empty());
-        self.log_bytes += commit.log.iter().map(|(_, record)| record.len() as u64).sum::<u64>();
+        self.log_bytes += commit.log.iter().map(|record| record.body.len() as u64).sum::<u64>();
         self.log.extend(commit.log);
         if !commit.state.is_empty() {
             let unwritten = Unwritten { batches: commit.state.into(), replaces_tree: commit.replaces_tree };

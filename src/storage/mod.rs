@@ -29,7 +29,7 @@
 //! |---|---|---|
 //! | `kv` | `d` position (u64) key | checksum, kind, version, when the key ends, length, the value's first bytes |
 //! | `kv` | `c` position key-length (u16) key piece (u16) | checksum, further bytes of the value |
-//! | `kv` | `m` group (u32) `a` | what was applied: slot, chain, time, clock, digest |
+//! | `kv` | `m` group (u128) `a` | what was applied: slot, chain, time, clock, digest |
 //! | `kv` | `m` group `s` session (16 bytes) | a session: whose it is, when it was active, what its client has |
 //! | `kv` | `m` group `r` session (16 bytes) number (u64) | what that request came to |
 //! | `kv` | `m` group `h` part (u8) | in Byzantine mode, the hash of a part of the state |
@@ -61,7 +61,7 @@ pub use state::free_bytes;
 mod conformance;
 
 use crate::error::StorageError;
-use crate::ring::{GroupId, StoreId};
+use crate::ring::{StoreId, TenureId};
 use bytes::Bytes;
 
 /// Names a commit. Ids grow by one.
@@ -72,13 +72,24 @@ pub struct CommitId(pub u64);
 /// further pieces of that key which are not among the writes directly behind it.
 pub type StateWrite = (Bytes, Option<Bytes>);
 
+/// A record of the write-ahead log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogRecord {
+    /// Whose it is. What the node writes for itself stands under a name that no group has.
+    pub tenure: TenureId,
+    /// What it is: opaque here.
+    pub kind: u8,
+    /// What it says: opaque here.
+    pub body: Bytes,
+}
+
 /// What becomes durable together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Commit {
     /// Its name, one more than the last.
     pub id: CommitId,
     /// Records for the write-ahead log, in order.
-    pub log: Vec<(GroupId, Bytes)>,
+    pub log: Vec<LogRecord>,
     /// Writes to the applied state; each batch is atomic.
     pub state: Vec<Vec<StateWrite>>,
     /// A promise to other nodes rests on these log records: the witness must know of them before they are reported.
@@ -93,7 +104,7 @@ pub struct Commit {
 #[derive(Clone, Debug, Default)]
 pub struct Recovery {
     /// Every record of the write-ahead log, in order.
-    pub log: Vec<(GroupId, Bytes)>,
+    pub log: Vec<LogRecord>,
     /// The store's name.
     pub store: StoreId,
     /// How often this store has been opened, this time included.

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The version of what nodes say to one another.
-const PEER_VERSION: u32 = 3;
+const PEER_VERSION: u32 = 4;
 
 /// The version of what clients and nodes say to one another.
-const CLIENT_VERSION: u32 = 2;
+const CLIENT_VERSION: u32 = 3;
 
 /// The name between nodes of a cluster.
 #[cfg(feature = "server")]
@@ -34,7 +34,7 @@ pub(super) fn versions_protocol(cluster: &str) -> Vec<u8> {
 /// The code with which a connection ends then.
 pub(super) const VERSIONS_CODE: u32 = 7;
 
-/// Which versions an end speaks. Written as `peer 3 client 2`.
+/// Which versions an end speaks. Written as `peer 4 client 3`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Versions {
     pub(super) peer: u32,

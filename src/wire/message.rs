@@ -1,9 +1,9 @@
 //! Every message on the wire: who sends it and what it means.
 
 use crate::kv::{self, Reply, RequestId};
-use crate::limits::{Limits, OPENINGS_MAX, SLOT_REQUESTS_MAX, few};
+use crate::limits::{FRAME_BODIES_MAX, Limits, OPENINGS_MAX, SLOT_REQUESTS_MAX, few};
 use crate::proof::OutcomeProof;
-use crate::ring::{GroupId, NodeId, RingMap, StoreId};
+use crate::ring::{GroupId, NodeId, RingMap, StoreId, TenureId};
 use crate::shares::ClientId;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -326,16 +326,20 @@ pub enum Introduction {
     },
 }
 
+/// What one replica says to another of its group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupBody {
+    /// The group, in the epoch in which it is said: in another it means nothing.
+    pub tenure: TenureId,
+    /// Opaque here.
+    pub body: Bytes,
+}
+
 /// What one node says to another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerMessage {
-    /// From a replica to one of the same group; the body is the group's own.
-    Group {
-        /// The group.
-        group: GroupId,
-        /// Opaque here.
-        body: Bytes,
-    },
+    /// From replicas to those of the same groups, in order. At most [`FRAME_BODIES_MAX`].
+    Groups(#[serde(deserialize_with = "few::<_, _, FRAME_BODIES_MAX>")] Vec<GroupBody>),
     /// A client's request, passed on to the node that leads.
     Forward {
         /// Unique on the sending node.
@@ -354,4 +358,12 @@ pub enum PeerMessage {
         /// The answer.
         answer: Answer,
     },
+}
+
+impl PeerMessage {
+    /// One message of one group, in a frame of its own.
+    #[must_use]
+    pub fn of(tenure: TenureId, body: Bytes) -> Self {
+        Self::Groups(vec![GroupBody { tenure, body }])
+    }
 }

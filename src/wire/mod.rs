@@ -14,6 +14,6 @@ mod message;
 
 pub use frame::{FrameError, decode, encode};
 pub use message::{
-    Answer, AnswerFrame, Consistency, GroupStatus, Hello, Introduction, Life, NodeStatus, Opening,
+    Answer, AnswerFrame, Consistency, GroupBody, GroupStatus, Hello, Introduction, Life, NodeStatus, Opening,
     PeerMessage, ProcessStats, Request, RequestFrame, RetryReason, Served,
 };

@@ -6,9 +6,9 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use tetrachord::error::StorageError;
-use tetrachord::ring::{GroupId, NodeId};
+use tetrachord::ring::{GroupId, NodeId, TenureId};
 use tetrachord::storage::disk::{DiskOptions, DiskStorage, PackingRule, Report};
-use tetrachord::storage::{Commit, CommitId, Owner, Recovery, StateWrite, Storage};
+use tetrachord::storage::{Commit, CommitId, LogRecord, Owner, Recovery, StateWrite, Storage};
 
 pub(crate) const OPTIONS: DiskOptions = DiskOptions {
     is_repairable: false,
@@ -33,7 +33,8 @@ pub(crate) fn commit(id: u64) -> Commit {
     let kind = if replaces_log { "base" } else { "entry" };
     let filler = usize::try_from(id * 97 % 700).unwrap();
     let record = format!("{kind} {id} {}", "e".repeat(if id.is_multiple_of(33) { 9_000 } else { filler }));
-    let log = vec![(GroupId(u32::try_from(id % 3).unwrap()), Bytes::from(record))];
+    let tenure = TenureId { group: GroupId((id % 3).into()), epoch: id / 100 };
+    let log = vec![LogRecord { tenure, kind: 0, body: Bytes::from(record) }];
     let state = if has_state(id) { vec![state_of(id)] } else { Vec::new() };
     Commit {
         id: CommitId(id),
@@ -220,11 +221,11 @@ fn verify_with(dir: &Path, promised: Promised, options: DiskOptions) -> Result<(
 }
 
 fn ids_of(recovery: &Recovery) -> Result<Vec<u64>, Problem> {
-    let id_of = |record: &Bytes| std::str::from_utf8(record).ok()?.split(' ').nth(1)?.parse().ok();
+    let id_of = |record: &LogRecord| std::str::from_utf8(&record.body).ok()?.split(' ').nth(1)?.parse().ok();
     recovery
         .log
         .iter()
-        .map(|(_, record)| id_of(record).ok_or(Problem::Wrong("a foreign record".to_string())))
+        .map(|record| id_of(record).ok_or(Problem::Wrong("a foreign record".to_string())))
         .collect()
 }
 

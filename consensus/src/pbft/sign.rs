@@ -83,14 +83,14 @@ pub struct Domain {
     /// A digest that names the cluster.
     pub cluster: Digest,
     /// The group's number.
-    pub group: u32,
+    pub group: u128,
     /// The epoch of the signer.
     pub epoch: Epoch,
 }
 
-const LABEL: &[u8; 14] = b"tetrachord/v1/";
-const STRING_BYTES: usize = LABEL.len() + 1 + 32 + 4 + 8 + 1 + 8 + 8 + 32;
-const REQUEST_STRING_BYTES: usize = LABEL.len() + 1 + 32 + 4 + 32 + 32;
+const LABEL: &[u8; 14] = b"tetrachord/v2/";
+const STRING_BYTES: usize = LABEL.len() + 1 + 32 + 16 + 8 + 1 + 8 + 8 + 32;
+const REQUEST_STRING_BYTES: usize = LABEL.len() + 1 + 32 + 16 + 32 + 32;
 
 impl Domain {
     /// The string that is signed.

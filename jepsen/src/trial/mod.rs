@@ -515,7 +515,7 @@ async fn observe(client: Client, statuses: Statuses) {
 
 /// Whether all nodes have applied the same slots. An error if they have, and differ all the same.
 fn are_equal(nodes: &[Option<&NodeStatus>]) -> Result<bool, String> {
-    let mut groups: BTreeMap<u32, BTreeSet<(u64, String)>> = BTreeMap::new();
+    let mut groups: BTreeMap<u128, BTreeSet<(u64, String)>> = BTreeMap::new();
     for status in nodes {
         let Some(status) = status else { return Ok(false) };
         for group in &status.groups {

@@ -65,8 +65,8 @@ impl OurCluster {
         let started = Instant::now();
         while started.elapsed() < Duration::from_secs(60) {
             let mut groups = std::collections::BTreeMap::new();
-            for node in 1..=u32::try_from(self.nodes)? {
-                let status = client.status(NodeId(node)).await;
+            for node in 0..self.nodes {
+                let status = client.status(NodeId::founder(node)).await;
                 for group in status.into_iter().flat_map(|status| status.groups) {
                     let led = groups.entry(group.group).or_insert(None);
                     *led = led.or(group.is_leader.then_some(node));
@@ -75,7 +75,7 @@ impl OurCluster {
             if let Some(Some(first)) = groups.values().next()
                 && groups.values().all(Option::is_some)
             {
-                return Ok(usize::try_from(first - 1)?);
+                return Ok(*first);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

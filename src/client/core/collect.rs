@@ -118,9 +118,9 @@ mod tests {
     }
 
     /// What the client of one request believes when nodes tell these versions of these slots.
-    fn collect(told: &[(u32, u64, u64)]) -> Option<Agreed> {
+    fn collect(told: &[(u128, u64, u64)]) -> Option<Agreed> {
         let mut collector = collector(None);
-        let mut take = |(node, slot, version): &(u32, u64, u64)| {
+        let mut take = |(node, slot, version): &(u128, u64, u64)| {
             collector.take(NodeId(*node), *slot, &Reply::Put { version: *version }, None)
         };
         told.iter().find_map(&mut take)
@@ -174,9 +174,9 @@ mod tests {
         };
         let wanted =
             || Wanted { keyring: Arc::new(Keyring::toy(domain, 4, 0)), client, operation: operation.clone() };
-        let told = |told: &[(u32, Option<OutcomeProof>)]| {
+        let told = |told: &[(u128, Option<OutcomeProof>)]| {
             let mut collector = collector(Some(wanted()));
-            let mut take = |(node, proof): &(u32, Option<OutcomeProof>)| {
+            let mut take = |(node, proof): &(u128, Option<OutcomeProof>)| {
                 collector.take(NodeId(*node), 5, &reply, proof.clone())
             };
             told.iter().find_map(&mut take)

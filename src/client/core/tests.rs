@@ -51,7 +51,7 @@ impl Story {
         }
     }
 
-    pub(super) fn setup(nodes: u32) -> Setup {
+    pub(super) fn setup(nodes: u128) -> Setup {
         let address = |node| format!("127.0.0.1:{}", 7_100 + node).parse().unwrap();
         Setup {
             nodes: (1..=nodes).map(|node| (NodeId(node), address(node))).collect(),
@@ -104,7 +104,7 @@ impl Story {
         self.drive(|core, now| core.ask(now, ask))
     }
 
-    pub(super) fn greet(&mut self, node: u32) {
+    pub(super) fn greet(&mut self, node: u128) {
         let ring = RingMap::even(1, self.core.setup.nodes.len(), 3);
         let hello = Hello {
             cluster: "c".to_string(),
@@ -116,17 +116,17 @@ impl Story {
         self.connect(node, Some(hello));
     }
 
-    pub(super) fn connect(&mut self, node: u32, hello: Option<Hello>) {
+    pub(super) fn connect(&mut self, node: u128, hello: Option<Hello>) {
         self.links += 1;
         let link = LinkId(self.links);
         self.drive(|core, now| core.greeted(now, NodeId(node), link, hello));
     }
 
-    pub(super) fn unreachable(&mut self, node: u32, why: &Unreachable) {
+    pub(super) fn unreachable(&mut self, node: u128, why: &Unreachable) {
         self.drive(|core, now| core.unreachable(now, NodeId(node), why));
     }
 
-    pub(super) fn lose(&mut self, node: u32) {
+    pub(super) fn lose(&mut self, node: u128) {
         if let Some(link) = self.core.links.link(NodeId(node)) {
             self.drive(|core, now| core.lost(now, NodeId(node), link));
         }
@@ -197,7 +197,7 @@ pub(super) fn reply(reply: Reply) -> Answer {
     Answer::Reply { reply, slot: 5, leader: None }
 }
 
-pub(super) fn retry(reason: RetryReason, leader: Option<u32>) -> Answer {
+pub(super) fn retry(reason: RetryReason, leader: Option<u128>) -> Answer {
     Answer::Retry { reason, leader: leader.map(NodeId), maybe_applied: false }
 }
 

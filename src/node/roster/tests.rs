@@ -25,7 +25,7 @@ struct Desk {
 }
 
 impl Desk {
-    fn new(node: u32, of: u32, liars: usize) -> Self {
+    fn new(node: u128, of: u128, liars: usize) -> Self {
         let all: BTreeSet<NodeId> = (1..=of).map(NodeId).collect();
         let life = Life {
             store: store(node as u8),
@@ -84,7 +84,7 @@ fn reopen(node: NodeId, all: &BTreeSet<NodeId>, liars: usize, life: Life, record
 }
 
 /// Some seconds of talk among those who are up.
-fn talk(desks: &mut [Desk], up: &[u32]) {
+fn talk(desks: &mut [Desk], up: &[u128]) {
     let is_up = |node: NodeId| up.contains(&node.0);
     for _ in 0..4 {
         desks.iter_mut().filter(|desk| is_up(desk.node)).for_each(Desk::tick);
@@ -101,11 +101,11 @@ fn talk(desks: &mut [Desk], up: &[u32]) {
     }
 }
 
-fn voters(desks: &[Desk]) -> Vec<u32> {
+fn voters(desks: &[Desk]) -> Vec<u128> {
     desks.iter().filter(|desk| desk.roster.may_vote()).map(|desk| desk.node.0).collect()
 }
 
-fn cluster(of: u32) -> Vec<Desk> {
+fn cluster(of: u128) -> Vec<Desk> {
     (1..=of).map(|node| Desk::new(node, of, 0)).collect()
 }
 
@@ -113,7 +113,7 @@ fn cluster(of: u32) -> Vec<Desk> {
 fn a_first_start_wants_a_majority_of_the_others_and_never_again() {
     let mut three = cluster(3);
     talk(&mut three, &[1, 2]);
-    assert_eq!(voters(&three), [] as [u32; 0]);
+    assert_eq!(voters(&three), [] as [u128; 0]);
     assert_eq!(three[0].roster.awaited(), [NodeId(3)]);
     talk(&mut three, &[1, 2, 3]);
     assert_eq!(voters(&three), [1, 2, 3]);
@@ -122,7 +122,7 @@ fn a_first_start_wants_a_majority_of_the_others_and_never_again() {
 
     let mut five = cluster(5);
     talk(&mut five, &[1, 2, 3]);
-    assert_eq!(voters(&five), [] as [u32; 0]);
+    assert_eq!(voters(&five), [] as [u128; 0]);
     talk(&mut five, &[1, 2, 3, 4]);
     assert_eq!(voters(&five), [1, 2, 3, 4]);
     assert_eq!(voters(&cluster(1)), [1]);
@@ -148,9 +148,9 @@ fn a_second_store_of_one_name_never_votes_and_stops() {
 #[test]
 fn of_five_two_stores_of_one_name_find_no_two_majorities() {
     // Whoever of the others the first store meets, the second finds one of them.
-    for absent in 1..=4u32 {
+    for absent in 1..=4u128 {
         let mut desks = cluster(5);
-        let first: Vec<u32> = (1..=5).filter(|node| *node != absent).collect();
+        let first: Vec<u128> = (1..=5).filter(|node| *node != absent).collect();
         talk(&mut desks, &first);
         assert!(desks[4].roster.may_vote());
         desks[4] = Desk { life: Life { store: store(99), ..desks[4].life }, ..Desk::new(5, 5, 0) };

@@ -7,7 +7,7 @@ use crate::group::{Byzantine, Settings};
 use crate::kv::{Operation, Reply, RequestId, SessionId, Write};
 use crate::limits::Limits;
 use crate::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};
-use crate::ring::{GroupId, NodeId, RingMap};
+use crate::ring::{GroupId, NodeId, RingMap, TenureId};
 use crate::shares::ClientId;
 use crate::storage::memory::MemoryDisk;
 use crate::wire::{self, Answer, AnswerFrame, Request, RequestFrame};
@@ -22,6 +22,7 @@ use tetrachord_consensus::pbft::{
 use tetrachord_consensus::{Digest, Epoch, Options, Ticks, Timestamp, codec};
 
 pub(super) const GROUP: GroupId = GroupId(1);
+const TENURE: TenureId = TenureId { group: GROUP, epoch: 1 };
 const CLUSTER: [u8; 32] = [5; 32];
 
 pub(super) struct Node {
@@ -150,7 +151,7 @@ impl World {
 
     pub(super) fn start(&mut self, index: usize) {
         let (storage, recovery) = self.nodes[index].disk.open();
-        let names = (0..self.nodes.len()).map(|at| (NodeId(at as u32 + 1), public(&secret(at))));
+        let names = (0..self.nodes.len()).map(|at| (NodeId::founder(at), public(&secret(at))));
         let lies = self.nodes[index].lies;
         let byzantine = Byzantine {
             cluster: CLUSTER,
@@ -163,7 +164,7 @@ impl World {
             chaos: lies.then_some(index as u64),
         };
         let settings = NodeSettings {
-            node: NodeId(index as u32 + 1),
+            node: NodeId::founder(index),
             ring: RingMap::even(1, self.nodes.len(), self.nodes.len()),
             group: Settings {
                 limits: Limits::default(),
@@ -175,18 +176,18 @@ impl World {
                 byzantine: Some(byzantine),
             },
             log_bytes_max: 60_000,
-            nodes: (1..=self.nodes.len() as u32).map(NodeId).collect(),
+            nodes: (0..self.nodes.len()).map(NodeId::founder).collect(),
             opening: recovery.incarnation,
         };
         let mut core = NodeCore::open(settings, Box::new(storage), recovery).expect("a healthy store");
-        for peer in (1..=self.nodes.len() as u32).map(NodeId).filter(|peer| peer.0 as usize != index + 1) {
+        for peer in (0..self.nodes.len()).map(NodeId::founder).filter(|peer| peer.0 as usize != index + 1) {
             core.step(NodeEvent::PeerLink { node: peer, link: 1, is_up: true });
         }
         if lies {
             core.step(NodeEvent::Lie(Some(self.lie)));
         }
         let node = &mut self.nodes[index];
-        node.verifier = core.verifiers().remove(&GROUP);
+        node.verifier = core.verifiers().remove(&TENURE);
         node.core = Some(core);
         for client in 0..self.clients.len() {
             let client_key = self.clients[client].signer.name().0;
@@ -210,7 +211,7 @@ impl World {
 
     fn ask(&mut self, node: usize, client: usize, request: Request) {
         let frame = wire::encode(&RequestFrame { id: 1, request });
-        self.parcels.push(Parcel::Request { to: NodeId(node as u32 + 1), client, frame });
+        self.parcels.push(Parcel::Request { to: NodeId::founder(node), client, frame });
     }
 
     pub(super) fn run(&mut self, millis: u64) {
@@ -262,7 +263,7 @@ impl World {
                     break;
                 };
                 let result = Box::new(verifier.verify(*job));
-                self.step(index, NodeEvent::Verified { group: GROUP, result });
+                self.step(index, NodeEvent::Verified { tenure: TENURE, result });
             }
         }
     }
@@ -279,10 +280,14 @@ impl World {
 
     /// An honest node signs one thing in one place, whatever it lived through.
     fn watch(&mut self, from: NodeId, frame: &Bytes) {
-        let Ok(wire::PeerMessage::Group { body, .. }) = wire::decode(&frame[4..]) else { return };
+        let Ok(wire::PeerMessage::Groups(said)) = wire::decode(&frame[4..]) else { return };
+        said.iter().for_each(|said| self.watch_one(from, &said.body));
+    }
+
+    fn watch_one(&mut self, from: NodeId, body: &Bytes) {
         let index = from.0 as usize - 1;
-        self.nodes[index].parts_taken += crate::group::parts_taken(&body);
-        let Some(message) = crate::group::engine_message(&body).filter(|_| !self.nodes[index].lies) else {
+        self.nodes[index].parts_taken += crate::group::parts_taken(body);
+        let Some(message) = crate::group::engine_message(body).filter(|_| !self.nodes[index].lies) else {
             return;
         };
         let (kind, first, second, digest) = match codec::decode(&message).expect("honest nodes send messages")
@@ -306,7 +311,7 @@ impl World {
         let is_installing = core.status().groups[0].is_installing;
         self.installed += usize::from(self.nodes[index].was_installing && !is_installing);
         self.nodes[index].was_installing = is_installing;
-        let from = NodeId(index as u32 + 1);
+        let from = NodeId::founder(index);
         for effect in effects {
             match effect {
                 NodeEffect::Send { to, frame, .. } => {

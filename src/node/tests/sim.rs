@@ -7,7 +7,7 @@ use crate::kv::{self, Envelope, Reply, RequestId, SessionId, Write};
 use crate::limits::Limits;
 use crate::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings, Room};
 use crate::node::roster::OWN;
-use crate::ring::{GroupId, NodeId, Position, RingMap};
+use crate::ring::{GroupId, NodeId, Position, RingMap, TenureId};
 use crate::shares::ClientId;
 use crate::storage::memory::MemoryDisk;
 use crate::wire::{self, Answer, AnswerFrame, Consistency, PeerMessage, ProcessStats, Request, RequestFrame};
@@ -122,13 +122,13 @@ impl Durable {
             *self = Self { replacements, ..Self::default() };
             records = disk.durable_log_from(0).0;
         }
-        for (group, record) in records {
-            if group == OWN {
+        for record in records {
+            if record.tenure == OWN {
                 self.read += 1;
                 continue;
             }
-            let state = self.groups.entry(group).or_default();
-            state.replay_one(self.read, &record).expect("what is durable can be read");
+            let state = self.groups.entry(record.tenure.group).or_default();
+            state.replay_one(self.read, &record.body).expect("what is durable can be read");
             self.read += 1;
         }
     }
@@ -167,7 +167,7 @@ pub(super) struct Sim {
     ring: RingMap,
     nodes: Vec<Node>,
     parcels: Vec<Parcel>,
-    cut: BTreeSet<(u32, u32)>,
+    cut: BTreeSet<(u128, u128)>,
     clients: Vec<Client>,
     keys: u64,
     now: u64,
@@ -239,7 +239,7 @@ impl Sim {
     pub(super) fn leader(&self) -> Option<NodeId> {
         let leads = |core: &NodeCore| core.groups().next().is_some_and(Group::is_leading);
         let index = self.nodes.iter().position(|node| node.core.as_ref().is_some_and(leads))?;
-        Some(NodeId(index as u32 + 1))
+        Some(NodeId::founder(index))
     }
 
     /// The node is told that its disk is almost full.
@@ -272,7 +272,7 @@ impl Sim {
             ..Options::default()
         };
         let settings = NodeSettings {
-            node: NodeId(index as u32 + 1),
+            node: NodeId::founder(index),
             ring: self.ring.clone(),
             group: Settings {
                 limits: Limits::default(),
@@ -285,13 +285,13 @@ impl Sim {
                 byzantine: None,
             },
             log_bytes_max: self.plan.log_bytes_max,
-            nodes: (1..=self.nodes.len() as u32).map(NodeId).collect(),
+            nodes: (0..self.nodes.len()).map(NodeId::founder).collect(),
             opening: recovery.incarnation,
         };
         let is_restart = recovery.incarnation > 1;
         let mut core =
             NodeCore::open(settings, Box::new(storage), recovery).expect("the disk holds a healthy store");
-        for peer in (1..=self.nodes.len() as u32).map(NodeId).filter(|peer| peer.0 as usize != index + 1) {
+        for peer in (0..self.nodes.len()).map(NodeId::founder).filter(|peer| peer.0 as usize != index + 1) {
             core.step(NodeEvent::PeerLink { node: peer, link: 1, is_up: true });
         }
         if is_restart && self.plan.defect == Some(Defect::ForgetSessions) {
@@ -401,7 +401,7 @@ impl Sim {
                 id: 1,
                 request: Request::Command { group: GroupId(1), envelope: golden.clone() },
             }),
-            wire::encode(&PeerMessage::Group { group: GroupId(1), body: golden.clone() }),
+            wire::encode(&PeerMessage::of(TenureId { group: GroupId(1), epoch: 1 }, golden.clone())),
             wire::encode(&PeerMessage::Forward {
                 id: 1,
                 client: ClientId([1; 32]),
@@ -419,7 +419,7 @@ impl Sim {
             let body = Bytes::from(body);
             let event = if self.random.chance(50) {
                 NodeEvent::Peer {
-                    from: NodeId(1 + self.random.below(self.plan.nodes as u64) as u32),
+                    from: NodeId(1 + u128::from(self.random.below(self.plan.nodes as u64))),
                     link: 1,
                     body,
                 }
@@ -451,7 +451,7 @@ impl Sim {
         if self.random.below(1000) < self.plan.cut_per_mille {
             if self.cut.is_empty() {
                 for _ in 0..1 + self.random.below(4) {
-                    let pair = (self.random.below(6) as u32, self.random.below(6) as u32);
+                    let pair = (self.random.below(6).into(), self.random.below(6).into());
                     self.cut.insert(pair);
                 }
             } else {
@@ -492,7 +492,7 @@ impl Sim {
         let effects = core.flush();
         assert!(!core.has_waiting(), "one request at a time");
         self.watch(index);
-        let from = NodeId(index as u32 + 1);
+        let from = NodeId::founder(index);
         for effect in effects {
             match effect {
                 NodeEffect::Send { to, frame, .. } => {
@@ -522,8 +522,12 @@ impl Sim {
 
     /// Holds a promise or an acknowledgement that leaves a node against what its disk durably holds.
     fn check_persisted(&mut self, index: usize, frame: &Bytes) {
-        let Ok(PeerMessage::Group { group, body }) = wire::decode(&frame[4..]) else { return };
-        let Some(message) = engine_message(&body) else { return };
+        let Ok(PeerMessage::Groups(said)) = wire::decode(&frame[4..]) else { return };
+        said.iter().for_each(|said| self.check_one(index, said.tenure.group, &said.body));
+    }
+
+    fn check_one(&mut self, index: usize, group: GroupId, body: &Bytes) {
+        let Some(message) = engine_message(body) else { return };
         let node = &mut self.nodes[index];
         node.durable.follow(&node.disk);
         let durable = node.durable.groups.entry(group).or_default();
@@ -703,7 +707,7 @@ impl Sim {
         open.sent_at = now;
         open.ids.insert(client.last_id);
         let frame = wire::encode(&RequestFrame { id: client.last_id, request: open.request.clone() });
-        let (to, connection) = (NodeId(client.node as u32 + 1), ConnectionId(index as u64));
+        let (to, connection) = (NodeId::founder(client.node), ConnectionId(index as u64));
         self.parcels.push(Parcel::Request { to, connection, frame });
     }
 

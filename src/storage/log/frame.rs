@@ -4,7 +4,7 @@
 //! segment  magic "TSEG" | version u8 | store [16] | sequence u64 | is_base u8 | number u64 | hash [32] | CRC32
 //!          then zeros up to 4,096 bytes, then frames
 //! frame    magic "TF" | version u8 | 0 u8 | payload bytes u32 | number u64 | CRC32 | payload | hash [32] | zeros to 8
-//! payload  { group u32 | length u32 | record } *
+//! payload  { group u128 | epoch u64 | kind u8 | length u32 | record } *
 //! ```
 //!
 //! * All numbers are big-endian.
@@ -14,7 +14,8 @@
 //! * `hash` is BLAKE3 over the previous frame's hash, the head and the payload: a frame that verifies is whole, and is
 //!   where it belongs.
 
-use crate::ring::{GroupId, StoreId};
+use crate::ring::{GroupId, StoreId, TenureId};
+use crate::storage::LogRecord;
 use bytes::{Buf, BufMut, Bytes};
 
 const SEGMENT_MAGIC: &[u8; 4] = b"TSEG";
@@ -22,6 +23,7 @@ const FRAME_MAGIC: &[u8; 2] = b"TF";
 const VERSION: u8 = 1;
 const HASH_BYTES: usize = 32;
 const HEAD_BYTES: usize = 2 + 1 + 1 + 4 + 8 + 4;
+const RECORD_HEAD_BYTES: usize = 16 + 8 + 1 + 4;
 const SEGMENT_HEADER_BYTES: usize = 4 + 1 + 16 + 8 + 1 + 8 + HASH_BYTES + 4;
 
 /// Frames begin at multiples of this, from the beginning of the file.
@@ -99,21 +101,23 @@ pub(in crate::storage) struct Payload(Vec<u8>);
 
 impl Payload {
     /// With room for the records, so that nothing is copied while it grows.
-    pub(in crate::storage) fn of(records: &[(GroupId, Bytes)]) -> Self {
-        let bytes: usize = records.iter().map(|(_, record)| 8 + record.len()).sum();
+    pub(in crate::storage) fn of(records: &[LogRecord]) -> Self {
+        let bytes: usize = records.iter().map(|record| RECORD_HEAD_BYTES + record.body.len()).sum();
         let mut payload = Self(Vec::with_capacity(HEAD_BYTES + bytes + HASH_BYTES + ALIGNMENT));
         // The head is filled in last, in front of the records.
         payload.0.resize(HEAD_BYTES, 0);
-        for (group, record) in records {
-            payload.push(*group, record);
+        for record in records {
+            payload.push(record);
         }
         payload
     }
 
-    fn push(&mut self, group: GroupId, record: &[u8]) {
-        self.0.put_u32(group.0);
-        self.0.put_u32(u32::try_from(record.len()).expect("records are a few MiB at most"));
-        self.0.put_slice(record);
+    fn push(&mut self, record: &LogRecord) {
+        self.0.put_u128(record.tenure.group.0);
+        self.0.put_u64(record.tenure.epoch);
+        self.0.put_u8(record.kind);
+        self.0.put_u32(u32::try_from(record.body.len()).expect("records are a few MiB at most"));
+        self.0.put_slice(&record.body);
     }
 
     pub(in crate::storage) fn is_empty(&self) -> bool {
@@ -153,7 +157,7 @@ fn chain(previous: &[u8; HASH_BYTES], head_and_payload: &[u8]) -> [u8; HASH_BYTE
 #[derive(Debug)]
 pub(super) struct Frame {
     pub(super) end: LogEnd,
-    pub(super) records: Vec<(GroupId, Bytes)>,
+    pub(super) records: Vec<LogRecord>,
     /// Where the next frame begins.
     pub(super) next: usize,
 }
@@ -178,14 +182,16 @@ fn read_head(bytes: &[u8], place: Place) -> Option<(u64, usize)> {
     (crc == place.head_crc(&head[..HEAD_BYTES - 4])).then_some((number, payload_bytes as usize))
 }
 
-fn split(mut payload: Bytes) -> Option<Vec<(GroupId, Bytes)>> {
+fn split(mut payload: Bytes) -> Option<Vec<LogRecord>> {
     let mut records = Vec::new();
     while !payload.is_empty() {
-        let (group, length) = (payload.try_get_u32().ok()?, payload.try_get_u32().ok()? as usize);
+        let group = GroupId(payload.try_get_u128().ok()?);
+        let (epoch, kind) = (payload.try_get_u64().ok()?, payload.try_get_u8().ok()?);
+        let length = payload.try_get_u32().ok()? as usize;
         if payload.len() < length {
             return None;
         }
-        records.push((GroupId(group), payload.split_to(length)));
+        records.push(LogRecord { tenure: TenureId { group, epoch }, kind, body: payload.split_to(length) });
     }
     Some(records)
 }
@@ -207,7 +213,11 @@ mod tests {
     const PLACE: Place = Place { store: StoreId([7; 16]), sequence: 3 };
 
     fn frame(end: &mut LogEnd, record: &[u8]) -> Vec<u8> {
-        let records = [(GroupId(2), Bytes::copy_from_slice(record)), (GroupId(9), Bytes::new())];
+        let of = |group: u128, epoch: u64, kind: u8, body: &[u8]| {
+            let tenure = TenureId { group: GroupId(group), epoch };
+            LogRecord { tenure, kind, body: Bytes::copy_from_slice(body) }
+        };
+        let records = [of(2, 7, 3, record), of(u128::MAX, u64::MAX, 0, &[])];
         let payload = Payload::of(&records);
         let expected = payload.frame_bytes();
         let bytes = payload.into_frame(PLACE, end);
@@ -224,9 +234,12 @@ mod tests {
         let segment = Bytes::from([first.clone(), second.clone()].concat());
         let read_first = read(&segment, 0, PLACE, &LogEnd::default()).unwrap();
         assert_eq!((read_first.end, read_first.next), (middle, first.len()));
-        assert_eq!(read_first.records[0], (GroupId(2), Bytes::from_static(b"one")));
+        let tenure = TenureId { group: GroupId(2), epoch: 7 };
+        let one = LogRecord { tenure, kind: 3, body: Bytes::from_static(b"one") };
+        assert_eq!(read_first.records[0], one);
+        assert_eq!(read_first.records[1].tenure, TenureId { group: GroupId(u128::MAX), epoch: u64::MAX });
         let read_second = read(&segment, read_first.next, PLACE, &middle).unwrap();
-        assert_eq!((read_second.end, read_second.records[0].1.len()), (end, 1000));
+        assert_eq!((read_second.end, read_second.records[0].body.len()), (end, 1000));
         assert!(read(&segment, first.len(), PLACE, &LogEnd::default()).is_none(), "not its predecessor");
         for place in [Place { sequence: 4, ..PLACE }, Place { store: StoreId([8; 16]), ..PLACE }] {
             assert!(read(&segment, 0, place, &LogEnd::default()).is_none(), "not its place");
@@ -237,7 +250,7 @@ mod tests {
     fn no_flipped_bit_and_no_cut_passes() {
         let mut end = LogEnd::default();
         let bytes = frame(&mut end, b"record");
-        let covered = HEAD_BYTES + 8 + 6 + 8 + HASH_BYTES;
+        let covered = HEAD_BYTES + 2 * RECORD_HEAD_BYTES + "record".len() + HASH_BYTES;
         for bit in 0..covered * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);

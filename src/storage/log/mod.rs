@@ -20,7 +20,8 @@
 pub(super) mod frame;
 
 use crate::error::StorageError;
-use crate::ring::{GroupId, StoreId};
+use crate::ring::StoreId;
+use crate::storage::LogRecord;
 use bytes::Bytes;
 use frame::{FRAMES_START, LogEnd, Payload, Place, SegmentHeader};
 use std::fs::{File, OpenOptions};
@@ -59,7 +60,7 @@ pub(super) struct Log {
 #[derive(Debug, Default)]
 pub(super) struct ReadLog {
     /// Every record behind the base, in order.
-    pub(super) records: Vec<(GroupId, Bytes)>,
+    pub(super) records: Vec<LogRecord>,
     /// Every frame that verified, in order.
     pub(super) frames: Vec<LogEnd>,
     /// The last frame that the base stands for.
@@ -134,7 +135,7 @@ impl Log {
             first_sequence: segments.first().map_or(1, |segment| segment.sequence),
             spares: spares_in(dir, segment_bytes)?,
             end,
-            bytes: read.records.iter().map(|(_, record)| record.len() as u64).sum(),
+            bytes: read.records.iter().map(|record| record.body.len() as u64).sum(),
         };
         Ok((log, read))
     }

@@ -1,13 +1,15 @@
 //! The log over real files: rolling, recycling, torn tails, rot.
 
 use super::*;
+use crate::ring::TenureId;
 use std::collections::BTreeMap;
 
 const STORE: StoreId = StoreId([3; 16]);
 const SEGMENT: usize = 16 << 10;
 
 fn payload(record: &[u8]) -> Payload {
-    Payload::of(&[(GroupId(1), Bytes::copy_from_slice(record))])
+    let body = Bytes::copy_from_slice(record);
+    Payload::of(&[LogRecord { tenure: TenureId::default(), kind: 0, body }])
 }
 
 fn append(log: &mut Log, record: &str) {
@@ -15,7 +17,7 @@ fn append(log: &mut Log, record: &str) {
 }
 
 fn records(read: &ReadLog) -> Vec<String> {
-    read.records.iter().map(|(_, record)| String::from_utf8(record.to_vec()).unwrap()).collect()
+    read.records.iter().map(|record| String::from_utf8(record.body.to_vec()).unwrap()).collect()
 }
 
 fn reopen(dir: &Path) -> Result<(Log, ReadLog), StorageError> {

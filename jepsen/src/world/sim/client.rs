@@ -278,7 +278,7 @@ impl World {
             if !members.contains(&liar) {
                 self.reach(STRANGER);
             }
-            let from = NodeId(u32::try_from(liar).expect("few nodes") + 1);
+            let from = NodeId::founder(liar);
             let Some(connection) = self.connection_to(client, from) else { continue };
             self.send(Parcel::Answer { from, client, connection, frame: wrong.clone() });
             if liar != index {

@@ -65,11 +65,9 @@ pub(super) struct Machine {
 impl Machine {
     pub(super) fn new(index: usize, plan: &Plan, ring: &RingMap) -> Self {
         let signer = ClientSigner::new(&secret(CLIENT_SECRETS + index));
-        let address = |node: u32| format!("127.0.0.1:{}", 7_000 + node).parse().expect("an address");
-        let nodes: BTreeMap<NodeId, _> = (1..=plan.nodes)
-            .map(|node| u32::try_from(node).expect("few nodes"))
-            .map(|node| (NodeId(node), address(node)))
-            .collect();
+        let address = |node: usize| format!("127.0.0.1:{}", 7_001 + node).parse().expect("an address");
+        let nodes: BTreeMap<NodeId, _> =
+            (0..plan.nodes).map(|node| (NodeId::founder(node), address(node))).collect();
         let is_byzantine = plan.mode == Mode::Byzantine;
         let keys = BTreeMap::new();
         let signing = Signing { client: signer.name().0, cluster: Digest(CLUSTER), keys };

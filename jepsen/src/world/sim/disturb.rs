@@ -182,7 +182,7 @@ impl World {
                 let accept =
                     Message::Accept { ballot, previous, entries: vec![], decided: Slot(0), quorate: true };
                 let body = as_engine(codec::encode(&accept));
-                let frame = wire::encode(&PeerMessage::Group { group: place.id, body });
+                let frame = wire::encode(&PeerMessage::of(place.tenure(), body));
                 let link = self.nodes[index_of(from)].life;
                 (index_of(from) != victim).then(|| NodeEvent::Peer { from, link, body: frame.slice(4..) })
             })

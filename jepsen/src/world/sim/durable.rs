@@ -18,6 +18,7 @@ use super::said::{Kind, Statement};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use tetrachord::node::roster::{self, OWN};
 use tetrachord::ring::{GroupId, GroupPlace, NodeId};
+use tetrachord::storage::LogRecord;
 use tetrachord::storage::memory::MemoryDisk;
 use tetrachord::wire::{Life, Opening};
 use tetrachord_consensus::paxos::{Ballot, Message, Recovered};
@@ -177,7 +178,7 @@ impl Durable {
     /// Whether a node has noted more of another than a store of this age can say of itself when it is opened.
     pub(super) fn knows_more(&self, index: usize, other: usize, age: (u64, u64)) -> bool {
         let (opened, log_end) = age;
-        let note = self.disks[index].notes.get(&NodeId(other as u32 + 1));
+        let note = self.disks[index].notes.get(&NodeId::founder(other));
         note.is_some_and(|life| life.opening.incarnation > opened || life.log_end > log_end)
     }
 
@@ -202,8 +203,9 @@ impl Durable {
             followed.is_admitted = false;
             records = disk.durable_log_from(0).0;
         }
-        for (group, record) in records {
-            if group == OWN {
+        for LogRecord { tenure, body: record, .. } in records {
+            let group = tenure.group;
+            if tenure == OWN {
                 followed.note(&record);
             } else if self.is_signed {
                 let record = codec::decode(&record).expect("what is durable can be read");

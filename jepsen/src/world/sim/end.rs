@@ -130,7 +130,7 @@ impl World {
 
     /// Whether nobody waits any more, and all honest replicas of each group have applied the same.
     fn is_even(&self) -> bool {
-        let mut applied: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
+        let mut applied: BTreeMap<u128, BTreeSet<u64>> = BTreeMap::new();
         for core in self.nodes.iter().filter(|node| !node.lies).filter_map(|node| node.core.as_ref()) {
             for group in core.groups() {
                 applied.entry(group.place().id.0).or_default().insert(group.machine().reached().slot);

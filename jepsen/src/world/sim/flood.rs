@@ -40,7 +40,7 @@ impl World {
                 Mode::Byzantine => self.unsigned_request(node),
                 Mode::Crash => self.useless_request(),
             };
-            let (to, client) = (NodeId(node as u32 + 1), self.place_of_flooder());
+            let (to, client) = (NodeId::founder(node), self.place_of_flooder());
             let connection = ConnectionId(client as u64);
             self.send(Parcel::Request { to, client, connection, frame: body });
         }

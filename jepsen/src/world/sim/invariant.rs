@@ -100,9 +100,9 @@ pub(super) struct Invariants {
     pinned_bytes_max: usize,
     keeps_view: bool,
     /// The digest after each slot of each group, by whoever came there first.
-    digests: BTreeMap<(u32, u64), ([u8; 32], usize)>,
-    leaders: BTreeMap<(u32, String), usize>,
-    seen: BTreeMap<(usize, u32), Seen>,
+    digests: BTreeMap<(u128, u64), ([u8; 32], usize)>,
+    leaders: BTreeMap<(u128, String), usize>,
+    seen: BTreeMap<(usize, u128), Seen>,
 }
 
 /// Slots behind the newest whose digests are remembered.

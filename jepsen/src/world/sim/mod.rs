@@ -44,8 +44,8 @@ use tetrachord::gateway::ConnectionId;
 use tetrachord::group::engine_message;
 use tetrachord::node::checks::Line;
 use tetrachord::node::core::{NodeEffect, NodeEvent};
-use tetrachord::ring::{GroupId, NodeId, RingMap};
-use tetrachord::wire::{self, PeerMessage};
+use tetrachord::ring::{NodeId, RingMap, TenureId};
+use tetrachord::wire::{self, GroupBody, PeerMessage};
 use tetrachord_checker::Operation;
 use tetrachord_consensus::codec;
 use tetrachord_consensus::pbft::{Lie, Verifier};
@@ -114,7 +114,7 @@ pub(crate) struct World {
     last_event: u64,
     ring: RingMap,
     nodes: Vec<Node>,
-    verifiers: BTreeMap<GroupId, Verifier>,
+    verifiers: BTreeMap<TenureId, Verifier>,
     network: Network,
     clients: Vec<Client>,
     /// What they ask: one each, or one for all.
@@ -343,7 +343,7 @@ impl World {
     }
 
     fn carry_out(&mut self, index: usize, effect: NodeEffect) {
-        let from = NodeId(u32::try_from(index).expect("few nodes") + 1);
+        let from = NodeId::founder(index);
         match effect {
             NodeEffect::Send { to, class, frame } => {
                 if !self.nodes[index].is_excused()
@@ -379,11 +379,11 @@ impl World {
             }
             // How fast a node reads is not simulated.
             NodeEffect::Slow { .. } => {}
-            NodeEffect::Verify { group, line, job } => {
+            NodeEffect::Verify { tenure, line, job } => {
                 let is_one_line = self.plan.mutation.checks_in_one_line();
                 let node = &mut self.nodes[index];
                 let line = if is_one_line { Line::Replica(NodeId(0)) } else { line };
-                node.checks.push(line, job.cost(), (group, job));
+                node.checks.push(line, job.cost(), (tenure, job));
                 if !node.is_checking {
                     node.is_checking = true;
                     let life = node.life;
@@ -413,12 +413,17 @@ impl World {
 
     /// An honest node speaks to another. What is wrong with that, if anything.
     fn listen(&mut self, index: usize, body: &[u8]) -> Option<String> {
-        let PeerMessage::Group { group, body } = wire::decode(body).ok()? else { return None };
+        let PeerMessage::Groups(said) = wire::decode(body).ok()? else { return None };
+        said.iter().find_map(|said| self.listen_to(index, said))
+    }
+
+    fn listen_to(&mut self, index: usize, GroupBody { tenure, body }: &GroupBody) -> Option<String> {
+        let group = tenure.group;
         let is_empty = matches!(self.nodes[index].stranger, Some((Stranger::Empty, _)));
         if is_empty || !self.durable.is_admitted(index) {
             return Some(format!("n{} speaks in {group} with a store that nobody knows", index + 1));
         }
-        let message = engine_message(&body)?;
+        let message = engine_message(body)?;
         if self.plan.mode == Mode::Crash {
             let message = codec::decode(&message).ok()?;
             return self.durable.check_message(index, group, &message);

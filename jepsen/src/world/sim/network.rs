@@ -68,9 +68,9 @@ impl Parcel {
     fn link(&self) -> (u64, u64) {
         const CLIENTS: u64 = 1 << 20;
         match self {
-            Self::Peer { from, to, class, .. } => (u64::from(from.0) << 8 | *class as u64, u64::from(to.0)),
-            Self::Request { to, connection, .. } => (CLIENTS + connection.0, u64::from(to.0)),
-            Self::Answer { from, connection, .. } => (u64::from(from.0) << 8, CLIENTS + connection.0),
+            Self::Peer { from, to, class, .. } => (from.mixed() << 8 | *class as u64, to.mixed()),
+            Self::Request { to, connection, .. } => (CLIENTS + connection.0, to.mixed()),
+            Self::Answer { from, connection, .. } => (from.mixed() << 8, CLIENTS + connection.0),
         }
     }
 }

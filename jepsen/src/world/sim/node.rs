@@ -8,7 +8,7 @@ use tetrachord::group::{Byzantine, Settings};
 use tetrachord::limits::Limits;
 use tetrachord::node::checks::Checks;
 use tetrachord::node::core::{NodeCore, NodeEvent, NodeSettings, Room};
-use tetrachord::ring::{GroupId, NodeId, StoreId};
+use tetrachord::ring::{NodeId, StoreId, TenureId};
 use tetrachord::storage::CommitId;
 use tetrachord::storage::memory::MemoryDisk;
 use tetrachord::wire::ProcessStats;
@@ -27,7 +27,7 @@ pub(super) struct Node {
     pub(super) core: Option<NodeCore>,
     /// Counts starts: what was under way for an earlier life counts for nothing.
     pub(super) life: u64,
-    pub(super) checks: Checks<(GroupId, Box<Unverified>)>,
+    pub(super) checks: Checks<(TenureId, Box<Unverified>)>,
     pub(super) is_checking: bool,
     is_syncing: bool,
     is_writing: bool,
@@ -152,7 +152,7 @@ impl World {
         let byzantine = (plan.mode == Mode::Byzantine).then(|| Byzantine {
             cluster: CLUSTER,
             secret: secret(index),
-            nodes: (0..plan.nodes).map(|at| (NodeId(at as u32 + 1), public(at))).collect(),
+            nodes: (0..plan.nodes).map(|at| (NodeId::founder(at), public(at))).collect(),
             // The last two mean no good.
             clients: (0..plan.clients + 2).map(|at| public(CLIENT_SECRETS + at)).collect(),
             request_millis: plan.request_millis,
@@ -161,7 +161,7 @@ impl World {
             chaos: self.nodes[index].lies.then_some(plan.seed ^ index as u64),
         });
         NodeSettings {
-            node: NodeId(index as u32 + 1),
+            node: NodeId::founder(index),
             ring: self.ring.clone(),
             group: Settings {
                 limits: Limits::default(),
@@ -173,7 +173,7 @@ impl World {
                 byzantine,
             },
             log_bytes_max: plan.log_bytes_max,
-            nodes: (1..=plan.nodes).map(|node| NodeId(u32::try_from(node).expect("few nodes"))).collect(),
+            nodes: (0..plan.nodes).map(NodeId::founder).collect(),
             opening: self.random.next_number(),
         }
     }
@@ -224,7 +224,7 @@ impl World {
 
     /// A node has a new link to another one.
     pub(super) fn link(&mut self, index: usize, peer: usize) {
-        let node = NodeId(u32::try_from(peer).expect("few nodes") + 1);
+        let node = NodeId::founder(peer);
         if self.nodes[index].is_paused {
             // It learns of it before it hears anything over that link.
             self.nodes[index].missed_links.insert(peer);
@@ -393,8 +393,8 @@ impl World {
     /// The pool has done one check.
     pub(super) fn checked(&mut self, index: usize) {
         let node = &mut self.nodes[index];
-        let Some((_, (group, job))) = node.checks.next_job() else { return };
-        let verifier = self.verifiers.get_mut(&group).expect("each group of a Byzantine node has one");
+        let Some((_, (tenure, job))) = node.checks.next_job() else { return };
+        let verifier = self.verifiers.get_mut(&tenure).expect("each group of a Byzantine node has one");
         let result = Box::new(verifier.verify(*job));
         node.is_checking = !node.checks.is_empty();
         let (life, goes_on) = (node.life, node.is_checking);
@@ -402,7 +402,7 @@ impl World {
             let micros = self.random.between(40, 120);
             self.after(micros, Event::Checked { node: index, life });
         }
-        self.step(index, NodeEvent::Verified { group, result });
+        self.step(index, NodeEvent::Verified { tenure, result });
     }
 
     /// A node that stood still takes in what waits for it, clients first, before it learns how late it is.

@@ -73,7 +73,7 @@ impl World {
                 liars.map(|(index, _)| index).filter(|index| *index != index_of(to)).collect();
             for liar in liars {
                 self.reach(PASSED_ON);
-                let from = NodeId(u32::try_from(liar).expect("few nodes") + 1);
+                let from = NodeId::founder(liar);
                 let (class, frame, link) = (Class::Request, forward.clone(), self.nodes[liar].life);
                 self.send(Parcel::Peer { from, to, class, frame, link, only_life: None });
             }

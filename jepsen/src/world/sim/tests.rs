@@ -201,7 +201,7 @@ fn a_follower_passes_few_requests_of_a_client_on_and_names_the_leader_for_the_re
         (passed_on, told)
     };
     let (passed_on, told) = ask(1, 40);
-    let leader = Some(NodeId(u32::try_from(leader).unwrap() + 1));
+    let leader = Some(NodeId::founder(leader));
     let elsewhere = Answer::Retry { reason: RetryReason::NotLeader, leader, maybe_applied: false };
     assert_eq!((passed_on, told), (16, vec![elsewhere; 24]));
     assert_eq!(ask(2, 3), (3, vec![]));

@@ -3,6 +3,7 @@
 use super::Event;
 use super::network::Parcel;
 use tetrachord::group::engine_message;
+use tetrachord::ring::GroupId;
 use tetrachord::wire::{self, AnswerFrame, PeerMessage};
 use tetrachord_consensus::{codec, paxos, pbft};
 
@@ -94,8 +95,12 @@ fn describe(parcel: &Parcel) -> String {
 
 /// What nodes say to one another, as far as it is about ordering.
 fn describe_peer(body: &[u8]) -> String {
-    let Ok(PeerMessage::Group { group, body }) = wire::decode(body) else { return String::new() };
-    let Some(message) = engine_message(&body) else { return format!("{group} state") };
+    let Ok(PeerMessage::Groups(said)) = wire::decode(body) else { return String::new() };
+    said.iter().map(|said| describe_said(said.tenure.group, &said.body)).collect::<Vec<_>>().join("; ")
+}
+
+fn describe_said(group: GroupId, body: &[u8]) -> String {
+    let Some(message) = engine_message(body) else { return format!("{group} state") };
     // A message of one protocol may be readable as one of the other; which one is spoken is the same in all of a run.
     match (codec::decode::<paxos::Message>(&message), codec::decode::<pbft::Message>(&message)) {
         (Ok(message), Err(_)) => format!("{group} {message:?}"),

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A client of one group of four, connected to these nodes.
-fn connected(nodes: &[u32]) -> Story {
+fn connected(nodes: &[u128]) -> Story {
     let signing = Signing { client: [3; 32], cluster: Digest([1; 32]), keys: BTreeMap::new() };
     let ring = Some(RingMap::even(1, 4, 4));
     let mut story = Story::new(Setup { ring, signing: Some(signing), ..Story::setup(4) });
@@ -32,7 +32,7 @@ fn nodes(bundle: &ToSign) -> Vec<NodeId> {
 }
 
 /// These nodes tell what a request came to in this slot.
-fn tell(story: &mut Story, nodes: &[u32], slot: u64, request: RequestId, reply: &Reply) {
+fn tell(story: &mut Story, nodes: &[u128], slot: u64, request: RequestId, reply: &Reply) {
     for node in nodes {
         let answer = Answer::Outcomes { group: GROUP, slot, replies: vec![(request, reply.clone(), None)] };
         story.drive(|core, now| core.answered(now, NodeId(*node), AnswerFrame { id: 0, answer }));

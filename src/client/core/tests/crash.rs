@@ -5,14 +5,14 @@ use crate::limits::SESSION_WINDOW;
 use std::collections::BTreeSet;
 
 /// A client that knows the ring, and is connected to these nodes of three.
-fn connected(nodes: &[u32]) -> Story {
+fn connected(nodes: &[u128]) -> Story {
     let mut story = Story::new(Story::setup(3));
     nodes.iter().for_each(|node| story.greet(*node));
     story
 }
 
 /// The same, with an open session.
-fn in_session(nodes: &[u32]) -> Story {
+fn in_session(nodes: &[u128]) -> Story {
     let mut story = connected(nodes);
     let call = story.ask(put());
     story.answer(reply(Reply::Opened { session: SESSION }));
