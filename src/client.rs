@@ -206,9 +206,9 @@ impl Client {
     /// from the first node that greeted.
     #[must_use]
     pub fn places(&self) -> Vec<(GroupId, Vec<NodeId>)> {
-        let known = self.shell.ring();
-        let groups = known.iter().flat_map(|ring| ring.groups());
-        groups.map(|place| (place.id, place.nodes.clone())).collect()
+        let known = self.shell.atlas();
+        let groups = known.iter().flat_map(|atlas| atlas.places());
+        groups.map(|place| (place.group(), place.nodes.clone())).collect()
     }
 }
 

@@ -14,6 +14,9 @@ mod addresses;
 mod clients;
 mod cluster;
 #[cfg(feature = "server")]
+mod founders;
+mod founding;
+#[cfg(feature = "server")]
 mod genesis;
 #[cfg(feature = "server")]
 mod init;
@@ -30,7 +33,7 @@ mod writing;
 
 #[cfg(feature = "server")]
 pub use clients::CLIENTS_MAX;
-pub use cluster::{ClusterConfig, GenesisNode, cluster_digest};
+pub use cluster::{ClusterConfig, EpochKey, GenesisNode, cluster_digest};
 #[cfg(feature = "server")]
 pub use genesis::{FlexibleQuorums, Genesis, GenesisClient, Timing};
 #[cfg(feature = "server")]

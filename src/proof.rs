@@ -7,13 +7,30 @@
 
 use crate::kv::{Client, Operation, Reply, RequestId};
 use crate::limits::{PROOF_PATH_MAX, few};
-use crate::ring::GroupId;
+use crate::ring::{GroupId, Tenure};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use tetrachord_consensus::pbft::request::{Tree, leaf_of, root_from_path};
-use tetrachord_consensus::pbft::sign::Statement;
-use tetrachord_consensus::pbft::{Keyring, Signature, Signer};
-use tetrachord_consensus::{Digest, ReplicaId, Slot};
+use tetrachord_consensus::pbft::sign::{KeyError, Statement};
+use tetrachord_consensus::pbft::{ClientKey, Domain, Keyring, Signature, Signer};
+use tetrachord_consensus::{Digest, Epoch, ReplicaId, Slot};
+
+/// Where the members of a group state what they do in one of its epochs.
+#[must_use]
+pub fn domain_of(cluster: Digest, tenure: &Tenure) -> Domain {
+    Domain { cluster, group: tenure.group().0, epoch: Epoch(tenure.id.epoch) }
+}
+
+/// The keys of a tenure's members, and those of clients. An error if one of them is none.
+pub fn keyring_of(
+    cluster: Digest,
+    tenure: &Tenure,
+    clients: impl IntoIterator<Item = ClientKey>,
+) -> Result<Keyring, KeyError> {
+    let keys: Vec<[u8; 32]> =
+        tenure.members.iter().map(|member| member.epoch_key.unwrap_or_default()).collect();
+    Keyring::new(domain_of(cluster, tenure), &keys, clients)
+}
 
 /// What one replica says of one outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,7 +144,6 @@ impl OutcomeProof {
 mod tests {
     use super::*;
     use crate::kv::SessionId;
-    use tetrachord_consensus::Epoch;
     use tetrachord_consensus::pbft::Domain;
 
     #[test]

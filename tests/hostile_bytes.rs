@@ -14,7 +14,7 @@ use tetrachord::group::Settings;
 use tetrachord::kv::{Batch, Envelope, Expect, Operation, Reply, RequestId, SessionId, Write};
 use tetrachord::limits::{Limits, PEER_FRAME_BYTES_MAX};
 use tetrachord::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};
-use tetrachord::ring::{GroupId, NodeId, RingMap};
+use tetrachord::ring::{GroupId, NodeId, found_without_keys};
 use tetrachord::shares::ClientId;
 use tetrachord::storage::memory::MemoryDisk;
 use tetrachord::wire::{
@@ -55,10 +55,9 @@ fn core(node: u128, disk: &MemoryDisk) -> NodeCore {
     let options = Options { seed: node as u64, message_bytes: 2_000, ..Options::default() };
     let settings = NodeSettings {
         node: NodeId(node),
-        ring: RingMap::even(2, NODES as usize, NODES as usize),
+        founding: found_without_keys(2, NODES as usize, NODES as usize),
         group: Settings {
             limits: Limits::default(),
-            quorums: None,
             options,
             overlay_bytes_max: 5_000,
             retain_bytes: 500,

@@ -12,7 +12,7 @@ use super::workload::{Recorder, read_all, run_client};
 use super::{Common, Exit};
 use crate::client::Client;
 use crate::config::{Mode, StorageConfig};
-use crate::ring::{GroupId, NodeId, Position};
+use crate::ring::{Atlas, GroupId, NodeId, Position};
 use anyhow::Context;
 use clap::Args;
 use std::os::unix::fs::MetadataExt;
@@ -234,10 +234,10 @@ async fn pick_leader(
 /// How long until a write that begins now is acknowledged in the group.
 async fn time_to_write(cluster: &LocalCluster, group: GroupId) -> anyhow::Result<Duration> {
     let genesis = crate::config::Genesis::load(&cluster.cluster_file.with_file_name("genesis.toml"))?;
-    let ring = genesis.ring();
+    let atlas = Atlas::founded(&genesis.founding());
     let key = (0..)
         .map(|index| format!("probe-{index}"))
-        .find(|key| ring.owner(Position::of_key(key.as_bytes())).id == group)
+        .find(|key| atlas.owner(Position::of_key(key.as_bytes())).group() == group)
         .context("every group owns some key")?;
     let started = Instant::now();
     let client = cluster.client(Duration::from_secs(30))?;

@@ -4,7 +4,7 @@ use super::{Common, Exit, output};
 use crate::config::{
     self, FlexibleQuorums, InitPlan, Mode, StorageConfig, Timing, default_nodes, default_replicas,
 };
-use crate::ring::{NodeId, RingMap};
+use crate::ring::{NodeId, found_without_keys};
 use anyhow::Context;
 use clap::Args;
 use serde_json::json;
@@ -131,8 +131,8 @@ pub(crate) fn run(common: &Common, args: &InitArgs) -> anyhow::Result<Exit> {
 
 /// Nodes on which no group places a replica.
 fn idle_nodes(plan: &InitPlan) -> Vec<NodeId> {
-    let ring = RingMap::even(plan.groups, plan.addresses.len(), plan.replicas);
-    let is_used = |node: &NodeId| ring.groups().iter().any(|place| place.nodes.contains(node));
+    let founding = found_without_keys(plan.groups, plan.addresses.len(), plan.replicas);
+    let is_used = |node: &NodeId| founding.iter().any(|tenure| tenure.index_of(*node).is_some());
     (0..plan.addresses.len()).map(NodeId::founder).filter(|node| !is_used(node)).collect()
 }
 

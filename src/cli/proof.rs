@@ -6,18 +6,16 @@ use super::output::{not_done, print_json};
 use super::proof_file::ProofFile;
 use super::{Common, Exit, usage, when};
 use crate::client::wall_micros;
-use crate::config::{ClusterConfig, Genesis, GenesisNode, Mode, cluster_digest};
+use crate::config::{ClusterConfig, Genesis, Mode, cluster_digest};
 use crate::kv::{Operation, Reply};
-use crate::proof::Proof;
-use crate::ring::{NodeId, RingMap};
+use crate::proof::{Proof, keyring_of};
+use crate::ring::{GroupId, NodeId, Tenure};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tetrachord_consensus::pbft::{Domain, Keyring};
+use tetrachord_consensus::Digest;
 use tetrachord_consensus::quorum::liars;
-use tetrachord_consensus::{Digest, Epoch};
 
 /// Judge what replicas have signed
 #[derive(Debug, Args)]
@@ -57,41 +55,35 @@ impl Judgement {
     }
 }
 
-/// What a proof is judged by: who has a replica of which group, and with which key it signs.
+/// What a proof is judged by: who has a replica of which group, and with which key it votes.
 struct Keys {
     cluster: String,
-    ring: RingMap,
-    signing: BTreeMap<NodeId, [u8; 32]>,
+    tenures: Vec<Tenure>,
 }
 
 impl Keys {
-    fn new(cluster: String, ring: RingMap, nodes: &[GenesisNode]) -> Self {
-        let signing = nodes.iter().filter_map(|node| Some((node.id, node.signing_key?.0))).collect();
-        Self { cluster, ring, signing }
-    }
-
     fn of_genesis(genesis: &Genesis) -> anyhow::Result<Self> {
         anyhow::ensure!(genesis.mode == Mode::Byzantine, "{CRASH_MODE}");
-        Ok(Self::new(genesis.protocol_name(), genesis.ring(), &genesis.nodes))
+        Ok(Self { cluster: genesis.protocol_name(), tenures: genesis.founding() })
     }
 
     /// A cluster file holds what a client believes, which is all that it takes.
     fn of_cluster(cluster: &ClusterConfig) -> anyhow::Result<Self> {
-        let ring = cluster.ring.clone().filter(|_| cluster.signing.is_some()).context(CRASH_MODE)?;
-        Ok(Self::new(cluster.protocol.clone(), ring, &cluster.nodes))
+        let tenures = cluster.founding.clone().context(CRASH_MODE)?;
+        Ok(Self { cluster: cluster.protocol.clone(), tenures })
+    }
+
+    fn tenure(&self, group: GroupId) -> Option<&Tenure> {
+        self.tenures.iter().find(|tenure| tenure.group() == group)
     }
 
     fn judge(&self, proof: &Proof) -> anyhow::Result<Judgement> {
-        let place = self
-            .ring
-            .group(proof.group)
-            .context("the proof names a group that this cluster does not have")?;
+        let tenure =
+            self.tenure(proof.group).context("the proof names a group that this cluster does not have")?;
         let cluster = Digest(cluster_digest(&self.cluster));
-        let domain = Domain { cluster, group: place.id.0, epoch: Epoch(1) };
-        let keys = place.nodes.iter().map(|node| self.signing.get(node).copied().unwrap_or_default());
-        let (slot, signers) = proof.signers(&Keyring::new(domain, &keys.collect::<Vec<_>>(), [])?);
-        let signers = signers.iter().map(|signer| place.nodes[usize::from(signer.0)]).collect();
-        Ok(Judgement { slot, signers, needed: liars(place.nodes.len()) + 1 })
+        let (slot, signers) = proof.signers(&keyring_of(cluster, tenure, [])?);
+        let signers = signers.iter().map(|signer| tenure.members[usize::from(signer.0)].node).collect();
+        Ok(Judgement { slot, signers, needed: liars(tenure.members.len()) + 1 })
     }
 }
 
@@ -146,7 +138,7 @@ pub(crate) fn run(common: &Common, args: &ProofArgs) -> anyhow::Result<Exit> {
         return Ok(Exit::ProofFailed);
     }
     let proof = found.proof().with_context(what)?;
-    if keys.ring.group(proof.group).is_none() {
+    if keys.tenure(proof.group).is_none() {
         eprintln!("NOT proved: this cluster has no {}, which the proof is about", proof.group);
         return Ok(Exit::ProofFailed);
     }

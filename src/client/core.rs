@@ -41,7 +41,7 @@ use super::outcome::{NotClosed, Outcome, Proven, Read, Refusal};
 use crate::config::{ClusterConfig, cluster_digest};
 use crate::kv::{self, Envelope, Operation, Reply, RequestId, Write};
 use crate::limits::Limits;
-use crate::ring::{GroupId, NodeId, RingMap};
+use crate::ring::{Atlas, GroupId, NodeId, Tenure};
 use crate::wire::{Answer, AnswerFrame, Consistency, Hello, NodeStatus, Request, RetryReason};
 use bytes::Bytes;
 use calls::{Call, Stage, What};
@@ -55,7 +55,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tetrachord_consensus::pbft::{ClientSigner, SignedRequest};
+use tetrachord_consensus::pbft::{ClientSigner, Domain, SignedRequest};
 use tetrachord_consensus::{Digest, Mutation};
 use timers::{Timer, Timers};
 
@@ -84,8 +84,8 @@ pub struct Now {
 pub struct Setup {
     /// The nodes of the cluster file.
     pub nodes: BTreeMap<NodeId, SocketAddr>,
-    /// In Byzantine mode, who owns what: no node is believed about it.
-    pub ring: Option<RingMap>,
+    /// In Byzantine mode, the tenures that the cluster began with: no node is believed about them.
+    pub founding: Option<Vec<Tenure>>,
     /// In Byzantine mode, who signs.
     pub signing: Option<Signing>,
     /// How patient it is.
@@ -103,24 +103,21 @@ pub struct Signing {
     pub client: kv::Client,
     /// The digest of the cluster.
     pub cluster: Digest,
-    /// What nodes sign with.
-    pub keys: BTreeMap<NodeId, [u8; 32]>,
 }
 
 impl Setup {
     /// What a cluster file says. An error if it is of a Byzantine cluster and does not tell the ring.
     pub fn of(cluster: &ClusterConfig, options: ClientOptions, seed: [u8; 32]) -> Result<Self, &'static str> {
-        if cluster.signing.is_some() && cluster.ring.is_none() {
+        if cluster.signing.is_some() && cluster.founding.is_none() {
             return Err("a client of a Byzantine cluster believes no node about the ring: it must be told");
         }
         let signing = cluster.signing.as_ref().map(|signing| Signing {
             client: ClientSigner::new(&signing.seed()).name().0,
             cluster: Digest(cluster_digest(&cluster.protocol)),
-            keys: cluster.nodes.iter().filter_map(|node| Some((node.id, node.signing_key?.0))).collect(),
         });
         let nodes = cluster.nodes.iter().map(|node| (node.id, node.address)).collect();
-        let (ring, mutation) = (cluster.ring.clone(), Mutation::None);
-        Ok(Self { nodes, ring, signing, options, seed, mutation })
+        let (founding, mutation) = (cluster.founding.clone(), Mutation::None);
+        Ok(Self { nodes, founding, signing, options, seed, mutation })
     }
 }
 
@@ -256,6 +253,8 @@ pub enum Unreachable {
 pub struct ToSign {
     /// The group.
     pub group: GroupId,
+    /// Where it is signed.
+    pub domain: Domain,
     /// The requests.
     pub requests: Vec<SignedRequest>,
     /// The nodes.
@@ -267,7 +266,7 @@ pub struct ToSign {
 pub struct Core {
     setup: Setup,
     /// The ring and the limits, once they are known.
-    known: Option<(Arc<RingMap>, Limits)>,
+    known: Option<(Arc<Atlas>, Limits)>,
     greeting: Greeting,
     calls: BTreeMap<CallId, Call>,
     last_call: u64,
@@ -289,8 +288,9 @@ impl Core {
     /// A client that has asked nothing yet.
     #[must_use]
     pub fn new(setup: Setup) -> Self {
-        let members = Arc::new(setup.ring.as_ref().map(Members::new).unwrap_or_default());
-        let known = setup.ring.clone().map(|ring| (Arc::new(ring), Limits::default()));
+        let founding = setup.founding.as_deref();
+        let members = Arc::new(founding.map(Members::new).unwrap_or_default());
+        let known = founding.map(|tenures| (Arc::new(Atlas::founded(tenures)), Limits::default()));
         let mut core = Self {
             known,
             greeting: Greeting::default(),
@@ -343,10 +343,10 @@ impl Core {
             signed.has_gathered = true;
             self.watch(node);
         }
-        if let Some(hello) = hello.filter(|hello| hello.ring.is_whole())
-            && self.known.is_none()
+        if let Some(hello) = hello.filter(|_| self.known.is_none())
+            && let Some(atlas) = Atlas::of(hello.places)
         {
-            self.known = Some((Arc::new(hello.ring), hello.limits));
+            self.known = Some((Arc::new(atlas), hello.limits));
             self.end_greeting();
         }
         for call in waiting {
@@ -447,8 +447,8 @@ impl Core {
 
     /// The ring, if it is known.
     #[must_use]
-    pub fn ring(&self) -> Option<&Arc<RingMap>> {
-        self.known.as_ref().map(|(ring, _)| ring)
+    pub fn atlas(&self) -> Option<&Arc<Atlas>> {
+        self.known.as_ref().map(|(atlas, _)| atlas)
     }
 
     /// How many calls are open, those that the client makes by itself among them.

@@ -9,8 +9,8 @@ use super::ClientOptions;
 use super::core::{
     Ask, CallId, Core, Done, Effect, Heard, LinkId, Now, Outgoing, Setup, ToSign, Unreachable,
 };
-use crate::config::{ClusterConfig, cluster_digest};
-use crate::ring::{NodeId, RingMap};
+use crate::config::ClusterConfig;
+use crate::ring::{Atlas, NodeId};
 use crate::transport::{ClientEndpoint, ClientLink, LinkError, Patience};
 use crate::wire::{self, AnswerFrame, Request, RequestFrame};
 use bytes::Bytes;
@@ -18,8 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tetrachord_consensus::pbft::{Bundle, ClientSigner, Domain};
-use tetrachord_consensus::{Digest, Epoch};
+use tetrachord_consensus::pbft::{Bundle, ClientSigner};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -135,8 +134,8 @@ impl Shell {
     }
 
     /// The ring, if it is known.
-    pub(super) fn ring(&self) -> Option<Arc<RingMap>> {
-        locked(&self.state).core.ring().cloned()
+    pub(super) fn atlas(&self) -> Option<Arc<Atlas>> {
+        locked(&self.state).core.atlas().cloned()
     }
 
     pub(super) fn nodes(&self) -> Vec<NodeId> {
@@ -270,9 +269,8 @@ impl Shell {
 
     /// Signs requests together, and brings them to nodes.
     fn sign(&self, signer: &ClientSigner, to_sign: &ToSign) {
-        let (group, cluster) = (to_sign.group, Digest(cluster_digest(&self.cluster.protocol)));
-        let domain = Domain { cluster, group: group.0, epoch: Epoch(1) };
-        let bundle = Bundle::sign(&domain, signer, &to_sign.requests).bytes().clone();
+        let group = to_sign.group;
+        let bundle = Bundle::sign(&to_sign.domain, signer, &to_sign.requests).bytes().clone();
         for (node, link, id) in &to_sign.to {
             // Whoever does not take it is shown it again.
             let request = Request::Submit { group, bundle: bundle.clone() };

@@ -2,14 +2,25 @@
 
 use super::ConfigError;
 use super::addresses::check_addresses;
+use super::founding::{check_founders, founding};
 use super::reading::{load_identity, load_toml};
-use super::sizes::{Mode, check_replicas};
-use crate::limits::GROUPS_MAX;
-use crate::ring::{NodeId, RingMap};
+use super::sizes::{Mode, check_sizes};
+use crate::ring::{GroupId, NodeId, QuorumRule, Tenure};
 use crate::transport::{Identity, PublicKey};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+
+/// A key that a founder votes with in the first epoch of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EpochKey {
+    /// The group.
+    pub group: GroupId,
+    /// The key.
+    pub key: PublicKey,
+}
 
 /// A node in the genesis record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,13 +28,28 @@ use std::path::{Path, PathBuf};
 pub struct GenesisNode {
     /// Its number, counted from 1.
     pub id: NodeId,
+    /// What people call it.
+    pub name: String,
     /// Where the other nodes and clients reach it.
     pub address: SocketAddr,
     /// Its key.
     pub key: PublicKey,
-    /// In Byzantine mode, the key that it signs votes with.
+    /// In Byzantine mode, the key that it signs with as a node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signing_key: Option<PublicKey>,
+    /// How much it can take, compared with the others.
+    #[serde(default = "one")]
+    pub capacity: u32,
+    /// Where it is and what it is like, for people and for those who place replicas.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    /// In Byzantine mode, the keys that it votes with in the first epoch of each of its groups.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub epoch_keys: Vec<EpochKey>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,8 +79,8 @@ pub struct ClusterConfig {
     pub identity: Identity,
     /// In Byzantine mode, the key that the client signs requests with.
     pub signing: Option<Identity>,
-    /// In Byzantine mode, who owns what; else a node tells it.
-    pub ring: Option<RingMap>,
+    /// In Byzantine mode, the tenures that the cluster began with; else nodes are believed.
+    pub founding: Option<Vec<Tenure>>,
     /// The nodes.
     pub nodes: Vec<GenesisNode>,
 }
@@ -75,13 +101,11 @@ impl ClusterConfig {
         let dir = path.parent().unwrap_or(Path::new("."));
         let identity = load_identity(&dir.join(&file.client_key_file))?;
         let signing = file.client_signing_key_file.map(|path| load_identity(&dir.join(path))).transpose()?;
-        let ring = match (file.groups, file.replicas, &signing) {
+        let founding = match (file.groups, file.replicas, &signing) {
             (Some(groups), Some(replicas), Some(_)) => {
-                check_replicas(Mode::Byzantine, replicas, file.nodes.len()).map_err(wrong)?;
-                if groups == 0 || groups > GROUPS_MAX {
-                    return Err(wrong(format!("groups = {groups}: a cluster has 1 to {GROUPS_MAX}")));
-                }
-                Some(RingMap::even(groups, file.nodes.len(), replicas))
+                check_sizes(Mode::Byzantine, groups, replicas, file.nodes.len()).map_err(wrong)?;
+                check_founders((groups, replicas), &file.nodes).map_err(wrong)?;
+                Some(founding((groups, replicas), QuorumRule::Byzantine, &file.nodes))
             }
             (None, None, None) => None,
             _ => {
@@ -90,12 +114,12 @@ impl ClusterConfig {
                 return Err(wrong(reason.to_string()));
             }
         };
-        Ok(Self { protocol: file.protocol, identity, signing, ring, nodes: file.nodes })
+        Ok(Self { protocol: file.protocol, identity, signing, founding, nodes: file.nodes })
     }
 }
 
 /// The digest that stands for a cluster in everything that is signed.
 #[must_use]
 pub fn cluster_digest(protocol_name: &str) -> [u8; 32] {
-    blake3::derive_key("tetrachord v1 cluster", protocol_name.as_bytes())
+    blake3::derive_key("tetrachord v2 cluster", protocol_name.as_bytes())
 }

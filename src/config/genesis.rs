@@ -3,11 +3,12 @@
 use super::ConfigError;
 use super::addresses::check_addresses;
 use super::cluster::GenesisNode;
-use super::ranges::{check_name, check_timing};
+use super::founding::{check_founders, check_order, founding};
+use super::ranges::{check_description, check_name, check_names, check_timing};
 use super::reading::load_toml;
-use super::sizes::{Mode, check_replicas};
-use crate::limits::{GROUPS_MAX, KEY_BYTES_CAP, Limits, NODES_MAX, VALUE_BYTES_CAP};
-use crate::ring::{NodeId, RingMap};
+use super::sizes::{Mode, check_sizes};
+use crate::limits::{KEY_BYTES_CAP, Limits, VALUE_BYTES_CAP};
+use crate::ring::{NodeId, QuorumRule, Tenure};
 use crate::transport::PublicKey;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -83,6 +84,8 @@ pub struct Genesis {
     /// Sizes of keys and values.
     #[serde(default)]
     pub limits: Limits,
+    /// The key of whoever decides who belongs to the cluster. No node has it.
+    pub admin_key: PublicKey,
     /// Timers.
     #[serde(default)]
     pub timing: Timing,
@@ -92,7 +95,7 @@ pub struct Genesis {
     pub clients: Vec<GenesisClient>,
 }
 
-pub(super) const GENESIS_VERSION: u32 = 1;
+pub(super) const GENESIS_VERSION: u32 = 2;
 
 /// In the place of every address where a record is compared.
 pub(super) const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
@@ -114,14 +117,7 @@ impl Genesis {
             ));
         }
         check_name(&self.cluster)?;
-        let n = self.nodes.len();
-        if n == 0 || n > NODES_MAX {
-            return Err(format!("{n} nodes: a cluster has 1 to {NODES_MAX}"));
-        }
-        if self.groups == 0 || self.groups > GROUPS_MAX {
-            return Err(format!("groups = {}: a cluster has 1 to {GROUPS_MAX}", self.groups));
-        }
-        check_replicas(self.mode, self.replicas, n)?;
+        check_sizes(self.mode, self.groups, self.replicas, self.nodes.len())?;
         if self.mode == Mode::Byzantine && self.quorums.is_some() {
             return Err("quorums: Byzantine mode has one quorum, which follows from n".to_string());
         }
@@ -130,51 +126,55 @@ impl Genesis {
             Quorums::flexible(self.replicas, phase1, phase2, survive)
                 .map_err(|error: QuorumError| error.to_string())?;
         }
-        let ids: Vec<NodeId> = self.nodes.iter().map(|node| node.id).collect();
-        if ids != (0..n).map(NodeId::founder).collect::<Vec<_>>() {
-            let ids: Vec<u128> = ids.iter().map(|id| id.0).collect();
-            return Err(format!("node ids are {ids:?}; they must be 1 to {n} in order"));
-        }
-        let keys = self.nodes.iter().map(|node| node.key).chain(self.clients.iter().map(|client| client.key));
-        let mut seen = BTreeSet::new();
-        if let Some(key) = keys.into_iter().find(|key| !seen.insert(*key)) {
+        check_order(&self.nodes)?;
+        self.nodes.iter().try_for_each(check_description)?;
+        check_names(&self.nodes)?;
+        self.check_keys()?;
+        check_addresses(&self.nodes)?;
+        self.check_limits()
+    }
+
+    /// Every key is named once: who has a key is one, and does one thing with it.
+    fn check_keys(&self) -> Result<(), String> {
+        let of_nodes = self.nodes.iter().flat_map(|node| {
+            let epochs = node.epoch_keys.iter().map(|epoch| epoch.key);
+            [node.key].into_iter().chain(node.signing_key).chain(epochs)
+        });
+        let of_clients =
+            self.clients.iter().flat_map(|client| [client.key].into_iter().chain(client.signing_key));
+        let mut seen = BTreeSet::from([self.admin_key]);
+        if let Some(key) = of_nodes.chain(of_clients).find(|key| !seen.insert(*key)) {
             return Err(format!(
-                "the key {key} is named twice; every node and client needs a key of its own"
+                "the key {key} is named twice; the administrator, every node and every client need keys of their own, one for each use"
             ));
         }
-        self.check_signing_keys()?;
-        check_addresses(&self.nodes)?;
-        self.check_sizes()
-    }
-
-    fn check_signing_keys(&self) -> Result<(), String> {
-        let of_nodes = self.nodes.iter().map(|node| (node.id.to_string(), node.key, node.signing_key));
-        let of_clients =
-            self.clients.iter().map(|client| (client.name.clone(), client.key, client.signing_key));
-        let mut seen = BTreeSet::new();
-        for (name, key, signing_key) in of_nodes.chain(of_clients) {
-            seen.insert(key);
-            match (self.mode, signing_key) {
-                (Mode::Crash, None) => {}
-                (Mode::Crash, Some(_)) => {
-                    return Err(format!("{name} has a signing_key, which only Byzantine mode uses"));
+        match self.mode {
+            Mode::Crash => self.check_unsigned(),
+            Mode::Byzantine => {
+                check_founders((self.groups, self.replicas), &self.nodes)?;
+                match self.clients.iter().find(|client| client.signing_key.is_none()) {
+                    Some(GenesisClient { name, .. }) => {
+                        Err(format!("{name} has no signing_key: in Byzantine mode everybody signs"))
+                    }
+                    None => Ok(()),
                 }
-                (Mode::Byzantine, None) => {
-                    return Err(format!("{name} has no signing_key: in Byzantine mode everybody signs"));
-                }
-                (Mode::Byzantine, Some(key)) if !seen.insert(key) => {
-                    return Err(format!(
-                        "the key {key} is named twice; every node and client needs keys of its own, one for links and one \
-                         for signing"
-                    ));
-                }
-                (Mode::Byzantine, Some(_)) => {}
             }
         }
-        Ok(())
     }
 
-    fn check_sizes(&self) -> Result<(), String> {
+    fn check_unsigned(&self) -> Result<(), String> {
+        let signs = |node: &&GenesisNode| node.signing_key.is_some() || !node.epoch_keys.is_empty();
+        let node = self.nodes.iter().find(signs).map(|node| node.id.to_string());
+        let client = self.clients.iter().find(|client| client.signing_key.is_some());
+        match node.or(client.map(|client| client.name.clone())) {
+            Some(name) => {
+                Err(format!("{name} has a signing_key or epoch_keys, which only Byzantine mode uses"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn check_limits(&self) -> Result<(), String> {
         let Limits { key_bytes_max, value_bytes_max } = self.limits;
         if key_bytes_max == 0 || key_bytes_max > KEY_BYTES_CAP {
             return Err(format!("limits.key_bytes_max = {key_bytes_max}: 1 to {KEY_BYTES_CAP} are allowed"));
@@ -187,10 +187,18 @@ impl Genesis {
         check_timing(&self.timing)
     }
 
-    /// Who owns what.
+    /// The tenures that the cluster begins with.
     #[must_use]
-    pub fn ring(&self) -> RingMap {
-        RingMap::even(self.groups, self.nodes.len(), self.replicas)
+    pub fn founding(&self) -> Vec<Tenure> {
+        let quorums = match (self.mode, self.quorums) {
+            (Mode::Byzantine, _) => QuorumRule::Byzantine,
+            (Mode::Crash, None) => QuorumRule::majority(self.replicas),
+            (Mode::Crash, Some(FlexibleQuorums { phase1, phase2, .. })) => {
+                let few = |size: usize| u8::try_from(size).expect("no more than there are replicas");
+                QuorumRule::Crash { phase1: few(phase1), phase2: few(phase2) }
+            }
+        };
+        founding((self.groups, self.replicas), quorums, &self.nodes)
     }
 
     /// The cluster's name with a digest of everything above but addresses: two nodes talk only if they agree on all of it.
@@ -198,10 +206,9 @@ impl Genesis {
     pub fn protocol_name(&self) -> String {
         let mut record = self.clone();
         record.nodes.iter_mut().for_each(|node| node.address = NOWHERE);
-        let bytes =
-            postcard::to_stdvec(&record).expect("writing to memory cannot fail and every length is known");
+        let bytes = serde_json::to_vec(&record).expect("a record has nothing that cannot be written");
         let digest = blake3::hash(&bytes);
-        format!("{}-{}", self.cluster, &digest.to_hex()[..16])
+        format!("{}-{}", self.cluster, &digest.to_hex()[..32])
     }
 
     /// The node with this number.

@@ -3,16 +3,16 @@
 use super::ConfigError;
 use super::clients::{CLIENTS_MAX, NewClient};
 use super::cluster::{ClusterFile, GenesisNode};
+use super::founders::NewNode;
 use super::genesis::{FlexibleQuorums, GENESIS_VERSION, Genesis, NOWHERE, Timing};
-use super::node::{NodeFile, StorageConfig};
+use super::node::StorageConfig;
 use super::ranges::check_families;
-use super::sizes::Mode;
-use super::writing::{create_dir, create_own_dir, write_file, write_secret, write_toml};
+use super::sizes::{Mode, check_sizes};
+use super::writing::{create_dir, write_secret, write_toml};
 use crate::limits::Limits;
-use crate::ring::NodeId;
 use crate::transport::Identity;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What [`init`] is asked to make.
 #[derive(Clone, Debug)]
@@ -48,26 +48,17 @@ pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
     }
     let randomness =
         |error: getrandom::Error| ConfigError::Form { path: dir.clone(), reason: error.to_string() };
-    let identities: Vec<Identity> =
-        plan.addresses.iter().map(|_| Identity::generate()).collect::<Result<_, _>>().map_err(randomness)?;
+    let sizes = check_sizes(plan.mode, plan.groups, plan.replicas, plan.addresses.len());
+    sizes.map_err(|reason| ConfigError::Value { path: genesis_path.clone(), reason })?;
+    let founders = NewNode::draw_all(plan).map_err(randomness)?;
     if plan.clients == 0 || plan.clients > CLIENTS_MAX {
         let reason = format!("{} clients: a cluster is made with 1 to {CLIENTS_MAX}", plan.clients);
         return Err(ConfigError::Value { path: genesis_path, reason });
     }
     let clients = (1..=plan.clients).map(|number| NewClient::draw(number, plan.mode).map_err(randomness));
     let clients: Vec<NewClient> = clients.collect::<Result<_, _>>()?;
-    let signing = plan.addresses.iter().map(|_| signing_key(plan.mode).map_err(randomness));
-    let signing: Vec<Option<Identity>> = signing.collect::<Result<_, _>>()?;
-    let public = |key: &Option<Identity>| key.as_ref().map(Identity::public);
-    let nodes: Vec<GenesisNode> = (0..)
-        .zip(plan.addresses.iter().zip(identities.iter().zip(&signing)))
-        .map(|(index, (address, (identity, signing)))| GenesisNode {
-            id: NodeId::founder(index),
-            address: *address,
-            key: identity.public(),
-            signing_key: public(signing),
-        })
-        .collect();
+    let admin = Identity::generate().map_err(randomness)?;
+    let nodes: Vec<GenesisNode> = founders.iter().map(NewNode::record).collect();
     let mut cluster = [0u8; 16];
     getrandom::fill(&mut cluster).map_err(randomness)?;
     let genesis = Genesis {
@@ -78,6 +69,7 @@ pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
         replicas: plan.replicas,
         quorums: plan.quorums,
         limits: Limits::default(),
+        admin_key: admin.public(),
         timing: plan.timing,
         nodes: nodes.clone(),
         clients: clients.iter().map(NewClient::record).collect(),
@@ -89,10 +81,9 @@ pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
     for client in &clients {
         client.write_keys(dir)?;
     }
-    let mut node_files = Vec::new();
-    for (node, (identity, signing)) in nodes.iter().zip(identities.iter().zip(&signing)) {
-        node_files.push(init_node(dir, node, identity, signing.as_ref(), plan.storage)?);
-    }
+    write_secret(&dir.join("admin.key"), &admin.secret_hex())?;
+    let node_files: Vec<PathBuf> =
+        founders.iter().map(|founder| founder.write(dir, plan.storage)).collect::<Result<_, _>>()?;
     let is_byzantine = plan.mode == Mode::Byzantine;
     for client in &clients {
         let cluster = ClusterFile {
@@ -107,38 +98,6 @@ pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
     }
     write_toml(&genesis_path, &genesis)?;
     Ok((dir.join(clients[0].cluster_file()), node_files))
-}
-
-fn init_node(
-    dir: &Path,
-    node: &GenesisNode,
-    identity: &Identity,
-    signing: Option<&Identity>,
-    storage: StorageConfig,
-) -> Result<PathBuf, ConfigError> {
-    let home = dir.join(node.id.to_string());
-    let data = home.join("data");
-    create_own_dir(&home)?;
-    create_own_dir(&data)?;
-    write_secret(&home.join("node.key"), &identity.secret_hex())?;
-    if let Some(signing) = signing {
-        write_secret(&home.join("signing.key"), &signing.secret_hex())?;
-    }
-    let bootstrap = data.join(crate::storage::disk::BOOTSTRAP_FILE);
-    write_file(&bootstrap, "This node has never run. The file is used up at its first start.\n")?;
-    let path = home.join("node.toml");
-    let file = NodeFile {
-        node: node.id,
-        genesis: "../genesis.toml".into(),
-        key_file: "node.key".into(),
-        signing_key_file: signing.map(|_| "signing.key".into()),
-        data_dir: "data".into(),
-        listen: None,
-        storage,
-        chaos: None,
-    };
-    write_toml(&path, &file)?;
-    Ok(path)
 }
 
 /// A key for signing, where the mode has use for one.

@@ -7,9 +7,10 @@ use super::reading::{load_identity, load_toml};
 use super::sizes::Mode;
 use super::writing::write_toml;
 use crate::limits::PINNED_BYTES;
-use crate::ring::NodeId;
+use crate::ring::{NodeId, TenureId};
 use crate::transport::Identity;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use tetrachord_consensus::pbft::Lie;
@@ -106,6 +107,8 @@ pub(super) struct NodeFile {
     pub(super) key_file: PathBuf,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) signing_key_file: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) keys_dir: Option<PathBuf>,
     pub(super) data_dir: PathBuf,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) listen: Option<SocketAddr>,
@@ -124,8 +127,10 @@ pub struct NodeConfig {
     pub genesis: Genesis,
     /// Its key.
     pub identity: Identity,
-    /// In Byzantine mode, the key that it signs votes with.
+    /// In Byzantine mode, the key that it signs with as a node.
     pub signing: Option<Identity>,
+    /// In Byzantine mode, the keys that its replicas vote with.
+    pub epoch_keys: BTreeMap<TenureId, Identity>,
     /// Where it keeps its data.
     pub data_dir: PathBuf,
     /// Where it listens.
@@ -165,6 +170,10 @@ impl NodeConfig {
                 file.node
             )));
         }
+        let epoch_keys = match &file.keys_dir {
+            Some(keys) => load_epoch_keys(&dir.join(keys), &genesis, file.node)?,
+            None => BTreeMap::new(),
+        };
         check_storage(&file.storage).map_err(wrong)?;
         let listen = file.listen.unwrap_or(node.address);
         check_families(listen, &genesis.nodes).map_err(wrong)?;
@@ -173,6 +182,34 @@ impl NodeConfig {
             chaos.check(genesis.mode).map_err(wrong)?;
         }
         let (storage, chaos) = (file.storage, file.chaos);
-        Ok(Self { node: file.node, genesis, identity, signing, data_dir, listen, storage, chaos })
+        Ok(Self { node: file.node, genesis, identity, signing, epoch_keys, data_dir, listen, storage, chaos })
     }
+}
+
+/// The file with the key that a replica votes with in one tenure.
+pub(super) fn epoch_key_file(TenureId { group, epoch }: TenureId) -> String {
+    format!("{group}-{epoch}.key")
+}
+
+/// The keys of a founder's replicas, as far as they are there: one that has had its time was erased.
+fn load_epoch_keys(
+    dir: &Path,
+    genesis: &Genesis,
+    node: NodeId,
+) -> Result<BTreeMap<TenureId, Identity>, ConfigError> {
+    let mut keys = BTreeMap::new();
+    for tenure in genesis.founding() {
+        let path = dir.join(epoch_key_file(tenure.id));
+        let Some(index) = tenure.index_of(node).filter(|_| path.exists()) else { continue };
+        let key = load_identity(&path)?;
+        if tenure.members[index].epoch_key != Some(key.public().0) {
+            let reason = format!(
+                "it is not the key that the genesis record names among the epoch_keys of {node} for {}",
+                tenure.group()
+            );
+            return Err(ConfigError::Value { path, reason });
+        }
+        keys.insert(tenure.id, key);
+    }
+    Ok(keys)
 }

@@ -2,6 +2,7 @@
 
 use super::{GenesisNode, StorageConfig, Timing};
 use crate::storage::disk::CACHE_BYTES;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
@@ -89,5 +90,48 @@ pub(super) fn check_name(cluster: &str) -> Result<(), String> {
         false => {
             Err(format!("cluster = {cluster:?}: a cluster's name is 32 hexadecimal digits, drawn by `init`"))
         }
+    }
+}
+
+/// Letters of a node's name, of a tag and of its value.
+const NAME_LETTERS_MAX: usize = 63;
+
+/// Tags of one node.
+const TAGS_MAX: usize = 16;
+
+/// Compared with the others.
+const CAPACITY: RangeInclusive<u64> = 1..=1_000;
+
+/// Checks what is said of a node besides where it is and which keys it has.
+pub(super) fn check_description(node: &GenesisNode) -> Result<(), String> {
+    let id = node.id;
+    let is_plain = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-';
+    let begins = node.name.chars().next().is_some_and(|letter| letter.is_ascii_lowercase());
+    if !begins || !node.name.chars().all(is_plain) || node.name.len() > NAME_LETTERS_MAX {
+        return Err(format!(
+            "the name of {id} is {:?}: a name begins with a small letter, then come small letters, digits and hyphens, \
+             {NAME_LETTERS_MAX} in all at most",
+            node.name
+        ));
+    }
+    let is_word = |text: &String| {
+        !text.is_empty()
+            && text.len() <= NAME_LETTERS_MAX
+            && text.chars().all(|letter| letter.is_ascii_graphic())
+    };
+    if node.tags.len() > TAGS_MAX || !node.tags.iter().all(|(tag, value)| is_word(tag) && is_word(value)) {
+        return Err(format!(
+            "the tags of {id}: {TAGS_MAX} at most, each a word and its value a word of up to {NAME_LETTERS_MAX} plain letters"
+        ));
+    }
+    within(&format!("the capacity of {id}"), node.capacity.into(), CAPACITY)
+}
+
+/// Checks that no two nodes have one name.
+pub(super) fn check_names(nodes: &[GenesisNode]) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    match nodes.iter().find(|node| !seen.insert(&node.name)) {
+        Some(node) => Err(format!("two nodes are named {:?}: each needs a name of its own", node.name)),
+        None => Ok(()),
     }
 }

@@ -1,5 +1,6 @@
 //! How many nodes and replicas there may be, and how many there are if nobody says.
 
+use crate::limits::{GROUPS_MAX, NODES_MAX};
 use serde::{Deserialize, Serialize};
 use tetrachord_consensus::ByzantineQuorum;
 
@@ -17,6 +18,17 @@ pub enum Mode {
 
 /// Replicas that a group may have. More would only make every write slower.
 const REPLICAS_MAX: usize = 9;
+
+/// How many nodes and groups a cluster may have, and how many replicas a group.
+pub(super) fn check_sizes(mode: Mode, groups: usize, replicas: usize, nodes: usize) -> Result<(), String> {
+    if nodes == 0 || nodes > NODES_MAX {
+        return Err(format!("{nodes} nodes: a cluster has 1 to {NODES_MAX}"));
+    }
+    if groups == 0 || groups > GROUPS_MAX {
+        return Err(format!("groups = {groups}: a cluster has 1 to {GROUPS_MAX}"));
+    }
+    check_replicas(mode, replicas, nodes)
+}
 
 /// How many replicas a group may have, with so many nodes.
 pub fn check_replicas(mode: Mode, replicas: usize, nodes: usize) -> Result<(), String> {

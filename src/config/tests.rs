@@ -2,7 +2,8 @@
 
 use super::genesis::*;
 use super::*;
-use crate::ring::NodeId;
+use crate::ring::{GroupId, NodeId, Tenure};
+use crate::transport::Identity;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -51,6 +52,41 @@ fn each_client_has_keys_and_a_cluster_file_of_its_own() {
     assert!(init(&none).unwrap_err().to_string().contains("1 to 1000"));
 }
 
+/// In Byzantine mode each replica votes with a key of its own, which its node alone has.
+#[test]
+fn founders_have_a_key_for_each_of_their_groups() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = InitPlan { groups: 3, mode: Mode::Byzantine, ..plan(dir.path(), 5, 4) };
+    let (cluster, nodes) = init(&plan).unwrap();
+    let genesis = Genesis::load(&dir.path().join("genesis.toml")).unwrap();
+    let founding = genesis.founding();
+    assert_eq!(ClusterConfig::load(&cluster).unwrap().founding, Some(founding.clone()));
+    for (index, file) in nodes.iter().enumerate() {
+        let node = NodeConfig::load(file).unwrap();
+        let hosts = |tenure: &&Tenure| tenure.index_of(NodeId::founder(index)).is_some();
+        for tenure in founding.iter().filter(hosts) {
+            let member = &tenure.members[tenure.index_of(node.node).unwrap()];
+            assert_eq!(member.epoch_key, Some(node.epoch_keys[&tenure.id].public().0));
+            assert_ne!(member.epoch_key, member.signing);
+        }
+        assert_eq!(node.epoch_keys.len(), founding.iter().filter(hosts).count());
+    }
+    let wrong = |change: &dyn Fn(&mut Genesis)| {
+        let mut genesis = genesis.clone();
+        change(&mut genesis);
+        genesis.check().unwrap_err()
+    };
+    let of_n1 = "n1: epoch_keys must name a key for each of g1, g3, once";
+    assert_eq!(wrong(&|genesis| drop(genesis.nodes[0].epoch_keys.pop())), of_n1);
+    assert_eq!(wrong(&|genesis| genesis.nodes[0].epoch_keys[0].group = GroupId(9)), of_n1);
+    let of_n2 = genesis.nodes[1].epoch_keys[0].key;
+    assert!(wrong(&|genesis| genesis.nodes[0].epoch_keys[0].key = of_n2).contains("named twice"));
+    let keys = nodes[0].with_file_name("keys");
+    std::fs::copy(keys.join("g1-1.key"), keys.join("g3-1.key")).unwrap();
+    let error = NodeConfig::load(&nodes[0]).unwrap_err().to_string();
+    assert!(error.contains("g3-1.key") && error.contains("epoch_keys of n1 for g3"), "{error}");
+}
+
 #[test]
 fn impossible_sizes_are_refused_with_the_bound_and_the_nearest_ones() {
     let text = |replicas, nodes| check_replicas(Mode::Crash, replicas, nodes).unwrap_err();
@@ -96,6 +132,20 @@ fn genesis_values_are_checked() {
     assert!(wrong(&|genesis| genesis.timing.heartbeat_millis = 1 << 62).contains("are allowed"));
     assert!(wrong(&|genesis| genesis.cluster = "a".repeat(300)).contains("32 hexadecimal digits"));
     assert!(wrong(&|genesis| genesis.version = 9).contains("version 9"));
+    assert!(wrong(&|genesis| genesis.admin_key = genesis.nodes[0].key).contains("named twice"));
+    assert!(wrong(&|genesis| genesis.nodes[1].name = "n1".into()).contains("\"n1\""));
+    for name in ["", "3", "N1", "a b", "ä", &"a".repeat(64)] {
+        assert!(wrong(&|genesis| genesis.nodes[0].name = name.into()).contains("small letter"), "{name}");
+    }
+    assert!(wrong(&|genesis| genesis.nodes[0].capacity = 0).contains("1 to 1000"));
+    let tag = |tag: &str, value: &str| {
+        wrong(&|genesis| drop(genesis.nodes[0].tags.insert(tag.to_string(), value.to_string())))
+    };
+    assert!(tag("", "a").contains("tags of n1") && tag("zone", "a b").contains("tags of n1"));
+    let signing = Some(good.clients[0].key);
+    assert!(wrong(&|genesis| genesis.nodes[0].signing_key = signing).contains("named twice"));
+    let drawn = Some(Identity::generate().unwrap().public());
+    assert!(wrong(&|genesis| genesis.nodes[0].signing_key = drawn).contains("only Byzantine mode"));
     let name = |change: &dyn Fn(&mut Genesis)| {
         let mut genesis = good.clone();
         change(&mut genesis);

@@ -15,14 +15,15 @@ use crate::error::StorageError;
 use crate::group::OpenError;
 use crate::kv::{self, Client, Input};
 use crate::limits::SIGNED_BATCH_BYTES_MAX;
-use crate::ring::{GroupPlace, NodeId};
+use crate::proof::{domain_of, keyring_of};
+use crate::ring::{Tenure, TenureId};
 use crate::storage::{StateWrite, Storage};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use tetrachord_consensus::pbft::{
-    Batch, Config, Domain, Keyring, Lie, Rejected, Replica, Signer, SubmitId, Verified, Verifier, Window,
+    Batch, Config, Keyring, Lie, Rejected, Replica, Signer, SubmitId, Verified, Verifier, Window,
 };
 use tetrachord_consensus::{
     ByzantineQuorum, Decided, Digest, Epoch, Event, LogBase, Options, Proposal, ReplicaId, Slot,
@@ -34,10 +35,8 @@ use tetrachord_consensus::{
 pub struct Byzantine {
     /// A digest that names the cluster.
     pub cluster: [u8; 32],
-    /// This node's secret for signing; not the one of its links.
-    pub secret: [u8; 32],
-    /// The signing keys of all nodes.
-    pub nodes: BTreeMap<NodeId, [u8; 32]>,
+    /// The secrets that this node's replicas vote with, each in one tenure.
+    pub secrets: BTreeMap<TenureId, [u8; 32]>,
     /// Clients that may ask.
     pub clients: Vec<Client>,
     /// How long a request may wait before its primary is suspected, in milliseconds.
@@ -52,7 +51,7 @@ pub struct Byzantine {
 
 impl fmt::Debug for Byzantine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Byzantine").field("nodes", &self.nodes.len()).finish_non_exhaustive()
+        f.debug_struct("Byzantine").field("clients", &self.clients.len()).finish_non_exhaustive()
     }
 }
 
@@ -94,31 +93,28 @@ pub(super) struct Signed {
 }
 
 impl Byzantine {
-    fn domain(&self, place: &GroupPlace) -> Domain {
-        Domain { cluster: Digest(self.cluster), group: place.id.0, epoch: Epoch(place.epoch) }
-    }
-
     /// The keys of a group's replicas and of all clients.
-    pub fn keyring(&self, place: &GroupPlace) -> Result<Keyring, OpenError> {
-        let keys: Vec<[u8; 32]> =
-            place.nodes.iter().map(|node| self.nodes.get(node).copied().unwrap_or_default()).collect();
+    fn keyring(&self, tenure: &Tenure) -> Result<Keyring, OpenError> {
         let clients = self.clients.iter().map(|client| pbft::ClientKey(*client));
-        Keyring::new(self.domain(place), &keys, clients)
-            .map_err(|source| OpenError::Key { group: place.id, source })
+        keyring_of(Digest(self.cluster), tenure, clients)
+            .map_err(|source| OpenError::Key { group: tenure.group(), source })
     }
 
     pub(super) fn open(
         &self,
-        place: &GroupPlace,
+        tenure: &Tenure,
         me: ReplicaId,
         records: &[Bytes],
         applied: Option<LogBase>,
         options: &Options,
     ) -> Result<(Replica, Signed), OpenError> {
-        let group = place.id;
-        let quorum = ByzantineQuorum::new(place.nodes.len());
+        let group = tenure.group();
+        if !tenure.is_byzantine() {
+            return Err(OpenError::Mode(group));
+        }
+        let quorum = ByzantineQuorum::new(tenure.members.len());
         let quorum = quorum.map_err(|source| OpenError::Quorum { group, source })?;
-        let config = Config { epoch: Epoch(place.epoch), quorum, window: self.window };
+        let config = Config { epoch: Epoch(tenure.id.epoch), quorum, window: self.window };
         let (seed, mutation) = (options.seed, options.mutation);
         let options = pbft::Options {
             request_ticks: self.request_millis,
@@ -127,11 +123,12 @@ impl Byzantine {
             mutation,
             ..pbft::Options::default()
         };
-        let signer = Signer::new(me, self.domain(place), &self.secret);
-        let verifier = Verifier::new(Arc::new(self.keyring(place)?), config, mutation);
+        let secret = self.secrets.get(&tenure.id).ok_or(OpenError::NoKey(tenure.id))?;
+        let signer = Signer::new(me, domain_of(Digest(self.cluster), tenure), secret);
+        let verifier = Verifier::new(Arc::new(self.keyring(tenure)?), config, mutation);
         let replica = Replica::recover(config, options, signer.clone(), records, applied)
             .map_err(|source| OpenError::RecoverVotes { group, source })?;
-        let (patience, replicas) = (self.request_millis, place.nodes.len());
+        let (patience, replicas) = (self.request_millis, tenure.members.len());
         let new_chaos = |seed| Chaos::new(signer.clone(), seed ^ group.mixed(), patience, replicas);
         let chaos = self.chaos.map(new_chaos);
         let signed = Signed {

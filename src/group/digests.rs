@@ -23,7 +23,9 @@ impl Group {
         if self.engine.is_leader() {
             let body = encode(&GroupMessage::Digest { slot, digest });
             let leader = self.leader();
-            for node in self.place.nodes.clone().into_iter().filter(|node| Some(*node) != leader) {
+            for node in
+                self.tenure().nodes().collect::<Vec<_>>().into_iter().filter(|node| Some(*node) != leader)
+            {
                 self.outputs.push(Output::Send { to: node, is_bulk: false, body: body.clone() });
             }
         }
@@ -51,7 +53,7 @@ impl Group {
         let reason = format!(
             "group {} diverged: after slot {slot} this replica answered differently from its leader. Its state is not \
              to be trusted; stop it, keep its data directory for analysis, and add the node anew",
-            self.place.id
+            self.tenure().group()
         );
         self.outputs.push(Output::Fatal { reason });
     }

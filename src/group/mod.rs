@@ -35,7 +35,7 @@ pub use requests::Ticket;
 use crate::error::StorageError;
 use crate::kv::{self, Batch, Command, Found, Machine, Operation, Record, Reply};
 use crate::limits::{BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, Limits, PEER_FRAME_BYTES_MAX};
-use crate::ring::{GroupId, GroupPlace, NodeId};
+use crate::ring::{GroupId, NodeId, QuorumRule, Tenure, TenureId};
 use crate::shares::Account;
 use crate::storage::{CommitId, StateWrite, Storage, keys};
 use bytes::Bytes;
@@ -46,6 +46,7 @@ use requests::Requests;
 use retain::Pins;
 use snapshot::Transfer;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use tetrachord_consensus::paxos::{RecoverError, Replica};
 use tetrachord_consensus::pbft::{self, Unverified};
 use tetrachord_consensus::{
@@ -163,6 +164,14 @@ pub enum OpenError {
         /// What is wrong.
         source: pbft::sign::KeyError,
     },
+    /// The group survives liars, and this node was told nothing of signing; or the other way round.
+    #[error("group {0}: its members are to survive other faults than those that this node is set up for")]
+    Mode(GroupId),
+    /// The node has not got the key that its replica votes with.
+    #[error(
+        "{0}: this node has no key to vote with. Put the one that the genesis record names into its keys folder"
+    )]
+    NoKey(TenureId),
     /// The group's size is impossible.
     #[error("group {group}: {source}")]
     Quorum {
@@ -178,8 +187,6 @@ pub enum OpenError {
 pub struct Settings {
     /// Sizes of keys and values.
     pub limits: Limits,
-    /// Quorums other than majorities: `(phase 1, phase 2)`.
-    pub quorums: Option<(usize, usize)>,
     /// The engine's timers.
     pub options: Options,
     /// See [`crate::limits::OVERLAY_BYTES_MAX`].
@@ -212,7 +219,6 @@ enum Purpose {
 
 /// One replica of one group.
 pub struct Group {
-    place: GroupPlace,
     rules: kv::Rules,
     overlay_bytes_max: usize,
     retain_bytes: usize,
@@ -254,7 +260,10 @@ pub struct Group {
 
 impl std::fmt::Debug for Group {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Group").field("place", &self.place).field("engine", &self.engine.status()).finish()
+        f.debug_struct("Group")
+            .field("tenure", &self.tenure().id)
+            .field("engine", &self.engine.status())
+            .finish()
     }
 }
 
@@ -263,16 +272,15 @@ impl Group {
     /// in order.
     pub fn open(
         storage: &dyn Storage,
-        place: GroupPlace,
+        tenure: Arc<Tenure>,
         node: NodeId,
         settings: &Settings,
         records: &[Bytes],
     ) -> Result<Self, OpenError> {
-        let index =
-            place.nodes.iter().position(|host| *host == node).expect("the node hosts a replica of the group");
+        let index = tenure.index_of(node).expect("the node hosts a replica of the group");
         let me = ReplicaId(u8::try_from(index).expect("a group has few replicas"));
-        let group = place.id;
-        let (found, damage) = match load(storage, &place, settings) {
+        let group = tenure.group();
+        let (found, damage) = match load(storage, &tenure, settings) {
             Err(StorageError::Corrupt { what, reason }) if settings.byzantine.is_some() => {
                 (None, Some(format!("{what} is damaged: {reason}")))
             }
@@ -280,7 +288,7 @@ impl Group {
         };
         let is_found = found.is_some();
         let (install, machine) =
-            found.unwrap_or_else(|| (None, Machine::empty(group, place.range, settings.rules())));
+            found.unwrap_or_else(|| (None, Machine::empty(Arc::clone(&tenure), settings.rules())));
         let applied = install.as_ref().and_then(Install::applied).unwrap_or(machine.reached());
         let base = base_of(applied);
         let durable_slot = applied.slot;
@@ -290,16 +298,15 @@ impl Group {
         let (engine, signed): (Box<dyn Engine + Send>, _) = match &settings.byzantine {
             Some(byzantine) => {
                 let base = is_found.then_some(base);
-                let (replica, signed) = byzantine.open(&place, me, records, base, &settings.options)?;
+                let (replica, signed) = byzantine.open(&tenure, me, records, base, &settings.options)?;
                 (Box::new(replica), Some(signed))
             }
-            None => (Box::new(open_paxos(&place, me, settings, records, base)?), None),
+            None => (Box::new(open_paxos(&tenure, me, settings, records, base)?), None),
         };
         if let Some(damage) = damage {
             tracing::warn!(%group, %damage, "the state cannot be read");
         }
         let mut opened = Self {
-            place,
             rules: settings.rules(),
             overlay_bytes_max: settings.overlay_bytes_max,
             retain_bytes: settings.retain_bytes,
@@ -337,10 +344,10 @@ impl Group {
         Ok(opened)
     }
 
-    /// The group's place on the ring.
+    /// Which group it is, in which epoch, and who else has a replica.
     #[must_use]
-    pub fn place(&self) -> &GroupPlace {
-        &self.place
+    pub fn tenure(&self) -> &Arc<Tenure> {
+        self.machine.tenure()
     }
 
     /// The node that leads, as far as this replica knows.
@@ -426,7 +433,7 @@ impl Group {
             }
             GroupMessage::Offer(offer) => self.on_offer(storage, from, &offer),
             GroupMessage::Take { transfer, parts } => {
-                let (place, now) = ((self.place.id, self.place.range), self.now);
+                let (place, now) = ((self.tenure().group(), self.tenure().range), self.now);
                 match self.transfer.as_mut().filter(|running| running.is(replica, transfer)) {
                     Some(running) => running.take(parts, place, now),
                     None => return Ok(()),
@@ -636,11 +643,11 @@ impl Group {
     }
 
     fn node_of(&self, replica: ReplicaId) -> NodeId {
-        self.place.nodes[usize::from(replica.0)]
+        self.tenure().members[usize::from(replica.0)].node
     }
 
     fn replica_of(&self, node: NodeId) -> Option<ReplicaId> {
-        let index = self.place.nodes.iter().position(|host| *host == node)?;
+        let index = self.tenure().index_of(node)?;
         Some(ReplicaId(u8::try_from(index).expect("a group has few replicas")))
     }
 
@@ -801,35 +808,35 @@ pub(crate) fn parts_taken(body: &[u8]) -> usize {
 /// What is stored of a group's state, and whether another is being put in its place; nothing if it is marked as damaged.
 fn load(
     storage: &dyn Storage,
-    place: &GroupPlace,
+    tenure: &Arc<Tenure>,
     settings: &Settings,
 ) -> Result<Option<(Option<Install>, Machine)>, StorageError> {
-    let install = Install::resume(storage, place.id, place.range)?;
+    let install = Install::resume(storage, tenure.group(), tenure.range)?;
     if install.is_some() {
         // What is stored is neither the old state nor the new one.
-        return Ok(Some((install, Machine::empty(place.id, place.range, settings.rules()))));
+        return Ok(Some((install, Machine::empty(Arc::clone(tenure), settings.rules()))));
     }
-    if storage.get(&keys::damaged(place.id))?.is_some() {
+    if storage.get(&keys::damaged(tenure.group()))?.is_some() {
         return Ok(None);
     }
-    let machine = Machine::load(storage, place.id, place.range, settings.rules())?;
+    let machine = Machine::load(storage, Arc::clone(tenure), settings.rules())?;
     Ok(Some((None, if settings.byzantine.is_some() { machine.with_root(storage)? } else { machine })))
 }
 
 fn open_paxos(
-    place: &GroupPlace,
+    tenure: &Tenure,
     me: ReplicaId,
     settings: &Settings,
     records: &[Bytes],
     base: LogBase,
 ) -> Result<Replica, OpenError> {
-    let (group, n) = (place.id, place.nodes.len());
-    let quorums = match settings.quorums {
-        None => Quorums::majority(n),
-        Some((phase1, phase2)) => Quorums::flexible(n, phase1, phase2, 0),
+    let (group, n) = (tenure.group(), tenure.members.len());
+    let quorums = match tenure.quorums {
+        QuorumRule::Crash { phase1, phase2 } => Quorums::flexible(n, phase1.into(), phase2.into(), 0),
+        QuorumRule::Byzantine => return Err(OpenError::Mode(group)),
     };
     let quorums = quorums.map_err(|source| OpenError::Quorum { group, source })?;
-    let config = GroupConfig { epoch: Epoch(place.epoch), quorums };
+    let config = GroupConfig { epoch: Epoch(tenure.id.epoch), quorums };
     Replica::recover(me, config, settings.options.clone(), records, base)
         .map_err(|source| OpenError::Recover { group, source })
 }

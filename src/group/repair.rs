@@ -15,6 +15,7 @@ use crate::error::StorageError;
 use crate::kv::{Machine, StateRoot};
 use crate::storage::{CommitId, StateWrite, Storage, keys};
 use bytes::Bytes;
+use std::sync::Arc;
 use tetrachord_consensus::{Event, Slot};
 
 /// A repair under way.
@@ -85,11 +86,11 @@ impl Group {
 
     /// The engine executes nothing any more, until another state is in place.
     pub(super) fn on_state_lost(&mut self, reason: String, base: Slot) {
-        tracing::warn!(group = %self.place.id, %reason, "the state is repaired from the other replicas");
+        tracing::warn!(group = %self.tenure().group(), %reason, "the state is repaired from the other replicas");
         self.transfer = None;
         self.snapshots_wanted.clear();
         self.writes.retain(|(_, purpose)| !matches!(purpose, Some(Purpose::Checkpoint { .. })));
-        let (group, range) = (self.place.id, self.place.range);
+        let tenure = Arc::clone(self.tenure());
         let signed = self.signed.as_mut().expect("only a Byzantine engine loses its state");
         signed.held.clear();
         signed.unsettled.clear();
@@ -102,15 +103,15 @@ impl Group {
             return;
         }
         self.install = None;
-        self.machine = Machine::empty(group, range, self.rules);
+        self.machine = Machine::empty(tenure, self.rules);
         (self.durable_slot, self.compacted_slot, self.wanted_slot) = (0, 0, 0);
-        self.writes.push_back((vec![damage_mark(self.place.id)], None));
+        self.writes.push_back((vec![damage_mark(self.tenure().group())], None));
     }
 
     /// Walks what the tree holds, or puts the empty state in place, as soon as nothing is being written to the tree.
     pub(super) fn tick_repair(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         let is_quiet = self.is_quiet();
-        let (group, range) = (self.place.id, self.place.range);
+        let (group, range) = (self.tenure().group(), self.tenure().range);
         let Some(repair) = self.signed.as_mut().and_then(|signed| signed.repair.as_mut()) else {
             return Ok(());
         };
@@ -155,7 +156,7 @@ impl Group {
         if let Some(install) = self.install.take()
             && install.has_switched()
         {
-            tracing::warn!(group = %self.place.id, parts = install.parts(), "a state that was being put in place is lost");
+            tracing::warn!(group = %self.tenure().group(), parts = install.parts(), "a state that was being put in place is lost");
         }
         self.engine.step(Event::StateDamaged { reason: reason.to_string() });
         self.carry_out(storage)?;
@@ -164,7 +165,7 @@ impl Group {
         let repair = self.signed.as_mut().and_then(|signed| signed.repair.as_mut());
         let repair = repair.expect("the state was just lost");
         (repair.walk, repair.is_walked) = (None, false);
-        Ok(vec![damage_mark(self.place.id)])
+        Ok(vec![damage_mark(self.tenure().group())])
     }
 
     /// Another state is in place of the damaged one.
@@ -172,7 +173,7 @@ impl Group {
         let Some(signed) = self.signed.as_mut() else { return };
         if let Some(repair) = signed.repair.take() {
             signed.repairs += 1;
-            tracing::info!(group = %self.place.id, reason = %repair.reason, "the state was repaired");
+            tracing::info!(group = %self.tenure().group(), reason = %repair.reason, "the state was repaired");
         }
     }
 }

@@ -164,7 +164,7 @@ impl Group {
         }
         self.pins.looked_at = self.now;
         let durable = Slot(self.durable_slot);
-        for index in 0..self.place.nodes.len() {
+        for index in 0..self.tenure().members.len() {
             let replica = ReplicaId(u8::try_from(index).expect("a group has few replicas"));
             if let Some(reached) = self.engine.reached(replica) {
                 self.pins.note(replica, reached, durable);

@@ -89,7 +89,7 @@ impl Group {
     /// Walks a little, if it is time for it.
     pub(super) fn tick_scrub(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         let is_quiet = self.is_quiet() && self.transfer.is_none() && self.install.is_none();
-        let (now, group, range) = (self.now, self.place.id, self.place.range);
+        let (now, group, range) = (self.now, self.tenure().group(), self.tenure().range);
         let Some(signed) = self.signed.as_mut() else { return Ok(()) };
         let scrub = &mut signed.scrub;
         if scrub.due_at == Ticks(0) {

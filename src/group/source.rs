@@ -105,7 +105,7 @@ impl Group {
         if self.is_gathered() || !self.is_source_late() {
             return;
         }
-        let (node, others) = (self.node_of(from), self.place.nodes.len() - 1);
+        let (node, others) = (self.node_of(from), self.tenure().members.len() - 1);
         let signed = self.signed.as_mut().expect("only a Byzantine engine asks");
         if signed.sources.ask(node, others) {
             let body = encode(&GroupMessage::WantState { at_least: at_least.0 });
@@ -120,7 +120,7 @@ impl Group {
 
     /// Whether nobody gives a state, or whoever does is given up now.
     fn is_source_late(&mut self) -> bool {
-        let others = self.place.nodes.len() - 1;
+        let (group, others) = (self.tenure().group(), self.tenure().members.len() - 1);
         let signed = self.signed.as_mut().expect("the caller has asked");
         let Some(install) = self.install.as_mut() else { return true };
         let Some(source) = install.source() else { return true };
@@ -128,7 +128,7 @@ impl Group {
         if !signed.sources.is_late(self.now, due_bytes, others) {
             return false;
         }
-        tracing::info!(group = %self.place.id, %source, due_bytes, "a state comes too slowly; another replica is asked");
+        tracing::info!(%group, %source, due_bytes, "a state comes too slowly; another replica is asked");
         signed.sources.late += 1;
         signed.sources.fail(source);
         install.refuse();
@@ -193,7 +193,7 @@ impl Group {
         offer: &Offer,
         root: StateRoot,
     ) -> Result<(), StorageError> {
-        let place = (self.place.id, self.place.range);
+        let place = (self.tenure().group(), self.tenure().range);
         let Some((own, has_pieces)) = self.own_sums().map(|(own, pieces)| (own.clone(), pieces)) else {
             return Ok(());
         };

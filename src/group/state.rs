@@ -11,6 +11,7 @@ use crate::limits::SNAPSHOT_WINDOW;
 use crate::ring::NodeId;
 use crate::storage::Storage;
 use bytes::Bytes;
+use std::sync::Arc;
 use tetrachord_consensus::{Event, ReplicaId};
 
 impl Group {
@@ -110,7 +111,7 @@ impl Group {
             Err(error) => return self.on_damage(storage, error),
         }
         self.note_transfer();
-        let (group, node, slot) = (self.place.id, self.node_of(to), self.durable_slot);
+        let (group, node, slot) = (self.tenure().group(), self.node_of(to), self.durable_slot);
         tracing::info!(%group, to = %node, slot, "a whole state is given");
         let offer = self.transfer.as_ref().and_then(Transfer::offer);
         if let Some(body) = offer.map(|offer| self.piece_as_told(offer)) {
@@ -127,7 +128,7 @@ impl Group {
         id: u64,
         proof: Option<Bytes>,
     ) -> Result<Transfer, StorageError> {
-        let (group, range) = (self.place.id, self.place.range);
+        let (group, range) = (self.tenure().group(), self.tenure().range);
         let applied = kv::Reached::load(storage, group)?;
         assert_eq!(applied.slot, self.durable_slot, "the tree holds the last checkpoint");
         let offer = match proof {
@@ -165,7 +166,7 @@ impl Group {
                 return Ok(());
             }
             let (install, clearing) =
-                Install::begin(storage, self.place.id, self.place.range, from, transfer)?;
+                Install::begin(storage, self.tenure().group(), self.tenure().range, from, transfer)?;
             self.install = Some(install);
             self.begun.insert(from, transfer);
             self.writes.extend(clearing.into_iter().map(|writes| (writes, None)));
@@ -253,11 +254,12 @@ impl Group {
     }
 
     fn load_installed(&self, storage: &dyn Storage) -> Result<Machine, StorageError> {
-        let machine = Machine::load(storage, self.place.id, self.place.range, self.rules)?;
+        let machine = Machine::load(storage, Arc::clone(self.tenure()), self.rules)?;
         if self.signed.is_some() { machine.with_root(storage) } else { Ok(machine) }
     }
 
     pub(super) fn continue_install(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let group = self.tenure().group();
         let Some(install) = self.install.as_mut() else {
             return Ok(());
         };
@@ -270,7 +272,7 @@ impl Group {
             }
             Err(error) => return self.on_damage(storage, error),
         }
-        tracing::info!(group = %self.place.id, parts, "another state is in place");
+        tracing::info!(%group, parts, "another state is in place");
         let applied = install.applied().expect("only a whole snapshot is installed").clone();
         self.install = None;
         self.machine = match self.load_installed(storage) {

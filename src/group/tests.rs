@@ -3,7 +3,7 @@
 use super::message::{Offer, Piece};
 use super::*;
 use crate::kv::{Reached, StateRoot};
-use crate::ring::{Position, RingInterval};
+use crate::ring::{Position, RingInterval, found_without_keys};
 use crate::storage::memory::{MemoryDisk, MemoryStorage};
 use crate::storage::{Commit, keys};
 use tetrachord_consensus::codec;
@@ -12,14 +12,13 @@ use tetrachord_consensus::paxos::{Ballot, Record};
 const GROUP: GroupId = GroupId(1);
 const RANGE: RingInterval = RingInterval { start: Position(u64::MAX), end: Position(u64::MAX) };
 
-fn place() -> GroupPlace {
-    GroupPlace { id: GROUP, epoch: 1, range: RANGE, nodes: vec![NodeId(1), NodeId(2), NodeId(3)] }
+fn tenure() -> Arc<Tenure> {
+    Arc::new(found_without_keys(1, 3, 3).remove(0))
 }
 
 fn settings() -> Settings {
     Settings {
         limits: Limits::default(),
-        quorums: None,
         options: Options::default(),
         overlay_bytes_max: 1 << 20,
         retain_bytes: 1 << 20,
@@ -48,7 +47,7 @@ fn a_state_without_any_record_of_its_group_is_refused() {
     let applied = Reached { slot: 7, chain: [3; 32], ..Reached::default() };
     let row = (keys::applied(GROUP), Some(applied.encode(&keys::applied(GROUP))));
     submit(&disk, &mut storage, 1, vec![vec![row]]);
-    let open = |records: &[Bytes]| Group::open(&storage, place(), NodeId(1), &settings(), records);
+    let open = |records: &[Bytes]| Group::open(&storage, tenure(), NodeId(1), &settings(), records);
     let refused = open(&[]).unwrap_err();
     assert!(
         matches!(&refused, OpenError::Storage(StorageError::StateLost(text)) if text.contains("slot 7")),
@@ -74,7 +73,7 @@ fn a_crash_between_clearing_and_copying_is_finished_at_the_next_start() {
     ];
     let mut last = submit(&disk, &mut storage, 1, vec![state]);
     let mut group =
-        Group::open(&storage, place(), NodeId(1), &settings(), &promised()).expect("the snapshot counts");
+        Group::open(&storage, tenure(), NodeId(1), &settings(), &promised()).expect("the snapshot counts");
     assert!(group.is_installing());
     for round in 2..20 {
         let writes = group.take_writes(CommitId(round));
@@ -90,7 +89,7 @@ fn a_crash_between_clearing_and_copying_is_finished_at_the_next_start() {
     assert_eq!(storage.get(&old_value).unwrap(), None);
     assert_eq!(group.engine().decided, Slot(7));
     drop(group);
-    assert!(Group::open(&storage, place(), NodeId(1), &settings(), &promised()).is_ok());
+    assert!(Group::open(&storage, tenure(), NodeId(1), &settings(), &promised()).is_ok());
 }
 
 #[test]
@@ -227,7 +226,7 @@ fn a_message_of_very_many_empty_rows_is_none() {
 fn pieces_that_are_not_durable_are_few() {
     let disk = MemoryDisk::default();
     let (storage, _) = disk.open();
-    let mut group = Group::open(&storage, place(), NodeId(1), &settings(), &[]).unwrap();
+    let mut group = Group::open(&storage, tenure(), NodeId(1), &settings(), &[]).unwrap();
     for index in 0..100 {
         let rows = vec![(keys::data(Position(index), b"k"), Bytes::from_static(b"record"))];
         let piece = GroupMessage::Piece(Piece { transfer: 7, index, first: 0, rows, end: None });
@@ -263,7 +262,7 @@ fn what_was_gathered_of_another_state_is_not_copied_into_the_empty_one() {
 fn a_first_piece_that_is_late_begins_nothing_again() {
     let disk = MemoryDisk::default();
     let (mut storage, _) = disk.open();
-    let mut group = Group::open(&storage, place(), NodeId(1), &settings(), &promised()).unwrap();
+    let mut group = Group::open(&storage, tenure(), NodeId(1), &settings(), &promised()).unwrap();
     let mut last = 0;
     let mut receive = |transfer: u64, index: u64, first: u64| {
         let rows = vec![(keys::data(Position(index), b"k"), Bytes::from_static(b"record"))];

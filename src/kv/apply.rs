@@ -163,7 +163,7 @@ impl Machine {
             Lookup::Fresh => {}
         }
         let position = Position::of_key(key);
-        if !self.range.contains(position) {
+        if !self.tenure.range.contains(position) {
             return Ok(Reply::Failed(Failure::WrongGroup));
         }
         let reply = act(self, (position, key.clone()))?;
@@ -237,7 +237,7 @@ impl Machine {
     fn session_of(&self, envelope: &Envelope, index: usize) -> SessionId {
         let mut hasher = blake3::Hasher::new_derive_key("tetrachord v2 session of a client");
         hasher.update(&envelope.client.unwrap_or_default());
-        hasher.update(&envelope.request.session.0.to_be_bytes()).update(&self.group.0.to_be_bytes());
+        hasher.update(&envelope.request.session.0.to_be_bytes()).update(&self.tenure.group().0.to_be_bytes());
         if envelope.not_after.is_none() {
             hasher.update(&self.reached.slot.to_be_bytes()).update(&(index as u64).to_be_bytes());
         }

@@ -36,6 +36,7 @@ impl Machine {
         let storage = &pending.over(storage);
         let frozen = std::mem::take(&mut self.fresh);
         let mut writes = Vec::new();
+        let group = self.tenure.group();
         for ((position, key), known) in frozen.iter() {
             let earlier = match (self.reached.has_pieces, &self.root) {
                 (false, _) => Earlier::NoPieces,
@@ -46,16 +47,16 @@ impl Machine {
             let pieces = record::write(*position, key, known.as_ref(), earlier, &mut writes)?;
             self.reached.has_pieces |= pieces > 0;
         }
-        self.sessions.take_writes(self.group, &mut writes);
+        self.sessions.take_writes(group, &mut writes);
         if let Some(root) = &mut self.root {
             // The tree holds what the last checkpoint wrote: nothing else is between it and these rows.
             for (raw, record) in &writes {
                 let old = storage.get(raw)?;
                 root.change(raw, old.as_ref(), record.as_ref());
             }
-            root.take_writes(self.group, &mut writes);
+            root.take_writes(group, &mut writes);
         }
-        writes.push(self.reached.write(self.group));
+        writes.push(self.reached.write(group));
         assert!(frozen.is_empty() || writes.len() > 1, "what was written is in the batch");
         self.frozen.push_back(frozen);
         self.pending = pending;

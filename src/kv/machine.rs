@@ -9,9 +9,10 @@ use super::shares::Held;
 use super::state_root::StateRoot;
 use crate::error::StorageError;
 use crate::limits::Limits;
-use crate::ring::{GroupId, RingInterval};
+use crate::ring::Tenure;
 use crate::storage::Storage;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// What a state machine holds its clients to.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +34,8 @@ impl From<Limits> for Rules {
 /// The replicated state of one group. What it does with a slot is in [`super::apply`].
 #[derive(Debug)]
 pub struct Machine {
-    pub(super) group: GroupId,
-    pub(super) range: RingInterval,
+    /// Which group it is of, in which epoch, and what that holds.
+    pub(super) tenure: Arc<Tenure>,
     pub(super) rules: Rules,
     pub(super) reached: Reached,
     pub(super) sessions: Sessions,
@@ -56,22 +57,20 @@ impl Machine {
     /// Reads a group's state back; a group that was never written starts empty.
     pub fn load(
         storage: &dyn Storage,
-        group: GroupId,
-        range: RingInterval,
+        tenure: Arc<Tenure>,
         rules: impl Into<Rules>,
     ) -> Result<Self, StorageError> {
-        let (reached, rules) = (Reached::load(storage, group)?, rules.into());
-        let sessions = Sessions::load(storage, group)?.under(rules);
-        Ok(Self { reached, sessions, ..Self::empty(group, range, rules) })
+        let (reached, rules) = (Reached::load(storage, tenure.group())?, rules.into());
+        let sessions = Sessions::load(storage, tenure.group())?.under(rules);
+        Ok(Self { reached, sessions, ..Self::empty(tenure, rules) })
     }
 
     /// A state that nothing was applied to, whatever is stored.
     #[must_use]
-    pub fn empty(group: GroupId, range: RingInterval, rules: impl Into<Rules>) -> Self {
+    pub fn empty(tenure: Arc<Tenure>, rules: impl Into<Rules>) -> Self {
         let rules = rules.into();
         Self {
-            group,
-            range,
+            tenure,
             rules,
             reached: Reached::default(),
             sessions: Sessions::default().under(rules),
@@ -86,7 +85,7 @@ impl Machine {
 
     /// The same state, with a root that is kept from now on; in Byzantine mode from the first slot.
     pub fn with_root(self, storage: &dyn Storage) -> Result<Self, StorageError> {
-        let root = StateRoot::load(storage, self.group)?;
+        let root = StateRoot::load(storage, self.tenure.group())?;
         Ok(Self { root: Some(root), ..self })
     }
 
@@ -119,10 +118,10 @@ impl Machine {
         self.sessions.shares().iter()
     }
 
-    /// What the group owns.
+    /// Which group it is of, in which epoch, and what that holds.
     #[must_use]
-    pub fn range(&self) -> RingInterval {
-        self.range
+    pub fn tenure(&self) -> &Arc<Tenure> {
+        &self.tenure
     }
 
     /// What a client is told that opens a session now, if it is refused: what an opening would be told that is applied next, with this

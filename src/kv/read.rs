@@ -48,7 +48,7 @@ impl Machine {
     /// Reads a key from the applied state.
     pub fn get(&mut self, storage: &dyn Storage, key: &Bytes) -> Result<Found, StorageError> {
         let position = Position::of_key(key);
-        if !self.range.contains(position) {
+        if !self.tenure.range.contains(position) {
             return Ok(Found::NotOurs);
         }
         self.find(storage, &(position, key.clone())).map(Found::Record)

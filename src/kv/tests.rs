@@ -5,10 +5,11 @@ mod byzantine;
 use super::*;
 use crate::error::StorageError;
 use crate::limits::{Limits, NUMBER_BYTES_MAX, SESSION_RETENTION_MICROS, SESSION_STEP_MICROS_MAX};
-use crate::ring::{GroupId, Position, RingInterval};
+use crate::ring::{Position, RingInterval, Tenure, found_without_keys};
 use crate::storage::memory::{MemoryDisk, MemoryStorage};
 use crate::storage::{Commit, CommitId, Storage};
 use bytes::Bytes;
+use std::sync::Arc;
 
 struct Bench {
     disk: MemoryDisk,
@@ -19,7 +20,10 @@ struct Bench {
     commits: u64,
 }
 
-const RANGE: RingInterval = RingInterval { start: Position(u64::MAX), end: Position(u64::MAX) };
+/// A group that holds the whole ring.
+fn tenure() -> Arc<Tenure> {
+    Arc::new(found_without_keys(1, 3, 3).remove(0))
+}
 
 fn open(nonce: u128, client: Client) -> Envelope {
     Envelope::new(RequestId { session: SessionId(nonce), number: 0 }, 0, &Operation::Open).of(client)
@@ -33,7 +37,7 @@ impl Bench {
     fn new() -> Self {
         let disk = MemoryDisk::default();
         let (storage, _) = disk.open();
-        let machine = Machine::load(&storage, GroupId(1), RANGE, Limits::default()).unwrap();
+        let machine = Machine::load(&storage, tenure(), Limits::default()).unwrap();
         let mut bench = Self { disk, storage, machine, session: SessionId(0), number: 0, commits: 0 };
         let Reply::Opened { session } = bench.apply(&open(1, [1; 32])) else { panic!("not opened") };
         bench.session = session;
@@ -92,7 +96,7 @@ impl Bench {
     fn restart(&mut self) {
         self.disk.crash(0);
         self.storage = self.disk.open().0;
-        self.machine = Machine::load(&self.storage, GroupId(1), RANGE, Limits::default()).unwrap();
+        self.machine = Machine::load(&self.storage, tenure(), Limits::default()).unwrap();
     }
 }
 
@@ -208,7 +212,8 @@ fn a_leap_of_log_time_ends_no_session() {
 fn a_key_of_another_group_is_refused_and_the_number_stays_free() {
     let mut bench = Bench::new();
     let here = Position::of_key(b"here");
-    bench.machine.range = RingInterval { start: Position(here.0.wrapping_sub(1)), end: here };
+    let range = RingInterval { start: Position(here.0.wrapping_sub(1)), end: here };
+    bench.machine.tenure = Arc::new(Tenure { range, ..found_without_keys(1, 3, 3).remove(0) });
     let elsewhere = bench.command(1, Write::put("elsewhere", "v"));
     assert_eq!(bench.apply(&elsewhere), Reply::Failed(Failure::WrongGroup));
     let put = bench.command(1, Write::put("here", "v"));
@@ -390,10 +395,11 @@ fn what_was_carried_out_cannot_be_cancelled_and_is_told() {
 fn only_the_owner_of_the_key_cancels() {
     let mut bench = Bench::new();
     let here = Position::of_key(b"here");
-    bench.machine.range = RingInterval { start: Position(here.0.wrapping_sub(1)), end: here };
+    let range = RingInterval { start: Position(here.0.wrapping_sub(1)), end: here };
+    bench.machine.tenure = Arc::new(Tenure { range, ..found_without_keys(1, 3, 3).remove(0) });
     let wrong = Reply::Failed(Failure::WrongGroup);
     assert_eq!(bench.apply(&bench.request(1, &cancel("elsewhere"))), wrong);
-    bench.machine.range = RANGE;
+    bench.machine.tenure = tenure();
     assert!(matches!(bench.apply(&bench.command(1, Write::put("elsewhere", "v"))), Reply::Put { .. }));
 }
 

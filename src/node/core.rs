@@ -26,7 +26,7 @@ use super::status;
 use crate::error::StorageError;
 use crate::gateway::{Gateway, Origin, Watchers};
 use crate::group::{Freshness, Group, OpenError, Outcome, Outcomes, Output, Ticket};
-use crate::ring::{GroupId, NodeId, TenureId};
+use crate::ring::{Atlas, GroupId, NodeId, TenureId};
 use crate::shares::Account;
 use crate::storage::{Commit, CommitId, LogRecord, Recovery, Storage};
 use crate::wire::{
@@ -37,6 +37,7 @@ use bytes::Bytes;
 use compaction::Compaction;
 use requests::Waiting;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tetrachord_consensus::pbft::Verifier;
 use tetrachord_consensus::{Ticks, Timestamp};
 
@@ -49,6 +50,7 @@ const FORWARD_PATIENCE_MILLIS: u64 = 3_000;
 /// The node. See the module's essay.
 pub struct NodeCore {
     settings: NodeSettings,
+    atlas: Atlas,
     storage: Box<dyn Storage + Send>,
     roster: Roster,
     groups: BTreeMap<GroupId, Group>,
@@ -97,14 +99,14 @@ impl NodeCore {
         let own = records.remove(&OWN).unwrap_or_default();
         let roster = roster::open(&settings, storage.as_ref(), &recovery, &own)?;
         let mut groups = BTreeMap::new();
-        for place in settings.ring.groups().iter().filter(|place| place.nodes.contains(&settings.node)) {
-            let records = records.remove(&place.tenure()).unwrap_or_default();
-            let seed = settings.group.options.seed ^ (place.id.mixed() << 32) ^ recovery.incarnation;
+        let hosted = settings.founding.iter().filter(|tenure| tenure.index_of(settings.node).is_some());
+        for tenure in hosted.cloned().map(Arc::new) {
+            let (id, records) = (tenure.id, records.remove(&tenure.id).unwrap_or_default());
+            let seed = settings.group.options.seed ^ (id.group.mixed() << 32) ^ recovery.incarnation;
             let mut group_settings = settings.group.clone();
             group_settings.options.seed = seed;
-            let group =
-                Group::open(storage.as_ref(), place.clone(), settings.node, &group_settings, &records)?;
-            groups.insert(place.id, group);
+            let group = Group::open(storage.as_ref(), tenure, settings.node, &group_settings, &records)?;
+            groups.insert(id.group, group);
         }
         if let Some(tenure) = records.keys().next() {
             let lost =
@@ -114,6 +116,7 @@ impl NodeCore {
         let compact_above = settings.log_bytes_max;
         let askers = Askers::new(settings.group.options.mutation.checks_in_one_line());
         Ok(Self {
+            atlas: Atlas::founded(&settings.founding),
             settings,
             storage,
             roster,
@@ -186,7 +189,7 @@ impl NodeCore {
                 self.note_verdict(&result);
                 let group = self.groups.get_mut(&tenure.group);
                 // What was right in one epoch of a group says nothing in another.
-                if let Some(group) = group.filter(|group| group.place().tenure() == tenure) {
+                if let Some(group) = group.filter(|group| group.tenure().id == tenure) {
                     group.verified(self.storage.as_ref(), result)?;
                 }
             }
@@ -262,7 +265,7 @@ impl NodeCore {
             is_whole &= taken.as_ref().is_some_and(|taken| taken.is_whole);
             if let Some(taken) = taken {
                 self.roster.on_logged();
-                let tenure = group.place().tenure();
+                let tenure = group.tenure().id;
                 let record = |body| LogRecord { tenure, kind: ENGINE, body };
                 commit.log.extend(taken.records.into_iter().map(record));
                 commit.promises |= taken.promises;
@@ -370,7 +373,7 @@ impl NodeCore {
     /// A replica speaks to one of the same group. What was said in another epoch of it means nothing here.
     fn on_said(&mut self, from: NodeId, said: &GroupBody) -> Result<(), StorageError> {
         let group = self.groups.get_mut(&said.tenure.group);
-        match group.filter(|group| group.place().tenure() == said.tenure) {
+        match group.filter(|group| group.tenure().id == said.tenure) {
             Some(group) => group.receive(self.storage.as_ref(), from, &said.body),
             None => Ok(()),
         }
@@ -437,7 +440,7 @@ impl NodeCore {
             });
         }
         let mut frames = Frames::default();
-        let names: Vec<TenureId> = self.groups.values().map(|group| group.place().tenure()).collect();
+        let names: Vec<TenureId> = self.groups.values().map(|group| group.tenure().id).collect();
         for tenure in names {
             let name = tenure.group;
             let outputs = self.groups.get_mut(&name).map(Group::take_outputs).unwrap_or_default();
@@ -480,7 +483,7 @@ impl NodeCore {
     /// What checks the messages of each group, in Byzantine mode.
     #[must_use]
     pub fn verifiers(&self) -> BTreeMap<TenureId, Verifier> {
-        let verifier = |group: &Group| Some((group.place().tenure(), group.verifier()?));
+        let verifier = |group: &Group| Some((group.tenure().id, group.verifier()?));
         self.groups.values().filter_map(verifier).collect()
     }
 
@@ -531,7 +534,7 @@ impl NodeCore {
     /// What the node knows of itself.
     #[must_use]
     pub fn status(&self) -> NodeStatus {
-        let told = |(name, group): (&GroupId, &Group)| status::group_status(*name, group, &self.settings);
+        let told = |(name, group): (&GroupId, &Group)| status::group_status(*name, group);
         NodeStatus {
             node: self.settings.node,
             incarnation: self.incarnation,

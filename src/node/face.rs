@@ -4,7 +4,7 @@ use super::checks::Line;
 use crate::error::StorageError;
 use crate::gateway::ConnectionId;
 use crate::group::Settings;
-use crate::ring::{NodeId, RingMap, TenureId};
+use crate::ring::{NodeId, Tenure, TenureId};
 use crate::shares::ClientId;
 use crate::storage::CommitId;
 use crate::wire::ProcessStats;
@@ -155,8 +155,8 @@ pub enum NodeEffect {
 pub struct NodeSettings {
     /// This node.
     pub node: NodeId,
-    /// Who owns what.
-    pub ring: RingMap,
+    /// The tenures that the cluster began with.
+    pub founding: Vec<Tenure>,
     /// Its groups.
     pub group: Settings,
     /// The write-ahead log is rewritten when it has grown to this many bytes.

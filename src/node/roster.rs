@@ -40,7 +40,7 @@ mod lineage;
 use super::face::NodeSettings;
 use crate::error::StorageError;
 use crate::limits::OPENINGS_MAX;
-use crate::ring::{GroupId, GroupPlace, NodeId, StoreId, TenureId};
+use crate::ring::{GroupId, NodeId, StoreId, Tenure, TenureId};
 use crate::storage::{CommitId, Recovery, Storage};
 use crate::wire::{Introduction, Life, Opening};
 use bytes::Bytes;
@@ -566,11 +566,10 @@ pub(super) fn open(
     records: &[Bytes],
 ) -> Result<Roster, StorageError> {
     let me = settings.node;
-    let places = settings.ring.groups().iter().filter(|place| place.nodes.contains(&me));
-    let may_lie = |members: usize| if settings.group.byzantine.is_some() { liars(members) } else { 0 };
-    let jury = |place: &GroupPlace| {
-        let others = place.nodes.iter().copied().filter(|node| *node != me).collect();
-        (others, may_lie(place.nodes.len()))
+    let tenures = settings.founding.iter().filter(|tenure| tenure.index_of(me).is_some());
+    let jury = |tenure: &Tenure| {
+        let others = tenure.nodes().filter(|node| *node != me).collect();
+        (others, if tenure.is_byzantine() { liars(tenure.members.len()) } else { 0 })
     };
     let life = Life {
         store: recovery.store,
@@ -585,7 +584,7 @@ pub(super) fn open(
     let of_roster = RosterSettings {
         me,
         others: settings.nodes.iter().copied().filter(|node| *node != me).collect(),
-        juries: places.map(jury).collect(),
+        juries: tenures.map(jury).collect(),
         mutation: settings.group.options.mutation,
     };
     Roster::open(of_roster, life, records)

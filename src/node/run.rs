@@ -9,10 +9,10 @@ use super::pool::{Pool, Verdict};
 use crate::config::{ChaosConfig, Mode, NodeConfig, cluster_digest};
 use crate::group::{Byzantine, Settings};
 use crate::limits::{OVERLAY_BYTES_MAX, WINDOW};
-use crate::ring::TenureId;
+use crate::ring::{Atlas, TenureId};
 use crate::storage::disk::{DiskOptions, DiskStorage, PackingRule, Report};
 use crate::storage::{Owner, free_bytes};
-use crate::transport::{Inbound, PeerAddress, PublicKey, Transport, TransportSettings};
+use crate::transport::{Inbound, PeerAddress, Transport, TransportSettings};
 use crate::wire::{self, Hello, ProcessStats};
 use anyhow::Context;
 use std::collections::BTreeMap;
@@ -116,18 +116,16 @@ fn node_settings(config: &NodeConfig) -> anyhow::Result<NodeSettings> {
         seed: config.node.mixed() << 48,
         ..Options::default()
     };
-    let ring = genesis.ring();
-    let hosted = ring.groups().iter().filter(|place| place.nodes.contains(&config.node)).count();
+    let founding = genesis.founding();
+    let hosted = founding.iter().filter(|tenure| tenure.index_of(config.node).is_some()).count();
     let groups = hosted.max(1);
-    let quorums = genesis.quorums.map(|quorums| (quorums.phase1, quorums.phase2));
     let mut opening = [0; 8];
     getrandom::fill(&mut opening).context("draw a name for this start")?;
     Ok(NodeSettings {
         node: config.node,
-        ring,
+        founding,
         group: Settings {
             limits: genesis.limits,
-            quorums,
             options,
             overlay_bytes_max: OVERLAY_BYTES_MAX / groups,
             retain_bytes: usize::try_from(config.storage.log_retain_bytes).unwrap_or(usize::MAX) / groups,
@@ -142,12 +140,10 @@ fn node_settings(config: &NodeConfig) -> anyhow::Result<NodeSettings> {
 
 fn byzantine(config: &NodeConfig) -> Option<Byzantine> {
     let genesis = &config.genesis;
-    let key = |key: Option<PublicKey>| key.map(|key| key.0);
-    Some(Byzantine {
+    (genesis.mode == Mode::Byzantine).then(|| Byzantine {
         cluster: cluster_digest(&genesis.protocol_name()),
-        secret: config.signing.as_ref()?.seed(),
-        nodes: genesis.nodes.iter().filter_map(|node| Some((node.id, key(node.signing_key)?))).collect(),
-        clients: genesis.clients.iter().filter_map(|client| key(client.signing_key)).collect(),
+        secrets: config.epoch_keys.iter().map(|(tenure, key)| (*tenure, key.seed())).collect(),
+        clients: genesis.clients.iter().filter_map(|client| Some(client.signing_key?.0)).collect(),
         request_millis: genesis.timing.request_millis,
         window: WINDOW,
         scrub_millis: config.storage.scrub_seconds.saturating_mul(1_000),
@@ -161,7 +157,7 @@ fn transport_settings(config: &NodeConfig) -> TransportSettings {
     let hello = Hello {
         cluster: cluster.clone(),
         node: config.node,
-        ring: genesis.ring(),
+        places: Atlas::founded(&genesis.founding()).places().cloned().collect(),
         limits: genesis.limits,
         is_byzantine: genesis.mode == Mode::Byzantine,
     };

@@ -1,21 +1,20 @@
 //! What a node tells of its replicas.
 
-use super::face::NodeSettings;
 use crate::group::Group;
-use crate::ring::{GroupId, NodeId};
+use crate::ring::{GroupId, NodeId, QuorumRule, Tenure};
 use crate::wire::GroupStatus;
 use tetrachord_consensus::quorum::liars;
 
 /// What a replica knows of itself.
-pub(super) fn group_status(name: GroupId, group: &Group, settings: &NodeSettings) -> GroupStatus {
+pub(super) fn group_status(name: GroupId, group: &Group) -> GroupStatus {
     let engine = group.engine();
     let applied = group.machine().reached();
-    let nodes = settings.ring.group(name).map(|place| place.nodes.clone()).unwrap_or_default();
+    let nodes: Vec<NodeId> = group.tenure().nodes().collect();
     GroupStatus {
         group: name,
         leader: group.leader(),
         is_leader: engine.is_leader,
-        needed: needed(name, settings) as u64,
+        needed: needed(group.tenure()) as u64,
         ballot: engine.ballot,
         base: engine.base.0,
         applied: applied.slot,
@@ -38,12 +37,11 @@ pub(super) fn group_status(name: GroupId, group: &Group, settings: &NodeSettings
 }
 
 /// Replicas without which the group does not serve: for writes, and to replace who leads.
-fn needed(name: GroupId, settings: &NodeSettings) -> usize {
-    let n = settings.ring.group(name).map_or(0, |place| place.nodes.len());
-    match (&settings.group.byzantine, settings.group.quorums) {
-        (Some(_), _) => n - liars(n),
-        (None, Some((phase1, phase2))) => phase1.max(phase2),
-        (None, None) => n / 2 + 1,
+fn needed(tenure: &Tenure) -> usize {
+    let n = tenure.members.len();
+    match tenure.quorums {
+        QuorumRule::Byzantine => n - liars(n),
+        QuorumRule::Crash { phase1, phase2 } => phase1.max(phase2).into(),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::gateway::ConnectionId;
 use crate::group::Settings;
 use crate::kv::{Envelope, Operation, RequestId, SessionId};
 use crate::limits::Limits;
-use crate::ring::{GroupId, NodeId, Position, RingMap};
+use crate::ring::{Atlas, GroupId, NodeId, Position, Tenure, found_without_keys};
 use crate::shares::ClientId;
 use crate::storage::CommitId;
 use crate::storage::memory::MemoryDisk;
@@ -213,18 +213,18 @@ fn hostile_frames_are_answered_or_ignored_and_never_stop_a_node() {
 /// A node whose peers say nothing by themselves.
 struct Alone {
     core: NodeCore,
-    ring: RingMap,
+    atlas: Atlas,
 }
 
 impl Alone {
-    fn start(node: NodeId, ring: RingMap, disk: &MemoryDisk) -> Self {
+    fn start(node: NodeId, founding: Vec<Tenure>, disk: &MemoryDisk) -> Self {
         let (storage, recovery) = disk.open();
+        let atlas = Atlas::founded(&founding);
         let settings = NodeSettings {
             node,
-            ring: ring.clone(),
+            founding,
             group: Settings {
                 limits: Limits::default(),
-                quorums: None,
                 options: tetrachord_consensus::Options::default(),
                 overlay_bytes_max: 1 << 20,
                 retain_bytes: 1 << 20,
@@ -239,7 +239,7 @@ impl Alone {
         for peer in (1..=4).map(NodeId).filter(|peer| *peer != node) {
             core.step(NodeEvent::PeerLink { node: peer, link: 1, is_up: true });
         }
-        Self { core, ring }
+        Self { core, atlas }
     }
 
     /// The others say that they have noted this node's store.
@@ -267,7 +267,7 @@ impl Alone {
         let node = self.core.status().node;
         let key = (0..)
             .map(|number| Bytes::from(format!("k{number}")))
-            .find(|key| !self.ring.owner(Position::of_key(key)).nodes.contains(&node))
+            .find(|key| !self.atlas.owner(Position::of_key(key)).nodes.contains(&node))
             .expect("some group has no replica here");
         let effects = self.ask(Request::Get { key, consistency: Consistency::Linearizable });
         let frames = effects.into_iter().filter_map(|effect| match effect {
@@ -296,7 +296,7 @@ fn answer_in(effects: Vec<NodeEffect>) -> Option<Answer> {
 
 /// Four nodes, groups of three: one group is not on node 4.
 fn one_of_four(disk: &MemoryDisk) -> Alone {
-    Alone::start(NodeId(4), RingMap::even(4, 4, 3), disk)
+    Alone::start(NodeId(4), found_without_keys(4, 4, 3), disk)
 }
 
 const CLIENT: crate::kv::Client = [7; 32];
@@ -329,7 +329,7 @@ fn a_request_that_was_passed_on_is_answered_by_who_was_asked_and_by_an_answer() 
 #[test]
 fn what_is_left_of_an_old_link_is_not_heard() {
     let disk = MemoryDisk::default();
-    let mut node = Alone::start(NodeId(1), RingMap::even(1, 3, 3), &disk);
+    let mut node = Alone::start(NodeId(1), found_without_keys(1, 3, 3), &disk);
     node.be_admitted(&disk);
     let from = NodeId(2);
     let life = Life { opening: Opening { incarnation: 1, mark: 7, log_end: 0 }, ..Life::default() };
@@ -355,7 +355,7 @@ fn what_is_left_of_an_old_link_is_not_heard() {
 #[test]
 fn an_eventual_read_needs_no_leader() {
     let disk = MemoryDisk::default();
-    let mut node = Alone::start(NodeId(1), RingMap::even(1, 3, 3), &disk);
+    let mut node = Alone::start(NodeId(1), found_without_keys(1, 3, 3), &disk);
     let key = Bytes::from_static(b"k");
     let read = |consistency| Request::Get { key: key.clone(), consistency };
     let answer = answer_in(node.ask(read(Consistency::Eventual)));

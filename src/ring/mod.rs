@@ -1,18 +1,20 @@
 //! The ring: 2^64 positions, cut into intervals, each owned by one group.
 //!
-//! Ranges are the authority: whether a group owns a key is decided by its replicated range when a command is applied.
-//! The map here only says where to try. It is static: the genesis record cuts the ring evenly.
+//! Tenures are the authority ([`Tenure`]): whether a group owns a key is decided by its replicated tenure when a command is applied. An
+//! [`Atlas`] only says where to try.
 //!
 //! Invariants:
-//! * intervals of different groups never overlap and together cover the ring;
+//! * the latest tenures of different groups never overlap and together cover the ring;
 //! * a key's position depends on the key alone.
 
+mod atlas;
 mod id;
-mod map;
 mod names;
 mod store;
+mod tenure;
 
+pub use atlas::{Atlas, Place};
 pub use id::{Position, RingInterval, slot_of, tag_of};
-pub use map::{GroupPlace, RingMap};
 pub use names::{GroupId, NodeId, TenureId};
 pub use store::StoreId;
+pub use tenure::{Member, NoTenure, Previous, QuorumRule, Start, Tenure, found, found_without_keys};

@@ -1,9 +1,9 @@
 //! Every message on the wire: who sends it and what it means.
 
 use crate::kv::{self, Reply, RequestId};
-use crate::limits::{FRAME_BODIES_MAX, Limits, OPENINGS_MAX, SLOT_REQUESTS_MAX, few};
+use crate::limits::{FRAME_BODIES_MAX, GROUPS_MAX, Limits, OPENINGS_MAX, SLOT_REQUESTS_MAX, few};
 use crate::proof::OutcomeProof;
-use crate::ring::{GroupId, NodeId, RingMap, StoreId, TenureId};
+use crate::ring::{GroupId, NodeId, Place, StoreId, TenureId};
 use crate::shares::ClientId;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -16,8 +16,9 @@ pub struct Hello {
     pub cluster: String,
     /// The node that speaks.
     pub node: NodeId,
-    /// Who owns what.
-    pub ring: RingMap,
+    /// Who holds what, as far as the node knows. At most [`GROUPS_MAX`].
+    #[serde(deserialize_with = "few::<_, _, GROUPS_MAX>")]
+    pub places: Vec<Place>,
     /// Sizes of keys and values.
     pub limits: Limits,
     /// Whether only signed requests are taken.

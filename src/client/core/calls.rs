@@ -150,8 +150,8 @@ impl Core {
         if self.is_ended && !is_seen {
             return self.refuse(id, Refusal::Invalid(ENDED.to_string()));
         }
-        let Some((ring, limits)) = &self.known else { return self.wait_for_ring(id) };
-        let group = ring.owner(Position::of_key(key)).id;
+        let Some((atlas, limits)) = &self.known else { return self.wait_for_ring(id) };
+        let group = atlas.owner(Position::of_key(key)).group();
         let checked = check(ask, limits);
         self.calls.get_mut(&id).expect("it is open").group = Some(group);
         if is_seen {

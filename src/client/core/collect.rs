@@ -108,13 +108,17 @@ mod tests {
     use super::super::members::Members;
     use super::*;
     use crate::kv::SessionId;
-    use crate::ring::{GroupId, RingMap};
+    use crate::ring::{GroupId, Tenure, found_without_keys};
 
     const REQUEST: RequestId = RequestId { session: SessionId(7), number: 1 };
 
+    fn tenures() -> Vec<Tenure> {
+        found_without_keys(8, 8, 4)
+    }
+
     /// In a ring where each of eight groups has four of eight nodes: the first has n1 to n4.
     fn collector(wanted: Option<Wanted>) -> Collector {
-        Collector::new(REQUEST, Members::new(&RingMap::even(8, 8, 4)).shared(GroupId(1)), wanted)
+        Collector::new(REQUEST, Members::new(&tenures()).shared(GroupId(1)), wanted)
     }
 
     /// What the client of one request believes when nodes tell these versions of these slots.
@@ -139,9 +143,9 @@ mod tests {
     /// n1 and n5 lie. No group has both, so each group has as many liars as it survives; n1 tells n5 what was asked.
     #[test]
     fn a_node_that_has_no_replica_of_the_group_is_not_counted() {
-        for place in RingMap::even(8, 8, 4).groups() {
-            let count = place.nodes.iter().filter(|node| [NodeId(1), NodeId(5)].contains(node)).count();
-            assert_eq!(count, 1, "{}", place.id);
+        for tenure in tenures() {
+            let count = tenure.nodes().filter(|node| [NodeId(1), NodeId(5)].contains(node)).count();
+            assert_eq!(count, 1, "{}", tenure.id);
         }
         assert_eq!(collect(&[(1, 5, 9), (5, 5, 9)]), None);
         let agreed = collect(&[(1, 5, 9), (5, 5, 9), (2, 5, 7), (6, 5, 9), (4, 5, 7)]).unwrap();

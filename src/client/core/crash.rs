@@ -57,8 +57,8 @@ impl Core {
         if let Some(node) = call.target.or_else(leader) {
             return node;
         }
-        let (ring, _) = self.known.as_ref().expect("whoever asks a group knows the ring");
-        let replicas = ring.group(group).map_or(&[][..], |place| &place.nodes);
+        let (atlas, _) = self.known.as_ref().expect("whoever asks a group knows the ring");
+        let replicas = atlas.group(group).map_or(&[][..], |place| &place.nodes);
         assert!(!replicas.is_empty(), "every group has replicas");
         let turn = usize::try_from(call.tried).unwrap_or(0) % replicas.len();
         let in_turn = [&replicas[turn..], &replicas[..turn]].concat();
@@ -144,7 +144,7 @@ impl Core {
     /// Whether a replica of the call's group is left that did not say that it does not want this client.
     fn has_others(&self, id: CallId) -> bool {
         let call = &self.calls[&id];
-        let place = call.group.zip(self.known.as_ref()).and_then(|(group, (ring, _))| ring.group(group));
+        let place = call.group.zip(self.known.as_ref()).and_then(|(group, (atlas, _))| atlas.group(group));
         place.is_some_and(|place| place.nodes.iter().any(|node| !self.links.is_denied(*node)))
     }
 
@@ -240,8 +240,8 @@ impl Core {
             Answer::Unavailable { reason } => self.refuse(id, Refusal::Unavailable(reason)),
             Answer::Status(said) => match &self.calls[&id].what {
                 What::Ask(Ask::Status(_)) => {
-                    let ring = self.known.as_ref().map(|(ring, _)| ring.as_ref());
-                    let status = status::own(node, ring, *said);
+                    let atlas = self.known.as_ref().map(|(atlas, _)| atlas.as_ref());
+                    let status = status::own(node, atlas, *said);
                     self.finish(id, Done::Status(status.map(Box::new)));
                 }
                 _ => self.on_unexpected(id, &said),

@@ -62,11 +62,11 @@ impl Hints {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ring::RingMap;
+    use crate::ring::found_without_keys;
 
     /// Eight nodes, eight groups of four; the first has n1 to n4.
     fn hints() -> Hints {
-        Hints::new(Arc::new(Members::new(&RingMap::even(8, 8, 4))))
+        Hints::new(Arc::new(Members::new(&found_without_keys(8, 8, 4))))
     }
 
     #[test]

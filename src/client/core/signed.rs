@@ -20,17 +20,17 @@ use super::{Ask, CallId, Core, Done, Now, Signing, ToSign};
 use crate::client::outcome::{Outcome, Proven, Read, Refusal, unexpected};
 use crate::kv::{self, Failure, Operation, Reply, RequestId, SessionId};
 use crate::limits::REQUEST_VALID_MICROS_MAX;
-use crate::proof::{OutcomeProof, Proof};
+use crate::proof::{OutcomeProof, Proof, domain_of, keyring_of};
 use crate::ring::{GroupId, NodeId};
 use crate::wire::{Consistency, Served};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tetrachord_consensus::Timestamp;
 use tetrachord_consensus::pbft::request::BUNDLE_REQUESTS_MAX;
 use tetrachord_consensus::pbft::sign::KeyError;
-use tetrachord_consensus::pbft::{ClientKey, Domain, Keyring, RequestName, SignedRequest};
+use tetrachord_consensus::pbft::{ClientKey, Keyring, RequestName, SignedRequest};
 use tetrachord_consensus::quorum::liars;
-use tetrachord_consensus::{Epoch, Timestamp};
 
 /// A request is good for as long as its caller waits, and no longer than this, in microseconds: a minute less than replicas
 /// take, because clocks differ.
@@ -99,11 +99,7 @@ impl Signed {
 
     /// The keys of a group's replicas.
     fn keyring(&self, group: GroupId) -> Result<Arc<Keyring>, KeyError> {
-        let domain = Domain { cluster: self.signing.cluster, group: group.0, epoch: Epoch(1) };
-        // A node whose key the cluster file does not name is found out as one with a bad key.
-        let keys = self.members.of(group).iter();
-        let keys = keys.map(|node| self.signing.keys.get(node).copied().unwrap_or_default());
-        Keyring::new(domain, &keys.collect::<Vec<_>>(), []).map(Arc::new)
+        keyring_of(self.signing.cluster, self.members.tenure(group), []).map(Arc::new)
     }
 
     /// The name of a call's request. A read has another one each time.
@@ -301,6 +297,7 @@ impl Core {
         bundles: &mut Vec<ToSign>,
     ) {
         let signed = self.signed.as_ref().expect("Byzantine mode");
+        let domain = domain_of(signed.signing.cluster, signed.members.tenure(group));
         let requests = calls.iter().map(|id| signed.asked[id].signed.clone()).collect();
         for id in calls {
             self.calls.get_mut(id).expect("what is asked is open").maybe_applied = true;
@@ -310,7 +307,7 @@ impl Core {
                 .iter()
                 .filter_map(|node| Some((*node, self.links.link(*node)?, self.links.cast(*node)?)));
             let to = to.collect();
-            bundles.push(ToSign { group, requests, to });
+            bundles.push(ToSign { group, domain, requests, to });
         }
     }
 

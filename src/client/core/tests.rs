@@ -5,6 +5,7 @@ mod crash;
 
 use super::*;
 use crate::kv::{Failure, RequestId, SessionId, When};
+use crate::ring::{Place, found_without_keys};
 use crate::wire::Served;
 
 pub(super) const GROUP: GroupId = GroupId(1);
@@ -55,7 +56,7 @@ impl Story {
         let address = |node| format!("127.0.0.1:{}", 7_100 + node).parse().unwrap();
         Setup {
             nodes: (1..=nodes).map(|node| (NodeId(node), address(node))).collect(),
-            ring: None,
+            founding: None,
             signing: None,
             options: ClientOptions::default(),
             seed: [7; 32],
@@ -105,11 +106,11 @@ impl Story {
     }
 
     pub(super) fn greet(&mut self, node: u128) {
-        let ring = RingMap::even(1, self.core.setup.nodes.len(), 3);
+        let tenures = found_without_keys(1, self.core.setup.nodes.len(), 3);
         let hello = Hello {
             cluster: "c".to_string(),
             node: NodeId(node),
-            ring,
+            places: tenures.iter().map(Place::from).collect(),
             limits: Limits::default(),
             is_byzantine: false,
         };

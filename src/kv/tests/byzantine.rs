@@ -16,7 +16,7 @@ impl World {
     fn new() -> Self {
         let disk = MemoryDisk::default();
         let (storage, _) = disk.open();
-        let machine = Machine::load(&storage, GroupId(1), RANGE, Limits::default()).unwrap();
+        let machine = Machine::load(&storage, tenure(), Limits::default()).unwrap();
         let machine = machine.with_root(&storage).unwrap();
         Self { machine, storage, time: 1_000_000, disk }
     }

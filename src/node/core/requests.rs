@@ -135,11 +135,8 @@ impl NodeCore {
             self.watch(ticket, origin, client);
             return Ok(());
         }
-        let Some(owner) = router::group_of(
-            &self.settings.ring,
-            &request,
-            command.as_ref().map(|command| &command.operation),
-        ) else {
+        let operation = command.as_ref().map(|command| &command.operation);
+        let Some(owner) = router::group_of(&self.atlas, &request, operation) else {
             self.finish(
                 ticket,
                 Answer::Refused { error: "there is no such group in this cluster".to_string() },
@@ -277,7 +274,7 @@ impl NodeCore {
 
     /// No replica of the group is here: its replicas are asked in turn, those first to which there is a link.
     fn forward_to_stranger(&mut self, ticket: Ticket, owner: GroupId, request: Request) {
-        let nodes = self.settings.ring.group(owner).map(|place| place.nodes.clone()).unwrap_or_default();
+        let nodes = self.atlas.group(owner).map(|place| place.nodes.clone()).unwrap_or_default();
         let turn =
             usize::try_from(self.forwards.count() % nodes.len().max(1) as u64).expect("a small remainder");
         let in_turn = nodes.iter().cycle().skip(turn).take(nodes.len());

@@ -47,9 +47,9 @@ impl NodeCore {
             let account = self.askers.account(Ticket(id.0));
             return Line::Bundles(account.unwrap_or(Account::Node(self.settings.node)));
         }
-        let place = self.settings.ring.group(group).expect("a group of this node is on the ring");
-        let node = job.replica().and_then(|replica| place.nodes.get(usize::from(replica.0)));
-        let node = *node.expect("a message comes from a replica of the group");
+        let members = &self.groups[&group].tenure().members;
+        let member = job.replica().and_then(|replica| members.get(usize::from(replica.0)));
+        let node = member.expect("a message comes from a replica of the group").node;
         if job.is_bundle() { Line::Bundles(Account::Node(node)) } else { Line::Replica(node) }
     }
 }

@@ -7,7 +7,7 @@ use crate::group::{Byzantine, Settings};
 use crate::kv::{Operation, Reply, RequestId, SessionId, Write};
 use crate::limits::Limits;
 use crate::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};
-use crate::ring::{GroupId, NodeId, RingMap, TenureId};
+use crate::ring::{GroupId, Member, NodeId, QuorumRule, TenureId, found};
 use crate::shares::ClientId;
 use crate::storage::memory::MemoryDisk;
 use crate::wire::{self, Answer, AnswerFrame, Request, RequestFrame};
@@ -151,12 +151,14 @@ impl World {
 
     pub(super) fn start(&mut self, index: usize) {
         let (storage, recovery) = self.nodes[index].disk.open();
-        let names = (0..self.nodes.len()).map(|at| (NodeId::founder(at), public(&secret(at))));
+        let key = |node: NodeId| public(&secret(node.0 as usize - 1));
+        let member =
+            |node, _| Member { node, key: key(node), signing: Some(key(node)), epoch_key: Some(key(node)) };
+        let n = self.nodes.len();
         let lies = self.nodes[index].lies;
         let byzantine = Byzantine {
             cluster: CLUSTER,
-            secret: secret(index),
-            nodes: names.collect(),
+            secrets: [(TENURE, secret(index))].into(),
             clients: (0..self.clients.len().max(4)).map(|at| public(&secret(100 + at))).collect(),
             request_millis: 400,
             window: Window { interval: 8, length: 32 },
@@ -165,10 +167,9 @@ impl World {
         };
         let settings = NodeSettings {
             node: NodeId::founder(index),
-            ring: RingMap::even(1, self.nodes.len(), self.nodes.len()),
+            founding: found((1, n, n), QuorumRule::Byzantine, member),
             group: Settings {
                 limits: Limits::default(),
-                quorums: None,
                 options: Options::default(),
                 overlay_bytes_max: self.overlay_bytes,
                 retain_bytes: 120_000,

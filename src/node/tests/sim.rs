@@ -7,7 +7,7 @@ use crate::kv::{self, Envelope, Reply, RequestId, SessionId, Write};
 use crate::limits::Limits;
 use crate::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings, Room};
 use crate::node::roster::OWN;
-use crate::ring::{GroupId, NodeId, Position, RingMap, TenureId};
+use crate::ring::{Atlas, GroupId, NodeId, Position, Tenure, TenureId, found_without_keys};
 use crate::shares::ClientId;
 use crate::storage::memory::MemoryDisk;
 use crate::wire::{self, Answer, AnswerFrame, Consistency, PeerMessage, ProcessStats, Request, RequestFrame};
@@ -164,7 +164,7 @@ struct Open {
 pub(super) struct Sim {
     plan: Plan,
     random: Random,
-    ring: RingMap,
+    founding: Vec<Tenure>,
     nodes: Vec<Node>,
     parcels: Vec<Parcel>,
     cut: BTreeSet<(u128, u128)>,
@@ -186,7 +186,7 @@ pub(super) struct Sim {
 
 impl Sim {
     pub(super) fn new(plan: Plan, seed: u64) -> Self {
-        let ring = RingMap::even(plan.groups, plan.nodes, 3.min(plan.nodes));
+        let founding = found_without_keys(plan.groups, plan.nodes, 3.min(plan.nodes));
         let node = |_| Node {
             disk: MemoryDisk::default(),
             core: None,
@@ -199,7 +199,7 @@ impl Sim {
         };
         let mut sim = Self {
             random: Random(seed),
-            ring,
+            founding,
             nodes: (0..plan.nodes).map(node).collect(),
             parcels: Vec::new(),
             cut: BTreeSet::new(),
@@ -273,10 +273,9 @@ impl Sim {
         };
         let settings = NodeSettings {
             node: NodeId::founder(index),
-            ring: self.ring.clone(),
+            founding: self.founding.clone(),
             group: Settings {
                 limits: Limits::default(),
-                quorums: None,
                 options,
                 overlay_bytes_max: self.plan.overlay_bytes_max,
                 retain_bytes: 4_000 / self.plan.groups,
@@ -654,7 +653,7 @@ impl Sim {
     fn begin(&mut self, index: usize) {
         let number = self.random.below(self.keys);
         let key = if number.is_multiple_of(2) { format!("r{number}") } else { format!("c{number}") };
-        let group = self.ring.owner(Position::of_key(key.as_bytes())).id;
+        let group = Atlas::founded(&self.founding).owner(Position::of_key(key.as_bytes())).group();
         let raw = Bytes::copy_from_slice(key.as_bytes());
         let is_read = self.random.chance(35);
         let Some(session) = self.clients[index].sessions.get(&group).copied() else {

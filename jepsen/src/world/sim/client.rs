@@ -266,8 +266,8 @@ impl World {
         }
         let Ok(answer) = wire::decode::<AnswerFrame>(&frame[4..]) else { return };
         let Answer::Outcomes { group, slot, replies } = answer.answer else { return };
-        let place = self.ring.group(group).expect("liars tell of groups of the ring");
-        let members: Vec<usize> = place.nodes.iter().map(|node| index_of(*node)).collect();
+        let tenure = self.tenure(group).expect("liars tell of groups of the ring");
+        let members: Vec<usize> = tenure.nodes().map(index_of).collect();
         let wrong = replies.into_iter().map(|(of, reply, _)| (of, wrong(reply), None)).collect();
         let wrong = Answer::Outcomes { group, slot, replies: wrong };
         let wrong = wire::encode(&AnswerFrame { id: answer.id, answer: wrong });

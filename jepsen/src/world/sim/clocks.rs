@@ -65,7 +65,7 @@ impl World {
 
     /// Clocks have changed: what they allow now counts from now on.
     pub(super) fn reckon_clocks(&mut self) {
-        let nodes: Vec<NodeId> = self.ring.groups().iter().flat_map(|place| place.nodes.clone()).collect();
+        let nodes: Vec<NodeId> = self.tenures.iter().flat_map(|tenure| tenure.nodes()).collect();
         nodes.into_iter().for_each(|node| _ = self.latest_of(node));
     }
 
@@ -78,7 +78,7 @@ impl World {
     }
 
     fn latest_time(&mut self, group: GroupId) -> u64 {
-        let nodes = self.ring.group(group).expect("it is in the ring").nodes.clone();
+        let nodes: Vec<NodeId> = self.tenure(group).expect("it is in the ring").nodes().collect();
         let mut latest: Vec<u64> = nodes.into_iter().map(|node| self.latest_of(node)).collect();
         latest.sort_unstable_by(|a, b| b.cmp(a));
         latest[latest.len() / 2]

@@ -21,10 +21,10 @@ use tetrachord::gateway::ConnectionId;
 use tetrachord::kv::{self, Failure, Reply};
 use tetrachord::limits::Limits;
 use tetrachord::node::core::NodeEvent;
-use tetrachord::ring::{GroupId, NodeId, RingMap};
+use tetrachord::ring::{GroupId, NodeId, Place, Tenure};
 use tetrachord::wire::{self, Answer, AnswerFrame, Hello, Request, RequestFrame};
-use tetrachord_consensus::pbft::{Bundle, ClientSigner, Domain};
-use tetrachord_consensus::{Digest, Epoch};
+use tetrachord_consensus::Digest;
+use tetrachord_consensus::pbft::{Bundle, ClientSigner};
 
 /// Connections of those that mean no good have smaller numbers.
 pub(super) const FIRST_CONNECTION: u64 = 1_000;
@@ -63,20 +63,19 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(index: usize, plan: &Plan, ring: &RingMap) -> Self {
+    pub(super) fn new(index: usize, plan: &Plan, tenures: &[Tenure]) -> Self {
         let signer = ClientSigner::new(&secret(CLIENT_SECRETS + index));
         let address = |node: usize| format!("127.0.0.1:{}", 7_001 + node).parse().expect("an address");
         let nodes: BTreeMap<NodeId, _> =
             (0..plan.nodes).map(|node| (NodeId::founder(node), address(node))).collect();
         let is_byzantine = plan.mode == Mode::Byzantine;
-        let keys = BTreeMap::new();
-        let signing = Signing { client: signer.name().0, cluster: Digest(CLUSTER), keys };
+        let signing = Signing { client: signer.name().0, cluster: Digest(CLUSTER) };
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&plan.seed.to_be_bytes());
         seed[8] = u8::try_from(index).expect("few clients");
         let setup = Setup {
             nodes,
-            ring: is_byzantine.then(|| ring.clone()),
+            founding: is_byzantine.then(|| tenures.to_vec()),
             signing: is_byzantine.then_some(signing),
             options: ClientOptions {
                 deadline: Duration::from_millis(plan.deadline_millis),
@@ -200,15 +199,15 @@ impl World {
     }
 
     fn sign_for(&mut self, machine: usize, to_sign: ToSign) {
-        let ToSign { group, requests, mut to } = to_sign;
-        let domain = Domain { cluster: Digest(CLUSTER), group: group.0, epoch: Epoch(1) };
+        let ToSign { group, domain, requests, mut to } = to_sign;
         let bundle = Bundle::sign(&domain, &self.machines[machine].signer, &requests).bytes().clone();
         let request = Request::Submit { group, bundle };
         if let [_] = requests.as_slice() {
             self.machines[machine].last_signed = Some((group, request.clone()));
         }
         if self.is_hasty || self.plan.shows_all {
-            let members = self.ring.group(group).map(|place| place.nodes.clone()).unwrap_or_default();
+            let members =
+                self.tenure(group).map(|tenure| tenure.nodes().collect::<Vec<_>>()).unwrap_or_default();
             let more = members.into_iter().filter(|node| to.iter().all(|(known, ..)| known != node));
             let link = |node| Some((node, link_of(self.connection_to(machine, node)?), MADE_UP));
             to.extend(more.filter_map(link).collect::<Vec<_>>());
@@ -233,7 +232,7 @@ impl World {
         let hello = Hello {
             cluster: "simulated".to_string(),
             node,
-            ring: self.ring.clone(),
+            places: self.tenures.iter().map(Place::from).collect(),
             limits: Limits::default(),
             is_byzantine: self.plan.mode == Mode::Byzantine,
         };

@@ -174,15 +174,15 @@ impl World {
         let groups = self.nodes[victim].core.iter().flat_map(|core| core.groups());
         groups
             .filter_map(|group| {
-                let place = group.place();
-                let ballot = self.durable.accepted_in(victim, place.id)?;
-                let from = place.nodes[usize::from(ballot.replica.0)];
+                let tenure = group.tenure();
+                let ballot = self.durable.accepted_in(victim, tenure.group())?;
+                let from = tenure.members[usize::from(ballot.replica.0)].node;
                 let previous =
                     LogBase { slot: group.engine().last, chain: Digest([9; 32]), ..LogBase::default() };
                 let accept =
                     Message::Accept { ballot, previous, entries: vec![], decided: Slot(0), quorate: true };
                 let body = as_engine(codec::encode(&accept));
-                let frame = wire::encode(&PeerMessage::of(place.tenure(), body));
+                let frame = wire::encode(&PeerMessage::of(tenure.id, body));
                 let link = self.nodes[index_of(from)].life;
                 (index_of(from) != victim).then(|| NodeEvent::Peer { from, link, body: frame.slice(4..) })
             })

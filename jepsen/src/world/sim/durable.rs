@@ -17,7 +17,7 @@ use super::invariant::News;
 use super::said::{Kind, Statement};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use tetrachord::node::roster::{self, OWN};
-use tetrachord::ring::{GroupId, GroupPlace, NodeId};
+use tetrachord::ring::{GroupId, NodeId, Tenure};
 use tetrachord::storage::LogRecord;
 use tetrachord::storage::memory::MemoryDisk;
 use tetrachord::wire::{Life, Opening};
@@ -113,20 +113,20 @@ impl Durable {
     }
 
     /// A replica of this group says something new. What is wrong with that, if anything.
-    pub(super) fn check_news(&self, index: usize, place: &GroupPlace, news: &News) -> Option<String> {
+    pub(super) fn check_news(&self, index: usize, tenure: &Tenure, news: &News) -> Option<String> {
         if self.is_signed {
             return None;
         }
-        let held_by = |node: &NodeId| self.disks[super::network::index_of(*node)].logs.get(&place.id);
+        let held_by = |node: &NodeId| self.disks[super::network::index_of(*node)].logs.get(&tenure.group());
         let ballot_of = |text: &String| {
-            let promised = self.disks[index].logs.get(&place.id)?.promised;
+            let promised = self.disks[index].logs.get(&tenure.group())?.promised;
             (promised.to_string() == *text).then_some(promised)
         };
         let quorum = |holds: &dyn Fn(&Recovered) -> bool| {
             let holders: Vec<NodeId> =
-                place.nodes.iter().filter(|node| held_by(node).is_some_and(holds)).copied().collect();
-            (holders.len() <= place.nodes.len() / 2)
-                .then(|| format!("durable at {holders:?} of {:?} alone", place.nodes))
+                tenure.nodes().filter(|node| held_by(node).is_some_and(holds)).collect();
+            (holders.len() <= tenure.members.len() / 2)
+                .then(|| format!("durable at {holders:?} of {:?} alone", tenure.nodes().collect::<Vec<_>>()))
         };
         match news {
             News::Leads { ballot } => {
@@ -134,11 +134,11 @@ impl Durable {
                     return Some(format!(
                         "n{} leads {} in {ballot}, which its disk does not hold",
                         index + 1,
-                        place.id
+                        tenure.group()
                     ));
                 };
                 let missing = quorum(&|held| held.promised >= promised)?;
-                Some(format!("n{} leads {} in {ballot}, promises {missing}", index + 1, place.id))
+                Some(format!("n{} leads {} in {ballot}, promises {missing}", index + 1, tenure.group()))
             }
             News::Applied { slot: 0, .. } => None,
             News::Applied { slot, chain, leads_in, .. } => {
@@ -148,7 +148,7 @@ impl Durable {
                     let at = held.log.position(Slot(*slot));
                     held.accepted >= ballot && (is_behind_base || at.is_some_and(|at| at.chain.0 == *chain))
                 })?;
-                Some(format!("slot {slot} of {} is applied at n{}, {missing}", place.id, index + 1))
+                Some(format!("slot {slot} of {} is applied at n{}, {missing}", tenure.group(), index + 1))
             }
         }
     }

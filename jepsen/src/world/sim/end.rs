@@ -117,7 +117,7 @@ impl World {
             return;
         }
         self.run_until(self.now + REST_MILLIS * 1_000);
-        let place = self.ring.groups()[0].clone();
+        let place = self.tenures[0].clone();
         let Some(primary) = self.primary_of(&place) else { return };
         self.trace.note(|| format!("n{} falls silent after a long rest", primary + 1));
         self.reach("a primary fell silent after a long rest");
@@ -133,7 +133,7 @@ impl World {
         let mut applied: BTreeMap<u128, BTreeSet<u64>> = BTreeMap::new();
         for core in self.nodes.iter().filter(|node| !node.lies).filter_map(|node| node.core.as_ref()) {
             for group in core.groups() {
-                applied.entry(group.place().id.0).or_default().insert(group.machine().reached().slot);
+                applied.entry(group.tenure().group().0).or_default().insert(group.machine().reached().slot);
             }
         }
         self.clients.iter().all(Client::is_idle) && applied.values().all(|slots| slots.len() == 1)

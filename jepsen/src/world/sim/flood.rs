@@ -51,9 +51,8 @@ impl World {
 
     /// A bundle in its own name, whose signature does not hold, for a group of this node.
     fn unsigned_request(&self, node: usize) -> Bytes {
-        let hosts =
-            |place: &&tetrachord::ring::GroupPlace| place.nodes.iter().any(|at| index_of(*at) == node);
-        let group = self.ring.groups().iter().find(hosts).map_or(self.ring.groups()[0].id, |place| place.id);
+        let hosts = |tenure: &&tetrachord::ring::Tenure| tenure.nodes().any(|at| index_of(at) == node);
+        let group = self.tenures.iter().find(hosts).unwrap_or(&self.tenures[0]).group();
         let request =
             Request::Submit { group, bundle: unsigned_bundle(self.place_of_flooder(), self.flooded) };
         wire::encode(&RequestFrame { id: self.flooded, request })
@@ -66,7 +65,7 @@ impl World {
         let request = match id % 8 {
             0 => return wire::encode(&u8::MAX),
             1 => {
-                let group = self.ring.groups()[0].id;
+                let group = self.tenures[0].group();
                 let request = RequestId { session: SessionId(7), number: id };
                 let write = Operation::Write(Write::put(key, vec![0; 100]));
                 Request::Command { group, envelope: Envelope::new(request, id, &write).encode() }

@@ -47,7 +47,7 @@ impl Greedy {
 
     /// How many sessions it asks for next, by what it holds as far as this node knows.
     fn wants(&self, core: &NodeCore, group: GroupId, mode: Mode) -> u64 {
-        let machine = core.groups().find(|of| of.place().id == group).map(|of| of.machine());
+        let machine = core.groups().find(|of| of.tenure().group() == group).map(|of| of.machine());
         let mut held = machine.into_iter().flat_map(|machine| machine.held());
         let own = held.find(|(client, _)| **client == self.key()).map_or(0, |(_, held)| held.sessions);
         // The others hold a few, so that its share is a little less.
@@ -66,13 +66,13 @@ impl World {
             return;
         }
         self.after(EVERY_MICROS, Event::Greed);
-        let group = self.ring.groups()[self.random.index(self.ring.groups().len())].id;
+        let group = self.tenures[self.random.index(self.tenures.len())].group();
         let is_byzantine = self.plan.mode == Mode::Byzantine;
         let hears = |index: &usize| {
             let node = &self.nodes[*index];
             let core = node.core.as_ref().filter(|_| !node.is_paused);
             let mut groups = core.iter().flat_map(|core| core.groups());
-            groups.any(|of| of.place().id == group && (is_byzantine || of.is_leading()))
+            groups.any(|of| of.tenure().group() == group && (is_byzantine || of.is_leading()))
         };
         let hearing: Vec<usize> = (0..self.nodes.len()).filter(hears).collect();
         let Some(core) = hearing.last().and_then(|index| self.nodes[*index].core.as_ref()) else { return };

@@ -66,7 +66,7 @@ pub(super) fn applied(core: &NodeCore) -> Vec<String> {
         format!(
             "slot {} of {}: time {}, chain {chain}, digest {digest}",
             applied.slot,
-            group.place().id,
+            group.tenure().group(),
             applied.time
         )
     };
@@ -132,7 +132,7 @@ impl Invariants {
         let mut told = Told::default();
         for group in core.groups() {
             let status = group.engine();
-            let (name, last) = (group.place().id.0, status.last.0);
+            let (name, last) = (group.tenure().group().0, status.last.0);
             if self.keeps_view && status.view.0 > 0 {
                 told.violation = Some(format!(
                     "n{} leaves the first view of g{name}, and nothing is wrong but clients",
@@ -180,7 +180,7 @@ impl Invariants {
     pub(super) fn check(&mut self, index: usize, is_wrong: bool, core: &NodeCore) -> Told {
         let mut told = Told::default();
         for group in core.groups() {
-            let name = group.place().id.0;
+            let name = group.tenure().group().0;
             let applied = group.machine().reached();
             let seen = self.seen.entry((index, name)).or_default();
             let before = seen.clone();
@@ -216,7 +216,7 @@ impl Invariants {
             let known = *self.digests.entry((name, applied.slot)).or_insert_with(|| {
                 let leads_in = group.is_leading().then(|| group.engine().ballot);
                 let (slot, chain, time) = (applied.slot, applied.chain, applied.time);
-                told.news.push((group.place().id, News::Applied { slot, chain, time, leads_in }));
+                told.news.push((group.tenure().group(), News::Applied { slot, chain, time, leads_in }));
                 (applied.digest, index)
             });
             if known.0 != applied.digest {
@@ -254,7 +254,7 @@ impl Invariants {
 
     /// A replica begins to lead, or ends.
     fn check_leadership(&mut self, index: usize, group: &Group, told: &mut Told) {
-        let name = group.place().id.0;
+        let name = group.tenure().group().0;
         let seen = self.seen.entry((index, name)).or_default();
         seen.leads = group.is_leading();
         let status = group.engine();
@@ -273,7 +273,7 @@ impl Invariants {
             told.reached.push("a leader went on with several entries that may have been decided");
         }
         let ballot = status.ballot;
-        told.news.push((group.place().id, News::Leads { ballot: ballot.clone() }));
+        told.news.push((group.tenure().group(), News::Leads { ballot: ballot.clone() }));
         let leader = *self.leaders.entry((name, ballot.clone())).or_insert(index);
         if leader != index {
             let what = format!("n{} and n{} both lead g{name} in {ballot}", leader + 1, index + 1);

@@ -44,7 +44,7 @@ use tetrachord::gateway::ConnectionId;
 use tetrachord::group::engine_message;
 use tetrachord::node::checks::Line;
 use tetrachord::node::core::{NodeEffect, NodeEvent};
-use tetrachord::ring::{NodeId, RingMap, TenureId};
+use tetrachord::ring::{GroupId, NodeId, Tenure, TenureId};
 use tetrachord::wire::{self, GroupBody, PeerMessage};
 use tetrachord_checker::Operation;
 use tetrachord_consensus::codec;
@@ -112,7 +112,7 @@ pub(crate) struct World {
     now: u64,
     queue: BTreeMap<(u64, u64), Event>,
     last_event: u64,
-    ring: RingMap,
+    tenures: Vec<Tenure>,
     nodes: Vec<Node>,
     verifiers: BTreeMap<TenureId, Verifier>,
     network: Network,
@@ -158,7 +158,7 @@ pub fn run(plan: &Plan, wants_trace: bool) -> Outcome {
 
 impl World {
     fn new(plan: &Plan, wants_trace: bool) -> Self {
-        let ring = RingMap::even(plan.groups, plan.nodes, plan.replicas);
+        let tenures = node::tenures(plan);
         let mut world = Self {
             random: Random::new(plan.seed),
             now: 1,
@@ -191,14 +191,14 @@ impl World {
             events: 0,
             trace: Trace::new(wants_trace),
             violation: None,
-            ring,
+            tenures,
             plan: plan.clone(),
         };
         world.set_clocks();
         world.start_clocks();
         (0..plan.nodes).for_each(|index| world.start(index));
         let machines = if plan.is_shared { 1 } else { plan.clients };
-        world.machines = (0..machines).map(|index| Machine::new(index, plan, &world.ring)).collect();
+        world.machines = (0..machines).map(|index| Machine::new(index, plan, &world.tenures)).collect();
         for index in 0..plan.clients {
             world.last_process += 1;
             world.clients.push(Client::new(index % machines, world.last_process));
@@ -307,7 +307,7 @@ impl World {
             self.trace.note(|| format!("n{}: {what}", index + 1));
             *self.reached.entry(what).or_default() += 1;
         }
-        let news = told.news.iter().filter_map(|(group, news)| Some((self.ring.group(*group)?, news)));
+        let news = told.news.iter().filter_map(|(group, news)| Some((self.tenure(*group)?, news)));
         let undurable = news.filter_map(|(place, news)| self.durable.check_news(index, place, news)).next();
         if let Some(violation) = told.violation.or(undurable) {
             self.violate(|| violation);
@@ -411,6 +411,11 @@ impl World {
         }
     }
 
+    /// The tenure of a group of the ring.
+    fn tenure(&self, group: GroupId) -> Option<&Tenure> {
+        self.tenures.iter().find(|tenure| tenure.group() == group)
+    }
+
     /// An honest node speaks to another. What is wrong with that, if anything.
     fn listen(&mut self, index: usize, body: &[u8]) -> Option<String> {
         let PeerMessage::Groups(said) = wire::decode(body).ok()? else { return None };
@@ -429,9 +434,9 @@ impl World {
             return self.durable.check_message(index, group, &message);
         }
         let message = codec::decode(&message).ok()?;
-        let place = self.ring.group(group)?;
-        let replica = place.nodes.iter().position(|node| index_of(*node) == index)?;
-        let statement = Statement::of(replica, place.nodes.len(), &message)?;
+        let tenure = self.tenure(group)?;
+        let replica = tenure.index_of(NodeId::founder(index))?;
+        let statement = Statement::of(replica, tenure.members.len(), &message)?;
         let contradiction = self.said.check(index, group, &statement, &message);
         contradiction.or_else(|| self.durable.check_statement(index, group, &statement))
     }

@@ -8,7 +8,7 @@ use tetrachord::group::{Byzantine, Settings};
 use tetrachord::limits::Limits;
 use tetrachord::node::checks::Checks;
 use tetrachord::node::core::{NodeCore, NodeEvent, NodeSettings, Room};
-use tetrachord::ring::{NodeId, StoreId, TenureId};
+use tetrachord::ring::{Member, NodeId, QuorumRule, StoreId, Tenure, TenureId, found};
 use tetrachord::storage::CommitId;
 use tetrachord::storage::memory::MemoryDisk;
 use tetrachord::wire::ProcessStats;
@@ -139,6 +139,17 @@ impl Node {
     }
 }
 
+/// The tenures that the cluster begins with.
+pub(super) fn tenures(plan: &Plan) -> Vec<Tenure> {
+    let is_byzantine = plan.mode == Mode::Byzantine;
+    let quorums = if is_byzantine { QuorumRule::Byzantine } else { QuorumRule::majority(plan.replicas) };
+    found((plan.groups, plan.replicas, plan.nodes), quorums, |node, _| {
+        let key = public(super::network::index_of(node));
+        let signing = is_byzantine.then_some(key);
+        Member { node, key, signing, epoch_key: signing }
+    })
+}
+
 impl World {
     fn settings(&mut self, index: usize) -> NodeSettings {
         let plan = &self.plan;
@@ -151,8 +162,7 @@ impl World {
         };
         let byzantine = (plan.mode == Mode::Byzantine).then(|| Byzantine {
             cluster: CLUSTER,
-            secret: secret(index),
-            nodes: (0..plan.nodes).map(|at| (NodeId::founder(at), public(at))).collect(),
+            secrets: self.tenures.iter().map(|tenure| (tenure.id, secret(index))).collect(),
             // The last two mean no good.
             clients: (0..plan.clients + 2).map(|at| public(CLIENT_SECRETS + at)).collect(),
             request_millis: plan.request_millis,
@@ -162,10 +172,9 @@ impl World {
         });
         NodeSettings {
             node: NodeId::founder(index),
-            ring: self.ring.clone(),
+            founding: self.tenures.clone(),
             group: Settings {
                 limits: Limits::default(),
-                quorums: None,
                 options,
                 overlay_bytes_max: plan.overlay_bytes_max,
                 retain_bytes: plan.retain_bytes,

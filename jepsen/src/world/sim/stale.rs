@@ -10,7 +10,7 @@ use crate::nemesis::Nemesis;
 use std::collections::{BTreeMap, VecDeque};
 use tetrachord::gateway::ConnectionId;
 use tetrachord::node::core::Class;
-use tetrachord::ring::{GroupId, GroupPlace, NodeId};
+use tetrachord::ring::{GroupId, NodeId, Tenure};
 use tetrachord::shares::ClientId;
 use tetrachord::wire::{self, Answer, AnswerFrame, PeerMessage, Request, RequestFrame};
 
@@ -53,10 +53,10 @@ impl World {
     /// One request of one group. It goes on when faults have ended.
     pub(super) fn show_again(&mut self) {
         self.after(EVERY_MICROS, Event::ShowAgain);
-        let place = self.ring.groups()[self.random.index(self.ring.groups().len())].clone();
-        let known = self.stale.executed.get(&place.id).map_or(0, VecDeque::len);
+        let place = self.tenures[self.random.index(self.tenures.len())].clone();
+        let known = self.stale.executed.get(&place.group()).map_or(0, VecDeque::len);
         let Some(primary) = self.primary_of(&place).filter(|_| known > 0) else { return };
-        let request = self.stale.executed[&place.id][self.random.index(known)].clone();
+        let request = self.stale.executed[&place.group()][self.random.index(known)].clone();
         self.count(Nemesis::StaleRequests, 1, 0);
         self.stale.shown += 1;
         let id = self.stale.shown;
@@ -65,7 +65,7 @@ impl World {
         // An answer to what a liar passed on is nobody's: no node gives such a number.
         let forward = PeerMessage::Forward { id: u64::MAX - id, client: ClientId([0; 32]), request };
         let forward = wire::encode(&forward);
-        for to in place.nodes.iter().copied().filter(|node| index_of(*node) != primary) {
+        for to in place.nodes().filter(|node| index_of(*node) != primary) {
             let connection = ConnectionId(client as u64);
             self.send(Parcel::Request { to, client, connection, frame: frame.clone() });
             let liars = self.nodes.iter().enumerate().filter(|(_, node)| node.lies && node.core.is_some());
@@ -81,10 +81,11 @@ impl World {
     }
 
     /// Who orders a group, as far as an honest replica knows.
-    pub(super) fn primary_of(&self, place: &GroupPlace) -> Option<usize> {
+    pub(super) fn primary_of(&self, place: &Tenure) -> Option<usize> {
         let honest = self.nodes.iter().filter(|node| !node.lies);
         let mut groups = honest.filter_map(|node| node.core.as_ref()).flat_map(|core| core.groups());
-        let leader = groups.find_map(|group| group.leader().filter(|_| group.place().id == place.id));
+        let leader =
+            groups.find_map(|group| group.leader().filter(|_| group.tenure().group() == place.group()));
         leader.map(index_of)
     }
 

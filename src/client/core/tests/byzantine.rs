@@ -4,9 +4,9 @@ use super::*;
 
 /// A client of one group of four, connected to these nodes.
 fn connected(nodes: &[u128]) -> Story {
-    let signing = Signing { client: [3; 32], cluster: Digest([1; 32]), keys: BTreeMap::new() };
-    let ring = Some(RingMap::even(1, 4, 4));
-    let mut story = Story::new(Setup { ring, signing: Some(signing), ..Story::setup(4) });
+    let signing = Signing { client: [3; 32], cluster: Digest([1; 32]) };
+    let founding = Some(found_without_keys(1, 4, 4));
+    let mut story = Story::new(Setup { founding, signing: Some(signing), ..Story::setup(4) });
     for node in nodes {
         story.connect(*node, None);
     }

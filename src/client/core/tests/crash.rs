@@ -173,13 +173,10 @@ fn those_that_have_waited_too_long_are_told_one_after_the_other() {
 fn a_ring_that_is_none_is_not_believed() {
     let mut story = Story::new(Story::setup(3));
     let call = story.ask(get());
-    let hello = |groups| {
-        let (cluster, node) = ("c".to_string(), NodeId(1));
-        let ring = postcard::from_bytes(groups).expect("a list of groups");
-        Hello { cluster, node, ring, limits: Limits::default(), is_byzantine: false }
-    };
-    story.connect(1, Some(hello(&[0])));
-    assert!(story.core.ring().is_none() && !story.done.contains_key(&call));
+    let (cluster, node) = ("c".to_string(), NodeId(1));
+    let hello = Hello { cluster, node, places: Vec::new(), limits: Limits::default(), is_byzantine: false };
+    story.connect(1, Some(hello));
+    assert!(story.core.atlas().is_none() && !story.done.contains_key(&call));
     story.greet(2);
     story.answer(value(None));
     assert!(matches!(story.read(call), Outcome::Done(_)));
