@@ -21,9 +21,9 @@
 
 use super::message::{Offer, Piece, RowHasher};
 use crate::error::StorageError;
-use crate::kv::{self, PartSet, Reached, StateRoot};
+use crate::kv::{self, PartSet, Parts, Reached, StateRoot};
 use crate::limits::{RECORD_BYTES_MAX, SNAPSHOT_CHUNK_BYTES};
-use crate::ring::{GroupId, NodeId, RingInterval};
+use crate::ring::NodeId;
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -42,8 +42,7 @@ enum Phase {
 /// A state on its way in.
 #[derive(Debug)]
 pub(super) struct Install {
-    group: GroupId,
-    range: RingInterval,
+    of: Parts,
     source: Option<(NodeId, u64)>,
     next_index: u64,
     hasher: RowHasher,
@@ -75,7 +74,11 @@ impl Proven {
     fn take(&mut self, asked: PartSet, rows: &[(Bytes, Bytes)]) -> bool {
         for (raw, record) in rows {
             let is_asked = |part: &u8| asked.contains(*part) && !self.held.contains(*part);
-            let Some(part) = kv::part_of(raw).filter(is_asked) else { return false };
+            let Some(part) = self.root.parts().part_of(raw).filter(is_asked) else { return false };
+            // The sum of a part says nothing of what is left out of it.
+            if !kv::is_sealed(raw, record) {
+                return false;
+            }
             let is_next = match &self.at {
                 Some((at, last)) if *at == part => last < raw,
                 Some((at, _)) if *at > part => false,
@@ -109,10 +112,9 @@ impl Proven {
 }
 
 impl Install {
-    fn new(group: GroupId, range: RingInterval, parts: PartSet) -> Self {
+    fn new(of: Parts, parts: PartSet) -> Self {
         Self {
-            group,
-            range,
+            of,
             source: None,
             next_index: 0,
             hasher: RowHasher::default(),
@@ -157,13 +159,12 @@ impl Install {
     /// left.
     pub(super) fn begin(
         storage: &dyn Storage,
-        group: GroupId,
-        range: RingInterval,
+        of: Parts,
         from: NodeId,
         transfer: u64,
     ) -> Result<(Self, Vec<Vec<StateWrite>>), StorageError> {
-        let writes = removals(storage, [keys::staged_bounds(group)])?;
-        let install = Self { source: Some((from, transfer)), ..Self::new(group, range, PartSet::ALL) };
+        let writes = removals(storage, [keys::staged_bounds(of.group())])?;
+        let install = Self { source: Some((from, transfer)), ..Self::new(of, of.all()) };
         Ok((install, writes))
     }
 
@@ -171,7 +172,7 @@ impl Install {
     /// and is in the offered state too, stays. `has_pieces` tells whether the rest may hold values of several records.
     pub(super) fn offered(
         storage: &dyn Storage,
-        (group, range): (GroupId, RingInterval),
+        of: Parts,
         (from, offer): (NodeId, &Offer),
         root: StateRoot,
         (own, has_pieces): (&StateRoot, bool),
@@ -183,18 +184,16 @@ impl Install {
             parts.contains(part) && earlier.held.contains(part) && earlier.root.agrees(&root, part)
         };
         let held = PartSet::of(|part| earlier.as_ref().is_some_and(|earlier| is_kept(earlier, *part)));
-        let stale = PartSet::ALL.iter().filter(|part| !held.contains(*part));
-        let bounds = stale.flat_map(|part| kv::part_bounds(part, group, range));
-        let staged = bounds.map(|(from, to)| (keys::staged(group, &from), keys::staged(group, &to)));
+        let stale = of.all().iter().filter(|part| !held.contains(*part));
+        let bounds = stale.flat_map(|part| of.bounds(part));
+        let staged =
+            bounds.map(|(from, to)| (keys::staged(of.group(), &from), keys::staged(of.group(), &to)));
         let writes = removals(storage, staged)?;
         let has_pieces = has_pieces || earlier.is_some_and(|earlier| earlier.has_pieces);
-        let (applied, gathered) = (offer.applied.clone(), StateRoot::default());
+        let (applied, gathered) = (offer.applied.clone(), StateRoot::empty(of));
         let proven = Proven { applied, root, gathered, held, earlier: held, at: None, has_pieces };
-        let install = Self {
-            source: Some((from, offer.transfer)),
-            proven: Some(proven),
-            ..Self::new(group, range, parts)
-        };
+        let install =
+            Self { source: Some((from, offer.transfer)), proven: Some(proven), ..Self::new(of, parts) };
         Ok((install, writes))
     }
 
@@ -202,44 +201,40 @@ impl Install {
     /// attempt to gather another state left: it must not be copied into this one.
     pub(super) fn empty(
         storage: &dyn Storage,
-        group: GroupId,
-        range: RingInterval,
+        of: Parts,
+        beginning: Reached,
     ) -> Result<(Self, Vec<Vec<StateWrite>>), StorageError> {
-        let writes = removals(storage, [keys::staged_bounds(group)])?;
+        let writes = removals(storage, [keys::staged_bounds(of.group())])?;
         let proven = Proven {
-            applied: Reached::default(),
-            root: StateRoot::default(),
-            gathered: StateRoot::default(),
-            held: PartSet::ALL,
-            earlier: PartSet::ALL,
+            applied: beginning.clone(),
+            root: StateRoot::empty(of),
+            gathered: StateRoot::empty(of),
+            held: of.all(),
+            earlier: of.all(),
             at: None,
             has_pieces: false,
         };
-        let (applied, proven) = (Some(Reached::default()), Some(proven));
-        Ok((Self { applied, proven, ..Self::new(group, range, PartSet::ALL) }, writes))
+        let (applied, proven) = (Some(beginning), Some(proven));
+        Ok((Self { applied, proven, ..Self::new(of, of.all()) }, writes))
     }
 
     /// Goes on with an installation that a crash interrupted, if there is one.
-    pub(super) fn resume(
-        storage: &dyn Storage,
-        group: GroupId,
-        range: RingInterval,
-    ) -> Result<Option<Self>, StorageError> {
-        let raw = keys::installing(group);
+    pub(super) fn resume(storage: &dyn Storage, of: Parts) -> Result<Option<Self>, StorageError> {
+        let raw = keys::installing(of.group());
         let Some(record) = storage.get(&raw)? else {
             return Ok(None);
         };
         let damaged = |reason| StorageError::corrupt("the mark of a snapshot", reason);
         let (&phase, record) = record.split_first().ok_or_else(|| damaged("it is empty"))?;
         let (parts, record) = record.split_first_chunk().ok_or_else(|| damaged("it is too short"))?;
-        let parts = PartSet::from_bytes(*parts).ok_or_else(|| damaged("its parts are unknown"))?;
+        let parts = of.set(*parts).ok_or_else(|| damaged("its parts are unknown"))?;
         let applied = Reached::decode(&raw, Bytes::copy_from_slice(record))?;
         let phase = match phase {
             1 => Phase::Clearing,
             2 => Phase::Copying,
             _ => return Err(damaged("its phase is unknown")),
         };
-        Ok(Some(Self { applied: Some(applied), phase, ..Self::new(group, range, parts) }))
+        Ok(Some(Self { applied: Some(applied), phase, ..Self::new(of, parts) }))
     }
 
     /// Whether the piece belongs to this transfer.
@@ -291,7 +286,7 @@ impl Install {
         if piece.index != self.next_index || self.phase != Phase::Gathering {
             return None;
         }
-        let bounds = bounds_of(self.parts, self.group, self.range);
+        let bounds = self.of.bounds_of(self.parts);
         let is_ours = |key: &Bytes| bounds.iter().any(|(from, to)| from <= key && key < to);
         let fits = |key: &Bytes, record: &Bytes| {
             keys::STAGED_PREFIX_BYTES + key.len() + record.len() <= RECORD_BYTES_MAX
@@ -305,7 +300,7 @@ impl Install {
             return None;
         }
         self.next_index += 1;
-        let stored = |(key, record): (Bytes, Bytes)| (keys::staged(self.group, &key), Some(record));
+        let stored = |(key, record): (Bytes, Bytes)| (keys::staged(self.of.group(), &key), Some(record));
         Some(piece.rows.into_iter().map(stored).collect())
     }
 
@@ -344,12 +339,12 @@ impl Install {
                 let mut writes = vec![self.mark(1)];
                 if let Some(proven) = &mut self.proven {
                     // From the mark on the state is the new one, and so are the hashes of its parts.
-                    proven.root.write_all(self.group, &mut writes);
+                    proven.root.write_all(&mut writes);
                 }
                 Ok(Some(writes))
             }
             Phase::Clearing => {
-                let bounds = || bounds_of(self.parts, self.group, self.range).into();
+                let bounds = || self.of.bounds_of(self.parts).into();
                 let rest = self.rest.get_or_insert_with(bounds);
                 if let Some(rows) = next_page(storage, rest)? {
                     return Ok(Some(rows.into_iter().map(|(key, _)| (key, None)).collect()));
@@ -358,7 +353,7 @@ impl Install {
                 Ok(Some(vec![self.mark(2)]))
             }
             Phase::Copying => {
-                let rest = self.rest.get_or_insert_with(|| [keys::staged_bounds(self.group)].into());
+                let rest = self.rest.get_or_insert_with(|| [keys::staged_bounds(self.of.group())].into());
                 let Some(rows) = next_page(storage, rest)? else {
                     self.phase = Phase::Done;
                     return Ok(Some(self.last_batch()));
@@ -374,21 +369,16 @@ impl Install {
     /// The position, and no mark any more: neither that the state is under way, nor that it is damaged.
     fn last_batch(&self) -> Vec<StateWrite> {
         let applied = self.applied.as_ref().expect("only a whole state is copied");
-        let position = applied.write(self.group);
-        vec![position, (keys::installing(self.group), None), (keys::damaged(self.group), None)]
+        let position = applied.write(self.of.group());
+        vec![position, (keys::installing(self.of.group()), None), (keys::damaged(self.of.group()), None)]
     }
 
     fn mark(&self, phase: u8) -> StateWrite {
-        let raw = keys::installing(self.group);
+        let raw = keys::installing(self.of.group());
         let applied = self.applied.as_ref().expect("only a whole state is marked");
         let record = applied.encode(&raw);
         (raw, Some(Bytes::from([&[phase], self.parts.to_bytes().as_slice(), record.as_ref()].concat())))
     }
-}
-
-/// Every range of raw keys that belongs to these parts of a group's state.
-pub(super) fn bounds_of(parts: PartSet, group: GroupId, range: RingInterval) -> Vec<(Bytes, Bytes)> {
-    parts.iter().flat_map(|part| kv::part_bounds(part, group, range)).collect()
 }
 
 /// The next rows of these ranges, which go on behind them; none when there is none left.

@@ -33,7 +33,7 @@ pub use outcomes::Outcomes;
 pub use requests::Ticket;
 
 use crate::error::StorageError;
-use crate::kv::{self, Batch, Command, Found, Machine, Operation, Record, Reply};
+use crate::kv::{self, Batch, Command, Found, Machine, Operation, Parts, Record, Reply};
 use crate::limits::{BATCHES_IN_FLIGHT_MAX, CHECKPOINT_MILLIS, Limits, PEER_FRAME_BYTES_MAX};
 use crate::ring::{GroupId, NodeId, QuorumRule, Tenure, TenureId};
 use crate::shares::Account;
@@ -290,7 +290,7 @@ impl Group {
         let (install, machine) =
             found.unwrap_or_else(|| (None, Machine::empty(Arc::clone(&tenure), settings.rules())));
         let applied = install.as_ref().and_then(Install::applied).unwrap_or(machine.reached());
-        let base = base_of(applied);
+        let base = base_of(&tenure, applied);
         let durable_slot = applied.slot;
         if durable_slot > 0 && records.is_empty() {
             return Err(lost_records(group, durable_slot).into());
@@ -433,9 +433,9 @@ impl Group {
             }
             GroupMessage::Offer(offer) => self.on_offer(storage, from, &offer),
             GroupMessage::Take { transfer, parts } => {
-                let (place, now) = ((self.tenure().group(), self.tenure().range), self.now);
+                let (parts_of, now) = (self.machine.parts(), self.now);
                 match self.transfer.as_mut().filter(|running| running.is(replica, transfer)) {
-                    Some(running) => running.take(parts, place, now),
+                    Some(running) => running.take(parts, parts_of, now),
                     None => return Ok(()),
                 }
                 self.tick_transfer(storage)
@@ -811,7 +811,7 @@ fn load(
     tenure: &Arc<Tenure>,
     settings: &Settings,
 ) -> Result<Option<(Option<Install>, Machine)>, StorageError> {
-    let install = Install::resume(storage, tenure.group(), tenure.range)?;
+    let install = Install::resume(storage, Parts::from(&**tenure))?;
     if install.is_some() {
         // What is stored is neither the old state nor the new one.
         return Ok(Some((install, Machine::empty(Arc::clone(tenure), settings.rules()))));
@@ -849,9 +849,9 @@ fn lost_records(group: GroupId, applied: u64) -> StorageError {
     ))
 }
 
-fn base_of(applied: &kv::Reached) -> LogBase {
+fn base_of(tenure: &Tenure, applied: &kv::Reached) -> LogBase {
     let (slot, chain, time) = (Slot(applied.slot), Digest(applied.chain), Timestamp(applied.time));
-    LogBase { slot, chain, time, sealed: applied.sealed }
+    LogBase { slot, chain, time, sealed: applied.epoch > tenure.id.epoch }
 }
 
 fn encode(message: &GroupMessage) -> Bytes {

@@ -12,7 +12,7 @@ use super::install::Install;
 use super::scrub::Walk;
 use super::{Group, Output, Purpose};
 use crate::error::StorageError;
-use crate::kv::{Machine, StateRoot};
+use crate::kv::{Machine, Reached, StateRoot};
 use crate::storage::{CommitId, StateWrite, Storage, keys};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -111,7 +111,7 @@ impl Group {
     /// Walks what the tree holds, or puts the empty state in place, as soon as nothing is being written to the tree.
     pub(super) fn tick_repair(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         let is_quiet = self.is_quiet();
-        let (group, range) = (self.tenure().group(), self.tenure().range);
+        let (tenure, parts) = (Arc::clone(self.tenure()), self.machine.parts());
         let Some(repair) = self.signed.as_mut().and_then(|signed| signed.repair.as_mut()) else {
             return Ok(());
         };
@@ -119,7 +119,7 @@ impl Group {
             return Ok(());
         }
         if repair.base == Slot::ZERO {
-            return match Install::empty(storage, group, range) {
+            return match Install::empty(storage, parts, Reached::beginning(&tenure)) {
                 Ok((install, clearing)) => {
                     self.install = Some(install);
                     self.writes.extend(clearing.into_iter().map(|writes| (writes, None)));
@@ -128,7 +128,7 @@ impl Group {
                 Err(error) => self.on_unreadable_tree(error),
             };
         }
-        let walk = repair.walk.get_or_insert_with(|| Walk::over(crate::kv::PartSet::ALL, group, range));
+        let walk = repair.walk.get_or_insert_with(|| Walk::over(parts.all(), parts));
         match walk.step(storage) {
             Ok(is_done) => repair.is_walked = is_done,
             Err(error) => {

@@ -6,8 +6,7 @@
 
 use crate::error::StorageError;
 use crate::group::Group;
-use crate::kv::{self, PartSet, StateRoot};
-use crate::ring::{GroupId, RingInterval};
+use crate::kv::{self, PartSet, Parts, StateRoot};
 use crate::storage::Storage;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -15,6 +14,9 @@ use tetrachord_consensus::{Event, Ticks};
 
 /// Bytes of rows that are read at a time, about: a millisecond of the node's thread.
 const STEP_BYTES: usize = 256 << 10;
+
+/// Parts that a state has, about.
+const PARTS_ABOUT: u8 = 66;
 
 /// A walk over the rows of some parts, as they lie in the tree.
 #[derive(Debug)]
@@ -27,9 +29,9 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    pub(super) fn over(parts: PartSet, group: GroupId, range: RingInterval) -> Self {
-        let rest = super::install::bounds_of(parts, group, range).into();
-        Self { rest, found: StateRoot::default(), has_pieces: false }
+    pub(super) fn over(some: PartSet, parts: Parts) -> Self {
+        let rest = parts.bounds_of(some).into();
+        Self { rest, found: StateRoot::empty(parts), has_pieces: false }
     }
 
     /// Reads a little more; whether that was all.
@@ -47,7 +49,10 @@ impl Walk {
             for (raw, record) in &rows {
                 bytes += raw.len() + record.len();
                 self.has_pieces |= raw.first() == Some(&b'c');
-                self.found.change(raw, None, Some(record));
+                // What has a wrong checksum is missing: the sum of its part may say nothing of it.
+                if kv::is_sealed(raw, record) {
+                    self.found.change(raw, None, Some(record));
+                }
             }
         }
         Ok(self.rest.is_empty())
@@ -69,7 +74,7 @@ pub(super) struct Scrub {
 impl Scrub {
     /// All parts within about so many milliseconds; 0 is never.
     pub(super) fn new(pass_millis: u64) -> Self {
-        let parts = PartSet::ALL.iter().count() as u64;
+        let parts = u64::from(PARTS_ABOUT);
         let pause = if pass_millis == 0 { 0 } else { (pass_millis / parts).max(1) };
         Self { pause, due_at: Ticks(0), part: 0, under_way: None, passes: 0 }
     }
@@ -89,7 +94,7 @@ impl Group {
     /// Walks a little, if it is time for it.
     pub(super) fn tick_scrub(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         let is_quiet = self.is_quiet() && self.transfer.is_none() && self.install.is_none();
-        let (now, group, range) = (self.now, self.tenure().group(), self.tenure().range);
+        let (now, parts) = (self.now, self.machine.parts());
         let Some(signed) = self.signed.as_mut() else { return Ok(()) };
         let scrub = &mut signed.scrub;
         if scrub.due_at == Ticks(0) {
@@ -100,7 +105,7 @@ impl Group {
             let Some(root) = self.machine.root_of_tree().filter(|_| is_due && is_quiet) else {
                 return Ok(());
             };
-            let walk = Walk::over(PartSet::of(|part| *part == scrub.part), group, range);
+            let walk = Walk::over(PartSet::of(|part| *part == scrub.part), parts);
             scrub.under_way = Some((walk, root.clone()));
             scrub.due_at = now.plus(scrub.pause);
         }
@@ -115,7 +120,7 @@ impl Group {
             }
             Err(error) => return self.on_damage(storage, error),
         }
-        scrub.part = kv::part_after(scrub.part);
+        scrub.part = parts.after(scrub.part);
         scrub.passes += u64::from(scrub.part == 0);
         scrub.under_way = None;
         self.release_checkpoints();

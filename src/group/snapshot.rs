@@ -6,15 +6,13 @@
 //! further checkpoint of this group is begun: the tree stands still, new writes gather in memory. If they grow beyond
 //! their bound, or the receiver makes no progress, the transfer is given up and may be asked for again.
 
-use super::install::bounds_of;
 use super::message::{GroupMessage, Piece, RowHasher};
 use crate::error::StorageError;
-use crate::kv::{PartSet, Reached};
+use crate::kv::{PartSet, Parts, Reached};
 use crate::limits::{
     OVERLAY_BYTES_STREAMING_MAX, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_PATIENCE_MILLIS, SNAPSHOT_WINDOW,
     SOURCE_BYTES_PER_SECOND, SOURCE_PATIENCE_MILLIS,
 };
-use crate::ring::{GroupId, RingInterval};
 use crate::storage::Storage;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -60,15 +58,15 @@ impl Transfer {
         to: ReplicaId,
         id: u64,
         applied: Reached,
-        (group, range): (GroupId, RingInterval),
+        parts: Parts,
         offer: Option<Bytes>,
         now: Ticks,
     ) -> Self {
-        let parts = if offer.is_some() { PartSet::default() } else { PartSet::ALL };
+        let given = if offer.is_some() { PartSet::default() } else { parts.all() };
         Self {
             to,
             id,
-            ranges: bounds_of(parts, group, range).into(),
+            ranges: parts.bounds_of(given).into(),
             hasher: RowHasher::default(),
             applied,
             next_index: 0,
@@ -88,9 +86,9 @@ impl Transfer {
     }
 
     /// The receiver takes these parts.
-    pub(super) fn take(&mut self, parts: PartSet, (group, range): (GroupId, RingInterval), now: Ticks) {
+    pub(super) fn take(&mut self, taken: PartSet, parts: Parts, now: Ticks) {
         if self.offer.take().is_some() {
-            self.ranges = bounds_of(parts, group, range).into();
+            self.ranges = parts.bounds_of(taken).into();
             self.progress_at = now;
         }
     }
@@ -186,7 +184,7 @@ impl Transfer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ring::Position;
+    use crate::ring::{Position, found_without_keys};
     use crate::storage::keys;
     use crate::storage::memory::MemoryDisk;
 
@@ -198,9 +196,8 @@ mod tests {
             disk.tamper(&keys::data(Position(index), b"k"), Some(Bytes::from(vec![0; 5_000])));
         }
         let (storage, _) = disk.open();
-        let range = RingInterval { start: Position(u64::MAX), end: Position(u64::MAX) };
-        let place = (GroupId(1), range);
-        let mut transfer = Transfer::new(ReplicaId(1), 7, Reached::default(), place, None, Ticks(1));
+        let parts = Parts::from(&found_without_keys(1, 3, 3)[0]);
+        let mut transfer = Transfer::new(ReplicaId(1), 7, Reached::default(), parts, None, Ticks(1));
         assert_eq!(transfer.next_pieces(&storage, Ticks(1)).unwrap().len() as u64, SNAPSHOT_WINDOW);
         let patience = Ticks(1 + SOURCE_PATIENCE_MILLIS);
         assert!(!transfer.is_slow(Ticks(SOURCE_PATIENCE_MILLIS)) && transfer.is_slow(patience));

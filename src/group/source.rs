@@ -18,6 +18,7 @@ use crate::limits::{SOURCE_BYTES_PER_SECOND, SOURCE_PATIENCE_MILLIS};
 use crate::ring::NodeId;
 use crate::storage::Storage;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use tetrachord_consensus::pbft::Verified;
 use tetrachord_consensus::{Digest, Event, Mutation, ReplicaId, Slot, Ticks};
 
@@ -159,11 +160,12 @@ impl Group {
             return Ok(());
         }
         let replica = self.replica_of(from).expect("messages come from replicas of this group");
+        let (tenure, parts) = (Arc::clone(self.tenure()), self.machine.parts());
         let signed = self.signed.as_mut().expect("it was just asked for");
         let proven = signed.verifier.read_stable(replica, self.now, &offer.proof);
-        let root = StateRoot::from_hashes(&offer.hashes);
+        let root = StateRoot::from_hashes(parts, &offer.hashes);
         let is_right = |(slot, proven, _): &(Slot, Digest, Verified)| {
-            let root = root.as_ref().map(|root| root.digest(&offer.applied));
+            let root = root.as_ref().map(|root| root.digest(&tenure, &offer.applied));
             slot.0 == offer.applied.slot && root == Some(proven.0)
         };
         let (Some(root), Some((.., proof))) = (root.clone(), proven.filter(is_right)) else {
@@ -193,13 +195,13 @@ impl Group {
         offer: &Offer,
         root: StateRoot,
     ) -> Result<(), StorageError> {
-        let place = (self.tenure().group(), self.tenure().range);
+        let parts = self.machine.parts();
         let Some((own, has_pieces)) = self.own_sums().map(|(own, pieces)| (own.clone(), pieces)) else {
             return Ok(());
         };
         let earlier = self.install.take();
         let (install, clearing) =
-            Install::offered(storage, place, (from, offer), root, (&own, has_pieces), earlier)?;
+            Install::offered(storage, parts, (from, offer), root, (&own, has_pieces), earlier)?;
         let parts = install.asked();
         self.install = Some(install);
         self.writes.extend(clearing.into_iter().map(|writes| (writes, None)));

@@ -128,18 +128,18 @@ impl Group {
         id: u64,
         proof: Option<Bytes>,
     ) -> Result<Transfer, StorageError> {
-        let (group, range) = (self.tenure().group(), self.tenure().range);
-        let applied = kv::Reached::load(storage, group)?;
+        let (tenure, parts) = (self.tenure(), self.machine.parts());
+        let applied = kv::Reached::load(storage, tenure)?;
         assert_eq!(applied.slot, self.durable_slot, "the tree holds the last checkpoint");
         let offer = match proof {
             Some(proof) => {
-                let hashes = StateRoot::load(storage, group)?.hashes();
+                let hashes = StateRoot::load(storage, parts)?.hashes();
                 let offer = Offer { transfer: id, applied: applied.clone(), hashes, proof };
                 Some(encode(&GroupMessage::Offer(offer)))
             }
             None => None,
         };
-        Ok(Transfer::new(to, id, applied, (group, range), offer, self.now))
+        Ok(Transfer::new(to, id, applied, parts, offer, self.now))
     }
 
     pub(super) fn on_piece(
@@ -165,8 +165,7 @@ impl Group {
                 self.refuse_piece(from, transfer);
                 return Ok(());
             }
-            let (install, clearing) =
-                Install::begin(storage, self.tenure().group(), self.tenure().range, from, transfer)?;
+            let (install, clearing) = Install::begin(storage, self.machine.parts(), from, transfer)?;
             self.install = Some(install);
             self.begun.insert(from, transfer);
             self.writes.extend(clearing.into_iter().map(|writes| (writes, None)));
@@ -286,7 +285,7 @@ impl Group {
             signed.sources.reset();
         }
         self.end_repair();
-        self.engine.step(Event::SnapshotInstalled { base: base_of(&applied) });
+        self.engine.step(Event::SnapshotInstalled { base: base_of(self.machine.tenure(), &applied) });
         self.note_cut(self.retain());
         self.carry_out(storage)
     }

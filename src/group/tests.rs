@@ -2,18 +2,28 @@
 
 use super::message::{Offer, Piece};
 use super::*;
-use crate::kv::{Reached, StateRoot};
-use crate::ring::{Position, RingInterval, found_without_keys};
+use crate::kv::{Parts, Reached, StateRoot};
+use crate::ring::{Position, found_without_keys};
 use crate::storage::memory::{MemoryDisk, MemoryStorage};
 use crate::storage::{Commit, keys};
 use tetrachord_consensus::codec;
 use tetrachord_consensus::paxos::{Ballot, Record};
 
 const GROUP: GroupId = GroupId(1);
-const RANGE: RingInterval = RingInterval { start: Position(u64::MAX), end: Position(u64::MAX) };
 
 fn tenure() -> Arc<Tenure> {
     Arc::new(found_without_keys(1, 3, 3).remove(0))
+}
+
+fn parts() -> Parts {
+    Parts::from(&*tenure())
+}
+
+/// A row that was written by somebody.
+fn row(position: u64, name: &[u8], body: &[u8]) -> Row {
+    let raw = keys::data(Position(position), name);
+    let record = kv::seal(&raw, body);
+    (raw, record)
 }
 
 fn settings() -> Settings {
@@ -44,7 +54,7 @@ fn promised() -> Vec<Bytes> {
 fn a_state_without_any_record_of_its_group_is_refused() {
     let disk = MemoryDisk::default();
     let (mut storage, _) = disk.open();
-    let applied = Reached { slot: 7, chain: [3; 32], ..Reached::default() };
+    let applied = Reached { epoch: 1, slot: 7, chain: [3; 32], ..Reached::default() };
     let row = (keys::applied(GROUP), Some(applied.encode(&keys::applied(GROUP))));
     submit(&disk, &mut storage, 1, vec![vec![row]]);
     let open = |records: &[Bytes]| Group::open(&storage, tenure(), NodeId(1), &settings(), records);
@@ -60,8 +70,8 @@ fn a_state_without_any_record_of_its_group_is_refused() {
 fn a_crash_between_clearing_and_copying_is_finished_at_the_next_start() {
     let disk = MemoryDisk::default();
     let (mut storage, _) = disk.open();
-    let applied = Reached { slot: 7, chain: [3; 32], ..Reached::default() };
-    let parts = kv::PartSet::ALL.to_bytes();
+    let applied = Reached { epoch: 1, slot: 7, chain: [3; 32], ..Reached::default() };
+    let parts = parts().all().to_bytes();
     let mark =
         Bytes::from([&[1], parts.as_slice(), applied.encode(&keys::installing(GROUP)).as_ref()].concat());
     let old_value = keys::data(Position::of_key(b"old"), b"old");
@@ -95,12 +105,12 @@ fn a_crash_between_clearing_and_copying_is_finished_at_the_next_start() {
 #[test]
 fn a_last_piece_with_a_foreign_row_makes_no_snapshot() {
     let (storage, _) = MemoryDisk::default().open();
-    let begin = || Install::begin(&storage, GROUP, RANGE, NodeId(2), 1).unwrap().0;
+    let begin = || Install::begin(&storage, parts(), NodeId(2), 1).unwrap().0;
     let piece = |key: Bytes| {
         let rows = vec![(key, Bytes::from_static(b"record"))];
         let mut hasher = message::RowHasher::default();
         hasher.add(&rows);
-        let applied = Reached { slot: 7, ..Reached::default() };
+        let applied = Reached { epoch: 1, slot: 7, ..Reached::default() };
         Piece { transfer: 1, index: 0, first: 0, rows, end: Some((applied, hasher.finish())) }
     };
     let mut good = begin();
@@ -115,23 +125,20 @@ type Row = (Bytes, Bytes);
 
 /// Rows of two parts, as a state with proof would name them.
 fn proven_rows() -> (Vec<Row>, StateRoot) {
-    let row = |position: u64, name: &str| {
-        (keys::data(Position(position), name.as_bytes()), Bytes::copy_from_slice(name.as_bytes()))
-    };
+    let row = |position: u64, name: &str| row(position, name.as_bytes(), name.as_bytes());
     let rows = vec![row(1, "a"), row(1, "b"), row(2, "c"), row(u64::MAX, "d")];
-    let mut root = StateRoot::default();
+    let mut root = StateRoot::empty(parts());
     rows.iter().for_each(|(raw, record)| root.change(raw, None, Some(record)));
     (rows, root)
 }
 
 fn taking(root: &StateRoot, earlier: Option<Install>) -> Install {
     let (storage, _) = MemoryDisk::default().open();
-    let applied = Reached { slot: 7, ..Reached::default() };
+    let applied = Reached { epoch: 1, slot: 7, ..Reached::default() };
     let offer = Offer { transfer: 3, applied, hashes: root.hashes(), proof: Bytes::new() };
-    let own = StateRoot::default();
-    let place = (GROUP, RANGE);
+    let own = StateRoot::empty(parts());
     let from = (NodeId(2), &offer);
-    Install::offered(&storage, place, from, root.clone(), (&own, false), earlier).unwrap().0
+    Install::offered(&storage, parts(), from, root.clone(), (&own, false), earlier).unwrap().0
 }
 
 fn give(install: &mut Install, index: u64, rows: &[Row], is_last: bool) -> bool {
@@ -149,7 +156,7 @@ fn a_state_is_taken_part_by_part_and_what_held_stays_for_the_next_source() {
     // Another source gives a wrong last part: the first one is not asked for again.
     let mut install = taking(&root, None);
     assert!(give(&mut install, 0, &rows[..3], false));
-    let wrong = (rows[3].0.clone(), Bytes::from_static(b"a lie"));
+    let wrong = row(u64::MAX, b"d", b"a lie");
     assert!(!give(&mut install, 1, &[wrong], true));
     assert!(install.is_refused() && install.applied().is_none());
     let mut install = taking(&root, Some(install));
@@ -165,14 +172,14 @@ fn a_row_that_comes_twice_or_late_is_refused() {
         vec![rows[0].clone(), rows[0].clone()],
         vec![rows[1].clone(), rows[0].clone()],
         vec![rows[3].clone(), rows[0].clone()],
-        vec![rows[0].clone(), (keys::data(Position(1 << 59), b"unasked"), Bytes::from_static(b"x"))],
+        vec![rows[0].clone(), row(1 << 59, b"unasked", b"x")],
     ];
     for rows in refused {
         let mut install = taking(&root, None);
         assert!(!give(&mut install, 0, &rows, false), "{rows:?}");
         assert!(install.is_refused());
     }
-    let bogus = (keys::data(Position(3), b"never written"), Bytes::from_static(b"x"));
+    let bogus = row(3, b"never written", b"x");
     let many = vec![bogus; 1 << 16];
     let mut install = taking(&root, None);
     let all: Vec<Row> = rows[..3].iter().cloned().chain(many).chain([rows[3].clone()]).collect();
@@ -183,8 +190,7 @@ fn a_row_that_comes_twice_or_late_is_refused() {
 #[test]
 fn more_rows_or_bytes_than_a_part_has_are_refused_before_its_end() {
     let (rows, root) = proven_rows();
-    let beside =
-        |name: &str, bytes: usize| (keys::data(Position(2), name.as_bytes()), Bytes::from(vec![0; bytes]));
+    let beside = |name: &str, bytes: usize| row(2, name.as_bytes(), &vec![0; bytes]);
     let mut install = taking(&root, None);
     assert!(give(&mut install, 0, &rows[..3], false));
     assert!(!give(&mut install, 1, &[beside("d", 0)], false) && install.is_refused());
@@ -193,9 +199,8 @@ fn more_rows_or_bytes_than_a_part_has_are_refused_before_its_end() {
         !give(&mut install, 0, &[beside("c", 100)], false) && install.is_refused(),
         "fewer rows, more bytes"
     );
-    let large: Vec<Row> =
-        (0..100).map(|index| (keys::data(Position(3), &[index]), Bytes::from(vec![0; 6_000]))).collect();
-    let mut root = StateRoot::default();
+    let large: Vec<Row> = (0..100).map(|index| row(3, &[index], &[0; 6_000])).collect();
+    let mut root = StateRoot::empty(parts());
     large.iter().for_each(|(raw, record)| root.change(raw, None, Some(record)));
     let mut install = taking(&root, None);
     assert!(!give(&mut install, 0, &large, false) && install.is_refused(), "a piece that is too large");
@@ -244,7 +249,7 @@ fn what_was_gathered_of_another_state_is_not_copied_into_the_empty_one() {
     let record = || Some(Bytes::from_static(b"of another state"));
     let state = vec![(keys::staged(GROUP, &raw), record()), (keys::session(GROUP, 8), record())];
     submit(&disk, &mut storage, 1, vec![state]);
-    let (mut install, clearing) = Install::empty(&storage, GROUP, RANGE).unwrap();
+    let (mut install, clearing) = Install::empty(&storage, parts(), Reached::default()).unwrap();
     submit(&disk, &mut storage, 2, clearing);
     for id in 3.. {
         let Some(writes) = install.next_batch(&storage).unwrap() else { break };

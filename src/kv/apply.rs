@@ -85,10 +85,10 @@ impl Machine {
     /// Moves to the next slot and its time.
     fn begin_slot(&mut self, slot: &Slot) -> Turn {
         assert_eq!(slot.slot, self.reached.slot + 1, "slots are applied without a gap");
-        assert!(!self.reached.sealed, "nothing is applied after the end of the epoch");
+        assert_eq!(self.reached.epoch, self.tenure.id.epoch, "nothing is applied after the end of the epoch");
         self.reached.slot = slot.slot;
         self.reached.chain = slot.chain;
-        self.reached.sealed = slot.sealed;
+        self.reached.epoch += u64::from(slot.sealed);
         self.reached.session_time = self.session_time_at(slot.time);
         self.reached.time = self.reached.time.max(slot.time);
         self.is_dirty = true;

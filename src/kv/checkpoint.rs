@@ -54,7 +54,7 @@ impl Machine {
                 let old = storage.get(raw)?;
                 root.change(raw, old.as_ref(), record.as_ref());
             }
-            root.take_writes(group, &mut writes);
+            root.take_writes(&mut writes);
         }
         writes.push(self.reached.write(group));
         assert!(frozen.is_empty() || writes.len() > 1, "what was written is in the batch");

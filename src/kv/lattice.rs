@@ -59,7 +59,7 @@ impl Lattice {
 
 /// A row as numbers. The key's length stands in front, so that no two rows have the same bytes.
 fn expand(key: &[u8], record: &[u8]) -> impl Iterator<Item = u16> {
-    let mut hasher = blake3::Hasher::new_derive_key("tetrachord v1 row of a state");
+    let mut hasher = blake3::Hasher::new_derive_key("tetrachord v2 row of a state");
     hasher.update(&(key.len() as u64).to_be_bytes()).update(key).update(record);
     let mut bytes = [0; LATTICE_BYTES];
     hasher.finalize_xof().fill(&mut bytes);

@@ -2,6 +2,7 @@
 
 use super::operation::Client;
 use super::overlay::{Cache, Overlay, Pending};
+use super::parts::Parts;
 use super::reached::Reached;
 use super::reply::Reply;
 use super::sessions::Sessions;
@@ -60,7 +61,7 @@ impl Machine {
         tenure: Arc<Tenure>,
         rules: impl Into<Rules>,
     ) -> Result<Self, StorageError> {
-        let (reached, rules) = (Reached::load(storage, tenure.group())?, rules.into());
+        let (reached, rules) = (Reached::load(storage, &tenure)?, rules.into());
         let sessions = Sessions::load(storage, tenure.group())?.under(rules);
         Ok(Self { reached, sessions, ..Self::empty(tenure, rules) })
     }
@@ -70,9 +71,9 @@ impl Machine {
     pub fn empty(tenure: Arc<Tenure>, rules: impl Into<Rules>) -> Self {
         let rules = rules.into();
         Self {
+            reached: Reached::beginning(&tenure),
             tenure,
             rules,
-            reached: Reached::default(),
             sessions: Sessions::default().under(rules),
             fresh: Overlay::default(),
             frozen: VecDeque::new(),
@@ -85,20 +86,26 @@ impl Machine {
 
     /// The same state, with a root that is kept from now on; in Byzantine mode from the first slot.
     pub fn with_root(self, storage: &dyn Storage) -> Result<Self, StorageError> {
-        let root = StateRoot::load(storage, self.tenure.group())?;
+        let root = StateRoot::load(storage, self.parts())?;
         Ok(Self { root: Some(root), ..self })
     }
 
     /// The root of the state that was last frozen for a checkpoint, if nothing was applied since.
     #[must_use]
     pub fn state_root(&self) -> Option<[u8; 32]> {
-        self.root.as_ref().filter(|_| !self.is_dirty).map(|root| root.digest(&self.reached))
+        self.root.as_ref().filter(|_| !self.is_dirty).map(|root| root.digest(&self.tenure, &self.reached))
     }
 
     /// In Byzantine mode, the hashes of the state that the tree holds, if it holds what was last frozen.
     #[must_use]
     pub fn root_of_tree(&self) -> Option<&StateRoot> {
         self.root.as_ref().filter(|_| self.frozen.is_empty())
+    }
+
+    /// How the state is cut to be hashed.
+    #[must_use]
+    pub fn parts(&self) -> Parts {
+        Parts::from(&*self.tenure)
     }
 
     /// How far the state has come.

@@ -26,12 +26,16 @@ mod envelope;
 #[cfg(feature = "server")]
 mod evaluate;
 #[cfg(feature = "server")]
+mod header;
+#[cfg(feature = "server")]
 mod lattice;
 #[cfg(feature = "server")]
 mod machine;
 mod operation;
 #[cfg(feature = "server")]
 mod overlay;
+#[cfg(feature = "server")]
+mod parts;
 #[cfg(feature = "server")]
 mod reached;
 #[cfg(feature = "server")]
@@ -55,11 +59,13 @@ pub use operation::{
     Client, Expect, Expiry, Kind, Operation, OperationError, RequestId, SessionId, When, Write, check_key,
 };
 #[cfg(feature = "server")]
+pub use parts::{PartSet, Parts};
+#[cfg(feature = "server")]
 pub use reached::Reached;
 #[cfg(feature = "server")]
 pub use read::Found;
 #[cfg(feature = "server")]
-pub use record::Record;
+pub use record::{Record, is_sealed};
 #[cfg(test)]
 pub(crate) use record::{seal, unseal};
 pub use reply::{Failure, Reply};
@@ -68,7 +74,7 @@ pub use shares::Held;
 #[cfg(test)]
 pub(crate) use state_root::LEAVES_OUT_SESSIONS;
 #[cfg(feature = "server")]
-pub use state_root::{PartSet, StateRoot, part_after, part_bounds, part_of};
+pub use state_root::StateRoot;
 
 #[cfg(test)]
 mod tests;

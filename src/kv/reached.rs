@@ -2,7 +2,7 @@
 
 use super::record::{seal_value, unseal_value};
 use crate::error::StorageError;
-use crate::ring::GroupId;
+use crate::ring::{GroupId, Start, Tenure};
 use crate::storage::{StateWrite, Storage, keys};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 /// How far a group's state has come. Stored in the same batch as the state itself, and nowhere else.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reached {
+    /// The epoch that it is in: the state behind an entry that ends one is in the next.
+    pub epoch: u64,
     /// The last applied slot.
     pub slot: u64,
     /// The log's chain hash there.
     pub chain: [u8; 32],
-    /// Whether the entry there ended the epoch.
-    pub sealed: bool,
     /// Log time, in microseconds since the Unix epoch.
     pub time: u64,
     /// The time by which sessions end, in microseconds: log time, but one step of it counts as ten minutes at most
@@ -30,14 +30,21 @@ pub struct Reached {
 }
 
 /// Version of the record.
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 
 impl Reached {
+    /// Nothing of the tenure's log is applied yet.
+    #[must_use]
+    pub fn beginning(tenure: &Tenure) -> Self {
+        let Start { slot, chain, time } = tenure.start;
+        Self { epoch: tenure.id.epoch, slot, chain, time, ..Self::default() }
+    }
+
     /// Reads how far a group's stored state has come.
-    pub fn load(storage: &dyn Storage, group: GroupId) -> Result<Self, StorageError> {
-        let raw = keys::applied(group);
+    pub fn load(storage: &dyn Storage, tenure: &Tenure) -> Result<Self, StorageError> {
+        let raw = keys::applied(tenure.group());
         match storage.get(&raw)? {
-            None => Ok(Self::default()),
+            None => Ok(Self::beginning(tenure)),
             Some(record) => Self::decode(&raw, record),
         }
     }

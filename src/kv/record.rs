@@ -52,9 +52,12 @@ fn pieces(key: &[u8], length: usize) -> u16 {
     u16::try_from(rest.div_ceil(piece_room(key))).expect("values are at most 1 MiB")
 }
 
+/// Bytes of a checksum.
+pub(super) const CHECKSUM_BYTES: usize = 4;
+
 /// Puts the checksum of key and body in front of the body.
 pub(crate) fn seal(raw_key: &[u8], body: &[u8]) -> Bytes {
-    let mut record = BytesMut::with_capacity(4 + body.len());
+    let mut record = BytesMut::with_capacity(CHECKSUM_BYTES + body.len());
     record.put_u32(checksum(raw_key, body));
     record.put_slice(body);
     record.freeze()
@@ -66,6 +69,13 @@ pub(crate) fn unseal(raw_key: &[u8], mut record: Bytes) -> Result<Bytes, Storage
         || StorageError::corrupt(format!("record {}", raw_key.escape_ascii()), "its checksum is wrong");
     let crc = record.try_get_u32().map_err(|_| damaged())?;
     if crc == checksum(raw_key, &record) { Ok(record) } else { Err(damaged()) }
+}
+
+/// Whether the record has the checksum that belongs to it under this key.
+#[must_use]
+pub fn is_sealed(raw_key: &[u8], record: &[u8]) -> bool {
+    let parts = record.split_first_chunk();
+    parts.is_some_and(|(crc, body)| u32::from_be_bytes(*crc) == checksum(raw_key, body))
 }
 
 /// The record of a small row: what it holds as postcard writes it, behind a byte for its format.

@@ -21,6 +21,7 @@ use super::names::{GroupId, NodeId, TenureId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::RangeInclusive;
 
 /// Version of a stored tenure.
 const FORMAT: u8 = 1;
@@ -31,8 +32,8 @@ const MEMBERS_MAX: usize = 64;
 /// Tenures that one may follow from: both of a merge.
 const PREVIOUS_MAX: usize = 2;
 
-/// Bits of a position that name a cell of the grid, at most.
-const GRID_MAX: u8 = 32;
+/// Bits of a position that may name a cell of the grid.
+const GRID: RangeInclusive<u8> = 1..=32;
 
 /// A member of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -162,8 +163,11 @@ impl Tenure {
         if nodes.len() != n {
             return Err(NoTenure("a node is named twice"));
         }
-        if self.grid > GRID_MAX || self.previous.len() > PREVIOUS_MAX {
+        if !GRID.contains(&self.grid) || self.previous.len() > PREVIOUS_MAX {
             return Err(NoTenure("a number is out of bounds"));
+        }
+        if self.count_cells() > Self::CELLS_MAX.into() {
+            return Err(NoTenure("its grid is too fine for its range"));
         }
         let is_possible = match self.quorums {
             QuorumRule::Crash { phase1, phase2 } => {
@@ -175,6 +179,24 @@ impl Tenure {
             }
         };
         if is_possible { Ok(()) } else { Err(NoTenure("its quorums are impossible")) }
+    }
+
+    /// Cells that a range may have.
+    pub const CELLS_MAX: u8 = 65;
+
+    /// Cells of the grid in which the range has a share.
+    #[must_use]
+    pub fn cells(&self) -> u8 {
+        u8::try_from(self.count_cells()).expect("a tenure is sound")
+    }
+
+    fn count_cells(&self) -> u64 {
+        let shift = 64 - self.grid;
+        let width = self.range.end.0.wrapping_sub(self.range.start.0);
+        let [first, last] = [self.range.start.0.wrapping_add(1), self.range.end.0].map(|at| at >> shift);
+        let all = 1 << self.grid;
+        let goes_round = first == last && (width == 0 || width > 1 << shift);
+        if goes_round { all } else { (last.wrapping_sub(first) & (all - 1)) + 1 }
     }
 
     /// The group.
@@ -275,6 +297,8 @@ mod tests {
             assert!(spoilt(&|tenure| tenure.quorums = rule).contains("impossible"), "{rule:?}");
         }
         assert!(spoilt(&|tenure| tenure.grid = 33).contains("bounds"));
+        assert!(spoilt(&|tenure| tenure.grid = 0).contains("bounds"));
+        assert!(spoilt(&|tenure| tenure.grid = 9).contains("too fine"));
     }
 
     #[test]

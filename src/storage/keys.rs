@@ -74,6 +74,29 @@ pub fn data_bounds(first: Position, last: Position) -> [(Bytes, Bytes); 2] {
     })
 }
 
+/// Where the row lies on the ring; none if it is no user's data.
+#[must_use]
+pub fn position_of(raw: &[u8]) -> Option<Position> {
+    let (kind, rest) = raw.split_first()?;
+    let position = rest.first_chunk()?;
+    matches!(kind, b'd' | b'c').then(|| Position(u64::from_be_bytes(*position)))
+}
+
+/// The tenure of a group that has a replica here.
+#[must_use]
+pub fn tenure(group: GroupId) -> Bytes {
+    let mut raw = BytesMut::with_capacity(17);
+    raw.put_u8(b'g');
+    raw.put_u128(group.0);
+    raw.freeze()
+}
+
+/// The bounds `[from, to)` of the tenures of all groups.
+#[must_use]
+pub fn tenure_bounds() -> (Bytes, Bytes) {
+    (Bytes::from_static(b"g"), Bytes::from_static(b"h"))
+}
+
 /// What the keys of a group's own rows begin with: `m`, the group, what the row is.
 const META_BYTES: usize = 1 + 16 + 1;
 
@@ -140,17 +163,19 @@ pub enum SessionRow {
     Outcome(u128, u64),
 }
 
-/// What a raw key of the session table is about; none if it is of none.
+/// Which group's session table the raw key is of, and what it is about; none if it is of none.
 #[must_use]
-pub fn session_row(raw: &[u8]) -> Option<SessionRow> {
+pub fn session_row(raw: &[u8]) -> Option<(GroupId, SessionRow)> {
     let (meta, rest) = raw.split_at_checked(META_BYTES)?;
     let (session, number) = rest.split_first_chunk()?;
     let session = u128::from_be_bytes(*session);
-    match (meta[0], meta[META_BYTES - 1]) {
-        (b'm', b's') if number.is_empty() => Some(SessionRow::Head(session)),
-        (b'm', b'r') => Some(SessionRow::Outcome(session, u64::from_be_bytes(number.try_into().ok()?))),
-        _ => None,
-    }
+    let group = GroupId(u128::from_be_bytes(meta[1..META_BYTES - 1].try_into().ok()?));
+    let row = match (meta[0], meta[META_BYTES - 1]) {
+        (b'm', b's') if number.is_empty() => SessionRow::Head(session),
+        (b'm', b'r') => SessionRow::Outcome(session, u64::from_be_bytes(number.try_into().ok()?)),
+        _ => return None,
+    };
+    Some((group, row))
 }
 
 /// How much longer the key of a waiting row is.
@@ -204,9 +229,11 @@ mod tests {
         let (from, to) = staged_bounds(GroupId(7));
         assert!(from <= row && row < to);
         assert_eq!(unstaged(&row), data(Position(1), b"k"));
+        assert_eq!(position_of(&data_piece(Position(9), b"k", 2)), Some(Position(9)));
+        assert!([&row[..], &applied(GroupId(1)), b"d", b""].iter().all(|raw| position_of(raw).is_none()));
         let (head, outcome) = (session(GroupId(1), 77), outcome(GroupId(1), 77, 9));
-        assert_eq!(session_row(&head), Some(SessionRow::Head(77)));
-        assert_eq!(session_row(&outcome), Some(SessionRow::Outcome(77, 9)));
+        assert_eq!(session_row(&head), Some((GroupId(1), SessionRow::Head(77))));
+        assert_eq!(session_row(&outcome), Some((GroupId(1), SessionRow::Outcome(77, 9))));
         let (from, to) = session_bounds(GroupId(1));
         assert!(from <= outcome && outcome < head && head < to);
         for other in

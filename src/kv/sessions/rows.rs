@@ -93,7 +93,7 @@ impl Sessions {
             let Some((last, _)) = rows.last() else { break };
             from = Bytes::from([last.as_ref(), &[0]].concat());
             for (raw, record) in rows {
-                match keys::session_row(&raw) {
+                match keys::session_row(&raw).map(|(_, row)| row) {
                     Some(keys::SessionRow::Outcome(id, number)) => {
                         let Told::Reply(digest, reply): Told<Reply> = unseal_value(&raw, FORMAT, record)?;
                         let outcome = Outcome { digest, reply, is_stored: true };
