@@ -12,7 +12,7 @@ use super::install::Install;
 use super::scrub::Walk;
 use super::{Group, Output, Purpose};
 use crate::error::StorageError;
-use crate::kv::{Machine, Reached, StateRoot};
+use crate::kv::{self, Machine, Reached, StateRoot};
 use crate::storage::{CommitId, StateWrite, Storage, keys};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -165,7 +165,7 @@ impl Group {
         let repair = self.signed.as_mut().and_then(|signed| signed.repair.as_mut());
         let repair = repair.expect("the state was just lost");
         (repair.walk, repair.is_walked) = (None, false);
-        Ok(vec![damage_mark(self.tenure().group())])
+        Ok(vec![damage_mark(self.tenure().group()), kv::tenure_row(self.tenure())])
     }
 
     /// Another state is in place of the damaged one.

@@ -49,6 +49,8 @@ mod sessions;
 mod shares;
 #[cfg(feature = "server")]
 mod state_root;
+#[cfg(feature = "server")]
+mod tenures;
 
 #[cfg(feature = "server")]
 pub use apply::{Applied, Slot};
@@ -75,6 +77,8 @@ pub use shares::Held;
 pub(crate) use state_root::LEAVES_OUT_SESSIONS;
 #[cfg(feature = "server")]
 pub use state_root::StateRoot;
+#[cfg(feature = "server")]
+pub use tenures::{read_tenures, tenure_row};
 
 #[cfg(test)]
 mod tests;

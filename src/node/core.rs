@@ -22,10 +22,11 @@ pub use super::face::{Class, NodeEffect, NodeEvent, NodeSettings, Room};
 use super::forwards::{Forward, Forwards};
 use super::frames::Frames;
 use super::roster::{self, NOTE, OWN, Roster};
-use super::status;
+use super::{status, tenures};
 use crate::error::StorageError;
 use crate::gateway::{Gateway, Origin, Watchers};
 use crate::group::{Freshness, Group, OpenError, Outcome, Outcomes, Output, Ticket};
+use crate::kv;
 use crate::ring::{Atlas, GroupId, NodeId, TenureId};
 use crate::shares::Account;
 use crate::storage::{Commit, CommitId, LogRecord, Recovery, Storage};
@@ -37,9 +38,11 @@ use bytes::Bytes;
 use compaction::Compaction;
 use requests::Waiting;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use tetrachord_consensus::pbft::Verifier;
 use tetrachord_consensus::{Ticks, Timestamp};
+
+/// The commit of a node's first tenures.
+const FOUNDING: CommitId = CommitId(1);
 
 /// The kind of an engine's records in the write-ahead log.
 const ENGINE: u8 = 1;
@@ -61,6 +64,8 @@ pub struct NodeCore {
     forwards: Forwards,
     leaders: BTreeMap<GroupId, Option<NodeId>>,
     last_commit: CommitId,
+    /// The commit that brings the first tenures to the tree, until it is there: nothing is logged before.
+    founding: Option<CommitId>,
     /// The links that are up.
     linked: BTreeMap<NodeId, u64>,
     compaction: Compaction,
@@ -92,15 +97,15 @@ impl NodeCore {
     /// Opens a node from what its store holds.
     pub fn open(
         settings: NodeSettings,
-        storage: Box<dyn Storage + Send>,
+        mut storage: Box<dyn Storage + Send>,
         mut recovery: Recovery,
     ) -> Result<Self, OpenError> {
         let mut records = by_tenure(std::mem::take(&mut recovery.log))?;
         let own = records.remove(&OWN).unwrap_or_default();
         let roster = roster::open(&settings, storage.as_ref(), &recovery, &own)?;
         let mut groups = BTreeMap::new();
-        let hosted = settings.founding.iter().filter(|tenure| tenure.index_of(settings.node).is_some());
-        for tenure in hosted.cloned().map(Arc::new) {
+        let opened = open_tenures(&settings, storage.as_ref(), &records)?;
+        for tenure in opened.tenures {
             let (id, records) = (tenure.id, records.remove(&tenure.id).unwrap_or_default());
             let seed = settings.group.options.seed ^ (id.group.mixed() << 32) ^ recovery.incarnation;
             let mut group_settings = settings.group.clone();
@@ -108,13 +113,13 @@ impl NodeCore {
             let group = Group::open(storage.as_ref(), tenure, settings.node, &group_settings, &records)?;
             groups.insert(id.group, group);
         }
-        if let Some(tenure) = records.keys().next() {
-            let lost =
-                format!("the write-ahead log names {tenure}, which the genesis record does not place here");
-            return Err(OpenError::Storage(StorageError::StateLost(lost)));
-        }
         let compact_above = settings.log_bytes_max;
         let askers = Askers::new(settings.group.options.mutation.checks_in_one_line());
+        let founding = (!opened.to_write.is_empty()).then_some(FOUNDING);
+        if founding.is_some() {
+            let state = vec![opened.to_write];
+            storage.submit(Commit { id: FOUNDING, state, ..Commit::default() });
+        }
         Ok(Self {
             atlas: Atlas::founded(&settings.founding),
             settings,
@@ -127,7 +132,8 @@ impl NodeCore {
             waiting: Waiting::default(),
             forwards: Forwards::of_life(recovery.incarnation),
             leaders: BTreeMap::new(),
-            last_commit: CommitId(0),
+            last_commit: founding.unwrap_or_default(),
+            founding,
             linked: BTreeMap::new(),
             compaction: Compaction::Idle,
             compact_above,
@@ -195,6 +201,7 @@ impl NodeCore {
             }
             NodeEvent::Durable(commit) => self.on_durable(commit)?,
             NodeEvent::Written(commit) => {
+                self.founding = self.founding.filter(|founding| *founding > commit);
                 for group in self.groups.values_mut() {
                     group.written(self.storage.as_ref(), commit)?;
                 }
@@ -254,6 +261,9 @@ impl NodeCore {
     /// whole state of every engine: one that has stopped gives nothing any more, and what it promised stands in the old log
     /// alone.
     fn submit(&mut self, should_replace_log: bool) {
+        if self.founding.is_some() {
+            return;
+        }
         let id = CommitId(self.last_commit.0 + 1);
         let mut commit = Commit { id, ..Commit::default() };
         let mut is_whole = true;
@@ -566,6 +576,20 @@ impl NodeCore {
     pub(crate) fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
         self.groups.values_mut()
     }
+}
+
+/// In Byzantine mode a tree that cannot be read is one that holds nothing: what it should hold is proved by others.
+fn open_tenures(
+    settings: &NodeSettings,
+    storage: &dyn Storage,
+    records: &BTreeMap<TenureId, Vec<Bytes>>,
+) -> Result<tenures::Opened, StorageError> {
+    let is_repairable = settings.group.byzantine.is_some();
+    let rows = match kv::read_tenures(storage) {
+        Err(StorageError::Corrupt { .. }) if is_repairable => Vec::new(),
+        rows => rows?,
+    };
+    tenures::open(rows, records, (&settings.founding, settings.node), is_repairable)
 }
 
 /// The records of each epoch of each group, in order. What a later build has written may be a promise.

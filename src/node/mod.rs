@@ -10,6 +10,7 @@ mod pool;
 pub mod roster;
 pub mod run;
 mod status;
+mod tenures;
 
 #[cfg(test)]
 mod tests;

@@ -236,6 +236,8 @@ impl Alone {
             opening: recovery.incarnation,
         };
         let mut core = NodeCore::open(settings, Box::new(storage), recovery).unwrap();
+        // At its first start it writes its tenures.
+        disk.settle().into_iter().for_each(|founding| core.step(NodeEvent::Written(founding)));
         for peer in (1..=4).map(NodeId).filter(|peer| *peer != node) {
             core.step(NodeEvent::PeerLink { node: peer, link: 1, is_up: true });
         }

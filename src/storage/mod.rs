@@ -29,6 +29,7 @@
 //! |---|---|---|
 //! | `kv` | `d` position (u64) key | checksum, kind, version, when the key ends, length, the value's first bytes |
 //! | `kv` | `c` position key-length (u16) key piece (u16) | checksum, further bytes of the value |
+//! | `kv` | `g` group (u128) | checksum, the group's tenure: its epoch, range, members |
 //! | `kv` | `m` group (u128) `a` | what was applied: slot, chain, time, clock, digest |
 //! | `kv` | `m` group `s` session (16 bytes) | a session: whose it is, when it was active, what its client has |
 //! | `kv` | `m` group `r` session (16 bytes) number (u64) | what that request came to |
