@@ -112,6 +112,13 @@ fn occasion(wrong: Wrong, mode: Mode, seed: u64) -> Plan {
             // A state with all its sessions would take longer to be put in place than a run waits.
             plan.row_micros = 0;
         }
+        // An acknowledgement must come late, and find that its receiver leads again, over another log.
+        Mutation::CountOlderBallot => {
+            alone(&mut plan, Nemesis::OneWay);
+            plan.nemeses.extend([Nemesis::Halves, Nemesis::Isolate, Nemesis::Delay, Nemesis::Pause]);
+            (plan.nodes, plan.replicas, plan.groups) = (3, 3, 1);
+            (plan.millis, plan.fault_every, plan.think_micros) = (12_000, 500, 0);
+        }
         // What was sent must still be on its way when it is cancelled.
         Mutation::ForgetCancels => plan.deadline_millis = 400,
         Mutation::AnySignOfLife => {
@@ -222,7 +229,7 @@ const LIVENESS: [Mutation; 4] =
 fn seeds_for(wrong: Wrong) -> u64 {
     match wrong {
         // The acknowledgement must come late, and find that its receiver leads again.
-        Wrong::Rule(Mutation::CountOlderBallot) => 3_000,
+        Wrong::Rule(Mutation::CountOlderBallot) => 1_000,
         // The logs of most runs are small: few are moved in more than one piece.
         Wrong::Rule(Mutation::LeadHalfFetched | Mutation::AdoptHalfSync) => 3_000,
         // Views must fail again and again before the rest, which is seldom.
