@@ -261,7 +261,8 @@ mod tests {
             Request::Command { group: crate::ring::GroupId(1), envelope: Bytes::from_static(&[9, 9]) };
         assert!(check(&mut nonsense, None, &limits).unwrap_err().contains("not a request"));
         let consistency = crate::wire::Consistency::Linearizable;
-        let mut long = Request::Get { key: Bytes::from_static(b"12345"), consistency };
+        let mut long =
+            Request::Get { group: crate::ring::GroupId(1), key: Bytes::from_static(b"12345"), consistency };
         assert!(check(&mut long, None, &limits).unwrap_err().contains("1 to 4 bytes"));
     }
 

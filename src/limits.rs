@@ -158,6 +158,9 @@ pub const SIGNED_BATCH_BYTES_MAX: usize = tetrachord_consensus::pbft::batch::BAT
 /// Groups that one cluster may have.
 pub const GROUPS_MAX: usize = 1024;
 
+/// Places that an answer tells of when a key has moved.
+pub const MOVED_PLACES_MAX: usize = 16;
+
 /// Nodes that one cluster may have.
 pub const NODES_MAX: usize = 256;
 

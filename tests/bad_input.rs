@@ -181,7 +181,8 @@ fn a_client_that_floods_and_never_reads_costs_bounded_memory_and_nobody_else() {
         client.put("large", vec![7; 200_000]).await.done().unwrap();
         let before = resident(&cluster);
         let endpoint = ClientEndpoint::new(false).unwrap();
-        let request = Request::Get { key: "large".into(), consistency: Consistency::Linearizable };
+        let request =
+            Request::Get { group: GroupId(1), key: "large".into(), consistency: Consistency::Linearizable };
         let mut worst = before;
         for round in 0..6u64 {
             let node = &config.nodes[round as usize % 3];
@@ -284,7 +285,8 @@ async fn flood(config: NodeConfig, stop: std::sync::Arc<std::sync::atomic::Atomi
     };
     let transport = Transport::start(settings, inbound).unwrap();
     let forward = |id| {
-        let request = Request::Get { key: "k".into(), consistency: Consistency::Linearizable };
+        let request =
+            Request::Get { group: GroupId(1), key: "k".into(), consistency: Consistency::Linearizable };
         wire::encode(&PeerMessage::Forward { id, client: ClientId([1; 32]), request })
     };
     let tenure = |group| TenureId { group: GroupId(group), epoch: 1 };

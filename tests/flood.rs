@@ -159,6 +159,7 @@ impl Attacker {
             } else {
                 let consistency = Consistency::Linearizable;
                 tokio::spawn(self.clone().send_requests(node.clone(), move |_| Request::Get {
+                    group: GroupId(1),
                     key: Bytes::from_static(b"mine"),
                     consistency,
                 }));

@@ -186,7 +186,7 @@ fn golden() -> Vec<(Kind, Bytes)> {
     for consistency in
         [Consistency::Linearizable, Consistency::Session { at_least: 3 }, Consistency::Eventual]
     {
-        world.ask(Request::Get { key: Bytes::from_static(b"key-1"), consistency });
+        world.ask(Request::Get { group: GroupId(1), key: Bytes::from_static(b"key-1"), consistency });
     }
     world.ask(Request::Status);
     world.run(4_000, Some(2));

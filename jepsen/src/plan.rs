@@ -80,6 +80,8 @@ pub struct Plan {
     pub row_micros: u64,
     /// Whether all programs ask one client.
     pub is_shared: bool,
+    /// Whether nodes may greet with an atlas of long ago, in which other groups own everything.
+    pub has_old_maps: bool,
     /// How long a client waits for what becomes of a request, in milliseconds.
     pub deadline_millis: u64,
     /// What it takes besides for a row of a whole state, so that few of them stand for many.
@@ -162,6 +164,7 @@ impl Plan {
             barrier_micros: random.between(100, 4_000),
             row_micros: 0,
             is_shared: false,
+            has_old_maps: false,
             deadline_millis: DEADLINE_MILLIS,
             state_row_micros: 0,
             log_bytes_max: [15_000, 60_000, 400_000][random.index(3)],
@@ -201,6 +204,8 @@ impl Plan {
             plan.nemeses.insert(Nemesis::GreedyClient);
         }
         plan.is_shared = Random::new(seed ^ 0x7368_6172_6564).below(3) == 0;
+        // In Byzantine mode clients believe nobody about the ring.
+        plan.has_old_maps = mode == Mode::Crash && Random::new(seed ^ 0x6f6c_646d_6170).below(3) == 0;
         // In Byzantine mode nothing is cancelled.
         if mode == Mode::Crash && Random::new(seed ^ 0x6861_7374_6520).below(4) == 0 {
             plan.deadline_millis = HASTY_MILLIS;
@@ -266,6 +271,7 @@ impl Plan {
             barrier_micros: 200,
             row_micros: 0,
             is_shared: false,
+            has_old_maps: false,
             deadline_millis: DEADLINE_MILLIS,
             shows_all: false,
             keeps_view: false,

@@ -393,7 +393,7 @@ impl NodeCore {
     /// was asked, and only if it is an answer: what replicas tell of outcomes, and nodes of themselves, each says itself.
     fn on_forwarded(&mut self, from: NodeId, id: u64, answer: Answer) {
         let is_answer = match &answer {
-            Answer::Reply { .. } | Answer::Value { .. } | Answer::Retry { .. } => true,
+            Answer::Reply { .. } | Answer::Value { .. } | Answer::Retry { .. } | Answer::Moved { .. } => true,
             Answer::Refused { .. } | Answer::Unavailable { .. } | Answer::Kept { .. } => true,
             Answer::Status(_) | Answer::Watching | Answer::Outcomes { .. } => false,
         };

@@ -271,7 +271,8 @@ impl Alone {
             .map(|number| Bytes::from(format!("k{number}")))
             .find(|key| !self.atlas.owner(Position::of_key(key)).nodes.contains(&node))
             .expect("some group has no replica here");
-        let effects = self.ask(Request::Get { key, consistency: Consistency::Linearizable });
+        let group = self.atlas.owner(Position::of_key(&key)).group();
+        let effects = self.ask(Request::Get { group, key, consistency: Consistency::Linearizable });
         let frames = effects.into_iter().filter_map(|effect| match effect {
             NodeEffect::Send { to, frame, .. } => Some((to, wire::decode::<PeerMessage>(&frame[4..]).ok()?)),
             _ => None,
@@ -359,7 +360,7 @@ fn an_eventual_read_needs_no_leader() {
     let disk = MemoryDisk::default();
     let mut node = Alone::start(NodeId(1), found_without_keys(1, 3, 3), &disk);
     let key = Bytes::from_static(b"k");
-    let read = |consistency| Request::Get { key: key.clone(), consistency };
+    let read = |consistency| Request::Get { group: GroupId(1), key: key.clone(), consistency };
     let answer = answer_in(node.ask(read(Consistency::Eventual)));
     let is_refused = matches!(answer, Some(Answer::Retry { reason: RetryReason::NoLeader, .. }));
     assert!(is_refused, "with a store that nobody has noted it knows nothing: {answer:?}");

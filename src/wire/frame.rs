@@ -40,12 +40,16 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ring::GroupId;
     use crate::wire::{Consistency, PeerMessage, Request, RequestFrame};
     use proptest::prelude::*;
 
     fn request() -> RequestFrame {
-        let request =
-            Request::Get { key: Bytes::from_static(b"key"), consistency: Consistency::Linearizable };
+        let request = Request::Get {
+            group: GroupId(1),
+            key: Bytes::from_static(b"key"),
+            consistency: Consistency::Linearizable,
+        };
         RequestFrame { id: 7, request }
     }
 

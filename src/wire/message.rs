@@ -1,7 +1,9 @@
 //! Every message on the wire: who sends it and what it means.
 
 use crate::kv::{self, Reply, RequestId};
-use crate::limits::{FRAME_BODIES_MAX, GROUPS_MAX, Limits, OPENINGS_MAX, SLOT_REQUESTS_MAX, few};
+use crate::limits::{
+    FRAME_BODIES_MAX, GROUPS_MAX, Limits, MOVED_PLACES_MAX, OPENINGS_MAX, SLOT_REQUESTS_MAX, few,
+};
 use crate::proof::OutcomeProof;
 use crate::ring::{GroupId, NodeId, Place, StoreId, TenureId};
 use crate::shares::ClientId;
@@ -52,6 +54,8 @@ pub enum Request {
     },
     /// Read a key.
     Get {
+        /// The group that the client believes to own the key.
+        group: GroupId,
         /// The key.
         key: Bytes,
         /// How fresh.
@@ -181,6 +185,13 @@ pub enum Answer {
         /// Each request with its reply, and a proof if the client had asked for one. At most [`SLOT_REQUESTS_MAX`].
         #[serde(deserialize_with = "few::<_, _, SLOT_REQUESTS_MAX>")]
         replies: Vec<(RequestId, Reply, Option<OutcomeProof>)>,
+    },
+    /// Another group than the one that was asked owns the key, or will soon be known to. Nothing was done. Of places that overlap those of
+    /// higher generation count, so whoever knows later ones asks another node. At most [`MOVED_PLACES_MAX`].
+    Moved {
+        /// Where to ask.
+        #[serde(deserialize_with = "few::<_, _, MOVED_PLACES_MAX>")]
+        places: Vec<Place>,
     },
 }
 

@@ -7,6 +7,7 @@ use crate::client::outcome::{Outcome, Refusal};
 use crate::kv::{Operation, RequestId, Write, check_key};
 use crate::limits::Limits;
 use crate::ring::{GroupId, NodeId, Position};
+use bytes::Bytes;
 use std::time::Duration;
 
 /// Why a call was not even sent: the oldest of the session's open requests is not answered, and the group remembers no more.
@@ -59,6 +60,8 @@ pub(super) struct Call {
     /// Something was sent that may have been carried out, or may yet be.
     pub(super) maybe_applied: bool,
     pub(super) tried: u32,
+    /// How often it was told of another place for its key.
+    pub(super) moved: u32,
     /// Since when the node is asked, or waited for, that is now.
     pub(super) asked_since: Duration,
     /// A write that was cancelled, and to whom it was sent before: an answer to it is as good.
@@ -77,6 +80,15 @@ impl Call {
         match &self.what {
             What::Ask(Ask::Write(write)) => Some(write),
             _ => None,
+        }
+    }
+
+    /// The key that it is about, if it is about one.
+    pub(super) fn key(&self) -> Option<&Bytes> {
+        match &self.what {
+            What::Ask(Ask::Write(write)) => Some(write.key()),
+            What::Ask(Ask::Read { key, .. } | Ask::Prove { key } | Ask::Seen { key }) => Some(key),
+            What::Ask(Ask::Status(_) | Ask::Close) | What::Open(_) | What::End(_) => None,
         }
     }
 
@@ -106,6 +118,7 @@ impl Core {
             number: None,
             maybe_applied: false,
             tried: 0,
+            moved: 0,
             asked_since: self.now.at,
             cancelled: None,
             renewed: 0,

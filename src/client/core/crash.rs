@@ -14,8 +14,9 @@ use super::{Ask, CallId, Core, Done, Effect, Outgoing, Unreachable};
 use crate::client::outcome::{Outcome, Read, Refusal, unexpected};
 use crate::client::{ClientOptions, status};
 use crate::kv::{Failure, Operation, Reply, RequestId, SessionId};
-use crate::ring::{GroupId, NodeId};
+use crate::ring::{GroupId, NodeId, Place, Position};
 use crate::wire::{Answer, Request, RetryReason};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A call waits so long for a connection; a node that is down does not refuse, it is silent. The dial goes on.
@@ -34,6 +35,9 @@ const NAMED_MAX: u32 = 4;
 /// So much of a call's time is left for a write that may have been carried out to be cancelled: one part in so many of it, and no more
 /// than an attempt may take.
 const CANCEL_PART: u32 = 4;
+
+/// How often a call goes on to another group because it was told that its key is there.
+const MOVES_MAX: u32 = 16;
 
 impl Core {
     /// Asks a node of the call's group, the one of most promise.
@@ -236,6 +240,7 @@ impl Core {
                 self.note_leader(id, leader);
                 self.on_value(id, Read { found, served });
             }
+            Answer::Moved { places } => self.on_moved(id, node, places),
             Answer::Refused { error } => self.refuse(id, Refusal::Invalid(error)),
             Answer::Unavailable { reason } => self.refuse(id, Refusal::Unavailable(reason)),
             Answer::Status(said) => match &self.calls[&id].what {
@@ -289,6 +294,34 @@ impl Core {
         } else {
             self.attempt(id);
         }
+    }
+
+    /// A node says that another group owns the key; it did nothing. If that is news it is asked there.
+    fn on_moved(&mut self, id: CallId, node: NodeId, places: Vec<Place>) {
+        let Some((atlas, _)) = &mut self.known else { return self.on_unexpected(id, &places) };
+        let atlas = Arc::make_mut(atlas);
+        let is_new = places.into_iter().fold(false, |is_new, place| atlas.note(place) | is_new);
+        let call = self.calls.get_mut(&id).expect("an open call");
+        let Some(key) = call.key() else { return self.on_unexpected(id, &"a key has moved") };
+        let owner = atlas.owner(Position::of_key(key)).group();
+        (call.target, call.last) = (None, format!("{node} says that {owner} owns the key"));
+        call.moved += u32::from(is_new);
+        if call.moved > MOVES_MAX {
+            return self.refuse(id, Refusal::Unavailable(format!("it was sent on {MOVES_MAX} times")));
+        }
+        if call.group == Some(owner) {
+            // What that node knows is of the past: others know more, or it will.
+            return self.rest(id);
+        }
+        call.group = Some(owner);
+        // What may have been carried out is asked under its own number, wherever its session is now. Else it begins anew.
+        if call.maybe_applied {
+            return self.attempt(id);
+        }
+        if let Some(number) = call.number.take() {
+            self.give_back(&number);
+        }
+        self.advance(id);
     }
 
     /// The group's state machine has answered a command.
@@ -396,7 +429,8 @@ fn outgoing(call: &Call, is_late: bool) -> Outgoing {
             command(number.request, number.ack_below, operation)
         }
         What::Ask(Ask::Read { key, consistency }) => {
-            Outgoing::Request(Request::Get { key: key.clone(), consistency: *consistency })
+            let (group, key) = (call.group(), key.clone());
+            Outgoing::Request(Request::Get { group, key, consistency: *consistency })
         }
         What::Ask(Ask::Status(_)) => Outgoing::Request(Request::Status),
         What::Ask(Ask::Prove { .. } | Ask::Seen { .. } | Ask::Close) => {

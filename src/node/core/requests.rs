@@ -13,7 +13,7 @@ use crate::limits::WAITING_BYTES_MAX;
 use crate::node::face::{Class, NodeEffect, Room};
 use crate::node::forwards::Forward;
 use crate::ring::{GroupId, NodeId};
-use crate::router;
+use crate::router::{self, Route};
 use crate::shares::{Account, ClientId, Shares, Turns};
 use crate::wire::{self, Answer, Consistency, PeerMessage, Request, RequestFrame, RetryReason};
 
@@ -136,14 +136,16 @@ impl NodeCore {
             return Ok(());
         }
         let operation = command.as_ref().map(|command| &command.operation);
-        let Some(owner) = router::group_of(&self.atlas, &request, operation) else {
-            self.finish(
-                ticket,
-                Answer::Refused { error: "there is no such group in this cluster".to_string() },
-            );
-            return Ok(());
-        };
-        self.route(ticket, origin, owner, request, command)
+        match router::route(&self.atlas, &request, operation) {
+            Route::Group(owner) => return self.route(ticket, origin, owner, request, command),
+            Route::Moved(place) => self.finish(ticket, Answer::Moved { places: vec![place] }),
+            Route::Nowhere => {
+                let error = "there is no such group in this cluster".to_string();
+                self.finish(ticket, Answer::Refused { error });
+            }
+            Route::Node => unreachable!("what is for the node itself was answered"),
+        }
+        Ok(())
     }
 
     fn watch(&mut self, ticket: Ticket, origin: Origin, client: kv::Client) {
@@ -242,14 +244,14 @@ impl NodeCore {
                 group.write(account, ticket, &command, bytes);
                 Ok(())
             }
-            (Request::Get { key, consistency: Consistency::Linearizable }, _) => {
+            (Request::Get { key, consistency: Consistency::Linearizable, .. }, _) => {
                 group.read(ticket, key);
                 Ok(())
             }
-            (Request::Get { key, consistency: Consistency::Session { at_least } }, _) => {
+            (Request::Get { key, consistency: Consistency::Session { at_least }, .. }, _) => {
                 group.read_applied(storage, ticket, &key, at_least)
             }
-            (Request::Get { key, consistency: Consistency::Eventual }, _) => {
+            (Request::Get { key, consistency: Consistency::Eventual, .. }, _) => {
                 group.read_applied(storage, ticket, &key, 0)
             }
             (Request::Submit { bundle, .. }, _) => {

@@ -663,7 +663,7 @@ impl Sim {
             return self.open(index, group, key, None, Request::Command { group, envelope });
         };
         if is_read {
-            let request = Request::Get { key: raw, consistency: Consistency::Linearizable };
+            let request = Request::Get { group, key: raw, consistency: Consistency::Linearizable };
             return self.open(index, group, key, Some(Action::Get(None)), request);
         }
         let process = self.clients[index].process;

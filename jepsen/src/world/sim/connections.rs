@@ -94,6 +94,9 @@ impl Machine {
     }
 }
 
+/// What the old maps came to.
+const SENT_ON: &str = "a client was sent on to the group that owns its key";
+
 fn link_of(connection: ConnectionId) -> LinkId {
     LinkId(connection.0)
 }
@@ -232,11 +235,23 @@ impl World {
         let hello = Hello {
             cluster: "simulated".to_string(),
             node,
-            places: self.tenures.iter().map(Place::from).collect(),
+            places: self.places_told(),
             limits: Limits::default(),
             is_byzantine: self.plan.mode == Mode::Byzantine,
         };
         self.drive(machine, |core, now| core.greeted(now, node, link_of(id), Some(hello)));
+    }
+
+    /// What a node that greets says of the ring: what it knows, or what it knew before everything moved on by one group.
+    fn places_told(&mut self) -> Vec<Place> {
+        let mut places: Vec<Place> = self.tenures.iter().map(Place::from).collect();
+        if self.plan.has_old_maps && self.random.coin() {
+            let ranges: Vec<_> = places.iter().map(|place| place.range).collect();
+            for (index, place) in places.iter_mut().enumerate() {
+                (place.range, place.generation) = (ranges[(index + 1) % ranges.len()], 0);
+            }
+        }
+        places
     }
 
     /// A dial has heard nothing.
@@ -306,6 +321,7 @@ impl World {
             Answer::Reply { reply: Reply::Failed(Failure::SessionExpired), .. } if !all_wrong => {
                 return self.violate(|| "a session of a correct client has expired".to_string());
             }
+            Answer::Moved { .. } => self.reach(SENT_ON),
             _ => {}
         }
         self.drive(machine, |core, now| core.answered(now, from, frame));

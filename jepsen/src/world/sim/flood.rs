@@ -70,7 +70,7 @@ impl World {
                 let write = Operation::Write(Write::put(key, vec![0; 100]));
                 Request::Command { group, envelope: Envelope::new(request, id, &write).encode() }
             }
-            _ => Request::Get { key, consistency: Consistency::Linearizable },
+            _ => Request::Get { group: self.tenures[0].group(), key, consistency: Consistency::Linearizable },
         };
         wire::encode(&RequestFrame { id, request })
     }

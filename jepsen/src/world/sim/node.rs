@@ -143,11 +143,13 @@ impl Node {
 pub(super) fn tenures(plan: &Plan) -> Vec<Tenure> {
     let is_byzantine = plan.mode == Mode::Byzantine;
     let quorums = if is_byzantine { QuorumRule::Byzantine } else { QuorumRule::majority(plan.replicas) };
-    found((plan.groups, plan.replicas, plan.nodes), quorums, |node, _| {
+    let founded = found((plan.groups, plan.replicas, plan.nodes), quorums, |node, _| {
         let key = public(super::network::index_of(node));
         let signing = is_byzantine.then_some(key);
         Member { node, key, signing, epoch_key: signing }
-    })
+    });
+    // There was a time before, which old maps show.
+    founded.into_iter().map(|tenure| Tenure { generation: 1, ..tenure }).collect()
 }
 
 impl World {

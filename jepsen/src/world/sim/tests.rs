@@ -184,8 +184,11 @@ fn a_follower_passes_few_requests_of_a_client_on_and_names_the_leader_for_the_re
         let connection = ConnectionId(1_000 + u64::from(client));
         for id in 0..count {
             let (key, consistency) = (Bytes::from_static(b"key"), Consistency::Linearizable);
-            let body =
-                wire::encode(&RequestFrame { id, request: Request::Get { key, consistency } }).slice(4..);
+            let body = wire::encode(&RequestFrame {
+                id,
+                request: Request::Get { group: tetrachord::ring::GroupId(1), key, consistency },
+            })
+            .slice(4..);
             core.step(NodeEvent::Client { connection, client: ClientId([client; 32]), body });
         }
         let (mut passed_on, mut told) = (0, Vec::new());

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::limits::SESSION_WINDOW;
+use crate::ring::{Atlas, Position};
 use std::collections::BTreeSet;
 
 /// A client that knows the ring, and is connected to these nodes of three.
@@ -690,4 +691,107 @@ fn a_client_that_asked_nothing_ends_at_once() {
     let end = story.ask(Ask::Close);
     assert_eq!(story.done(end), &Done::Closed(Ok(())));
     assert!(story.dialled.is_empty());
+}
+
+/// The two groups of a ring that was cut anew: each holds what the other one held before.
+fn swapped(generation: u64) -> Vec<Place> {
+    let mut places: Vec<Place> = found_without_keys(2, 3, 3).iter().map(Place::from).collect();
+    if generation > 0 {
+        let ranges = [places[1].range, places[0].range];
+        for (place, range) in places.iter_mut().zip(ranges) {
+            (place.range, place.generation) = (range, generation);
+        }
+    }
+    places
+}
+
+/// A client that a node has told who owned what before.
+fn behind_the_times() -> (Story, Place, Place) {
+    let mut story = Story::new(Story::setup(3));
+    let (cluster, node, limits) = ("c".to_string(), NodeId(1), Limits::default());
+    story.connect(1, Some(Hello { cluster, node, places: swapped(0), limits, is_byzantine: false }));
+    story.connect(2, None);
+    story.connect(3, None);
+    let of = |places: Vec<Place>| Atlas::of(places).unwrap().owner(Position::of_key(b"k")).clone();
+    (story, of(swapped(0)), of(swapped(1)))
+}
+
+fn asked_group(story: &Story) -> GroupId {
+    match story.last_sent().1 {
+        Outgoing::Command { group, .. } | Outgoing::Request(Request::Get { group, .. }) => *group,
+        other => panic!("{other:?} is for no group"),
+    }
+}
+
+#[test]
+fn whoever_is_told_that_a_key_has_moved_asks_there() {
+    let (mut story, old, new) = behind_the_times();
+    let moved = Answer::Moved { places: vec![new.clone()] };
+    let read = story.ask(get());
+    assert_eq!(asked_group(&story), old.group());
+    story.answer(moved.clone());
+    assert_eq!(asked_group(&story), new.group());
+    let served = Served { group: new.group(), slot: 3, consistency: Consistency::Linearizable };
+    story.answer(Answer::Value { found: None, served, leader: None });
+    assert!(matches!(story.read(read), Outcome::Done(_)));
+    // From then on it is asked at once.
+    story.ask(get());
+    assert_eq!(asked_group(&story), new.group());
+}
+
+#[test]
+fn a_write_that_has_moved_is_sent_in_a_session_of_its_new_group() {
+    let (mut story, old, new) = behind_the_times();
+    let write = story.ask(put());
+    assert_eq!(asked_group(&story), old.group());
+    story.answer(reply(Reply::Opened { session: SESSION }));
+    assert_eq!(story.last_write().0.session, SESSION);
+    story.answer(Answer::Moved { places: vec![new.clone()] });
+    assert!(matches!(story.last_sent().1, Outgoing::Command { operation: Operation::Open, .. }));
+    assert_eq!(asked_group(&story), new.group());
+    let other = SessionId(SESSION.0 + 1);
+    story.answer(reply(Reply::Opened { session: other }));
+    assert_eq!(story.last_write().0, RequestId { session: other, number: 1 });
+    story.answer(reply(Reply::Put { version: 2 }));
+    assert_eq!(story.written(write), &Outcome::Done(Reply::Put { version: 2 }));
+}
+
+/// The first attempt may have been carried out before the key moved: another number could carry it out again.
+#[test]
+fn a_write_that_may_have_been_applied_keeps_its_number_when_it_has_moved() {
+    let (mut story, _, new) = behind_the_times();
+    let write = story.ask(put());
+    story.answer(reply(Reply::Opened { session: SESSION }));
+    let number = story.last_write();
+    story.lose(story.last_sent().0.0);
+    assert_eq!(story.last_write(), number, "elsewhere");
+    story.answer(Answer::Moved { places: vec![new.clone()] });
+    assert_eq!((story.last_write(), asked_group(&story)), (number, new.group()));
+    story.answer(failed(Failure::SessionExpired));
+    assert!(is_unknown(&story, write));
+}
+
+/// A node that knows less than the client must not send it back and forth.
+#[test]
+fn what_is_of_the_past_is_not_believed() {
+    let (mut story, old, new) = behind_the_times();
+    let read = story.ask(get());
+    story.answer(Answer::Moved { places: vec![new.clone()] });
+    for _ in 0..3 {
+        story.answer(Answer::Moved { places: vec![old.clone()] });
+        assert!(story.core.next_due().is_some(), "it rests");
+        story.pass(Duration::from_millis(200));
+        assert_eq!(asked_group(&story), new.group());
+    }
+    let mut next = new.clone();
+    for generation in 2..40 {
+        next = Place { generation, ..if next.group() == old.group() { new.clone() } else { old.clone() } };
+        next.range = new.range;
+        if story.done.contains_key(&read) {
+            break;
+        }
+        story.answer(Answer::Moved { places: vec![next.clone()] });
+    }
+    let said = format!("{:?}", story.read(read));
+    assert!(said.contains("sent on 16 times"), "{said}");
 }
