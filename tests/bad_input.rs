@@ -180,7 +180,7 @@ fn a_client_that_floods_and_never_reads_costs_bounded_memory_and_nobody_else() {
         let client = Client::new(config.clone()).unwrap();
         client.put("large", vec![7; 200_000]).await.done().unwrap();
         let before = resident(&cluster);
-        let endpoint = ClientEndpoint::new(false).unwrap();
+        let endpoint = ClientEndpoint::new(config.nodes.iter().map(|node| &node.address)).unwrap();
         let request =
             Request::Get { group: GroupId(1), key: "large".into(), consistency: Consistency::Linearizable };
         let mut worst = before;
@@ -191,7 +191,7 @@ fn a_client_that_floods_and_never_reads_costs_bounded_memory_and_nobody_else() {
             let connected = ClientLink::connect(
                 &endpoint,
                 &config.identity,
-                node.address,
+                &node.address,
                 node.key,
                 &config.protocol,
                 patience,
@@ -263,8 +263,9 @@ fn a_peer_that_floods_costs_bounded_memory_and_the_others_go_on() {
 async fn flood(config: NodeConfig, stop: std::sync::Arc<std::sync::atomic::AtomicBool>) -> (usize, usize) {
     let (inbound, mut inbox) = tokio::sync::mpsc::channel(4096);
     let peers = config.genesis.nodes.iter().filter(|node| node.id != config.node);
-    let peers: Vec<PeerAddress> =
-        peers.map(|node| PeerAddress { node: node.id, address: node.address, key: node.key }).collect();
+    let peers: Vec<PeerAddress> = peers
+        .map(|node| PeerAddress { node: node.id, address: node.address.clone(), key: node.key })
+        .collect();
     let targets: Vec<_> = peers.iter().map(|peer| peer.node).collect();
     // Without its store nobody would listen to it; and of its starts it must name more than anybody remembers.
     let format = std::fs::read_to_string(config.data_dir.join("format")).unwrap();

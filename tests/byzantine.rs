@@ -280,7 +280,7 @@ fn a_request_that_was_made_before_the_nodes_run_is_answered_when_they_do() {
     let mut cluster = Cluster::init_in("byzantine", 4, 1);
     let file = cluster.path().join("cluster.toml");
     let nodes = ClusterConfig::load(&file).unwrap().nodes;
-    let socket = std::net::UdpSocket::bind(nodes[0].address).unwrap();
+    let socket = std::net::UdpSocket::bind(nodes[0].address.to_bind()).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let mut put = program();
     put.arg("--cluster").arg(&file).args(["--deadline-ms", "60000", "put", "k", "v"]);

@@ -43,7 +43,7 @@ struct Attacker {
 
 impl Attacker {
     fn new(config: ClusterConfig) -> Self {
-        let endpoint = ClientEndpoint::new(false).unwrap();
+        let endpoint = ClientEndpoint::new(config.nodes.iter().map(|node| &node.address)).unwrap();
         Self {
             config: Arc::new(config),
             endpoint,
@@ -59,7 +59,7 @@ impl Attacker {
         let patience = Patience { silence: limit, handshake: limit };
         let (identity, protocol) = (&self.config.identity, &self.config.protocol);
         let connected =
-            ClientLink::connect(&self.endpoint, identity, node.address, node.key, protocol, patience).await;
+            ClientLink::connect(&self.endpoint, identity, &node.address, node.key, protocol, patience).await;
         connected.ok().map(|(link, _greeting, frames)| (link, frames))
     }
 

@@ -132,7 +132,7 @@ fn a_replica_that_is_long_behind_comes_back_over_a_slow_link() {
     let mebibytes: usize = std::env::var("LINK_MIB").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
     let mut cluster = Cluster::init(3, 1);
     let config = ClusterConfig::load(&cluster.path().join("cluster.toml")).unwrap();
-    let addresses: Vec<SocketAddr> = config.nodes.iter().map(|node| node.address).collect();
+    let addresses: Vec<SocketAddr> = config.nodes.iter().map(|node| node.address.to_bind()).collect();
     let switch = put_behind_relays(&cluster, &addresses);
     (0..3).for_each(|index| cluster.start_node(index));
     wait_for("a write", || (cluster.code(&["put", "first", "v"]) == 0).then_some(()));

@@ -81,7 +81,7 @@ impl Deployment {
         let sockets: Vec<UdpSocket> = (0..3).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         let plan = InitPlan {
             dir: dir.path().join("c"),
-            addresses: sockets.iter().map(|socket| socket.local_addr().unwrap()).collect(),
+            addresses: sockets.iter().map(|socket| socket.local_addr().unwrap().into()).collect(),
             groups: 1,
             replicas: 3,
             clients: 1,

@@ -91,7 +91,7 @@ impl LocalCluster {
         } else {
             let plan = InitPlan {
                 dir: dir.to_path_buf(),
-                addresses: free_addresses(size.nodes())?,
+                addresses: free_addresses(size.nodes())?.into_iter().map(Into::into).collect(),
                 groups: size.groups(),
                 replicas: config::default_replicas(size.mode(), size.nodes()),
                 clients: 1,

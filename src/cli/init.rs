@@ -4,7 +4,7 @@ use super::{Common, Exit, output};
 use crate::config::{
     self, FlexibleQuorums, InitPlan, Mode, StorageConfig, Timing, default_nodes, default_replicas,
 };
-use crate::ring::{NodeId, found_without_keys};
+use crate::ring::{Address, NodeId, found_without_keys};
 use anyhow::Context;
 use clap::Args;
 use serde_json::json;
@@ -49,9 +49,9 @@ pub(crate) struct InitArgs {
     /// The port of the first node; the others follow
     #[arg(long, default_value_t = 7101, conflicts_with = "address")]
     port: u16,
-    /// The address of one node, HOST:PORT; once for each node
+    /// The address of one node, HOST:PORT, by number or by name; once for each node
     #[arg(long)]
-    address: Vec<SocketAddr>,
+    address: Vec<Address>,
     /// Quorums other than majorities: promises that a leader needs, and copies that decide
     #[arg(long, num_args = 2, value_names = ["PHASE1", "PHASE2"])]
     quorums: Option<Vec<usize>>,
@@ -136,7 +136,7 @@ fn idle_nodes(plan: &InitPlan) -> Vec<NodeId> {
     (0..plan.addresses.len()).map(NodeId::founder).filter(|node| !is_used(node)).collect()
 }
 
-fn addresses(args: &InitArgs) -> anyhow::Result<Vec<SocketAddr>> {
+fn addresses(args: &InitArgs) -> anyhow::Result<Vec<Address>> {
     if !args.address.is_empty() {
         return Ok(args.address.clone());
     }
@@ -144,5 +144,5 @@ fn addresses(args: &InitArgs) -> anyhow::Result<Vec<SocketAddr>> {
         |index: u16| args.port.checked_add(index).context("the ports run past 65535; choose a lower --port");
     let default = u16::try_from(default_nodes(args.mode)).expect("a few nodes");
     let nodes = args.nodes.unwrap_or(default);
-    (0..nodes).map(|index| Ok(SocketAddr::new(args.host, port(index)?))).collect()
+    (0..nodes).map(|index| Ok(SocketAddr::new(args.host, port(index)?).into())).collect()
 }

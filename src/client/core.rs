@@ -41,7 +41,7 @@ use super::outcome::{NotClosed, Outcome, Proven, Read, Refusal};
 use crate::config::{ClusterConfig, cluster_digest};
 use crate::kv::{self, Envelope, Operation, Reply, RequestId, Write};
 use crate::limits::Limits;
-use crate::ring::{Atlas, GroupId, NodeId, Tenure};
+use crate::ring::{Address, Atlas, GroupId, NodeId, Tenure};
 use crate::wire::{Answer, AnswerFrame, Consistency, Hello, NodeStatus, Request, RetryReason};
 use bytes::Bytes;
 use calls::{Call, Stage, What};
@@ -52,7 +52,6 @@ use members::Members;
 use sessions::Sessions;
 use signed::Signed;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tetrachord_consensus::pbft::{ClientSigner, Domain, SignedRequest};
@@ -83,7 +82,7 @@ pub struct Now {
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// The nodes of the cluster file.
-    pub nodes: BTreeMap<NodeId, SocketAddr>,
+    pub nodes: BTreeMap<NodeId, Address>,
     /// In Byzantine mode, the tenures that the cluster began with: no node is believed about them.
     pub founding: Option<Vec<Tenure>>,
     /// In Byzantine mode, who signs.
@@ -115,7 +114,7 @@ impl Setup {
             client: ClientSigner::new(&signing.seed()).name().0,
             cluster: Digest(cluster_digest(&cluster.protocol)),
         });
-        let nodes = cluster.nodes.iter().map(|node| (node.id, node.address)).collect();
+        let nodes = cluster.nodes.iter().map(|node| (node.id, node.address.clone())).collect();
         let (founding, mutation) = (cluster.founding.clone(), Mutation::None);
         Ok(Self { nodes, founding, signing, options, seed, mutation })
     }

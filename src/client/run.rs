@@ -97,7 +97,7 @@ impl Shell {
         getrandom::fill(&mut seed).map_err(|error| std::io::Error::other(error.to_string()))?;
         let setup = Setup::of(&cluster, options, seed)
             .map_err(|reason| std::io::Error::new(std::io::ErrorKind::InvalidInput, reason))?;
-        let endpoint = ClientEndpoint::new(cluster.nodes.iter().any(|node| node.address.is_ipv6()))?;
+        let endpoint = ClientEndpoint::new(cluster.nodes.iter().map(|node| &node.address))?;
         let signer = cluster.signing.as_ref().map(|signing| ClientSigner::new(&signing.seed()));
         let shell = Arc::new(Self {
             state: Mutex::new(State { core: Core::new(setup), waiting: BTreeMap::new() }),
@@ -251,7 +251,7 @@ impl Shell {
             tokio::time::sleep(rest).await;
             let patience = Patience { silence, handshake: HANDSHAKE };
             let connecting =
-                ClientLink::connect(&endpoint, &identity, known.address, known.key, &protocol, patience);
+                ClientLink::connect(&endpoint, &identity, &known.address, known.key, &protocol, patience);
             match connecting.await {
                 Ok((link, greeting, frames)) => hand_over(&shell, node, link, &greeting, frames).await,
                 Err(error) => {

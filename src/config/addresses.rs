@@ -7,9 +7,12 @@ use std::net::IpAddr;
 pub(super) fn check_addresses(nodes: &[GenesisNode]) -> Result<(), String> {
     for (index, node) in nodes.iter().enumerate() {
         let GenesisNode { id, address, .. } = node;
-        let ip = address.ip().to_canonical();
-        let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
-        if ip.is_unspecified() || ip.is_multicast() || is_broadcast {
+        let is_nowhere = |ip: IpAddr| {
+            let ip = ip.to_canonical();
+            let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+            ip.is_unspecified() || ip.is_multicast() || is_broadcast
+        };
+        if address.ip().is_some_and(is_nowhere) {
             return Err(format!(
                 "the address of {id} is {address}, at which nobody can be reached. Give the address that the others reach it \
                  by; which one it binds, `listen` in its node.toml says"

@@ -5,11 +5,10 @@ use super::addresses::check_addresses;
 use super::founding::{check_founders, founding};
 use super::reading::{load_identity, load_toml};
 use super::sizes::{Mode, check_sizes};
-use crate::ring::{GroupId, NodeId, QuorumRule, Tenure};
+use crate::ring::{Address, GroupId, NodeId, QuorumRule, Tenure};
 use crate::transport::{Identity, PublicKey};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// A key that a founder votes with in the first epoch of a group.
@@ -31,7 +30,7 @@ pub struct GenesisNode {
     /// What people call it.
     pub name: String,
     /// Where the other nodes and clients reach it.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Its key.
     pub key: PublicKey,
     /// In Byzantine mode, the key that it signs with as a node.

@@ -5,16 +5,15 @@ use super::init::{InitPlan, signing_key};
 use super::node::{NodeFile, StorageConfig, epoch_key_file};
 use super::writing::{create_own_dir, write_file, write_secret, write_toml};
 use super::{ConfigError, Mode};
-use crate::ring::{NodeId, Tenure, TenureId, found_without_keys};
+use crate::ring::{Address, NodeId, Tenure, TenureId, found_without_keys};
 use crate::transport::Identity;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// A node that is being made.
 pub(super) struct NewNode {
     id: NodeId,
-    address: SocketAddr,
+    address: Address,
     identity: Identity,
     signing: Option<Identity>,
     epoch_keys: BTreeMap<TenureId, Identity>,
@@ -24,13 +23,13 @@ impl NewNode {
     /// Draws the keys of all nodes. The sizes of the plan are possible.
     pub(super) fn draw_all(plan: &InitPlan) -> Result<Vec<Self>, getrandom::Error> {
         let founding = found_without_keys(plan.groups, plan.addresses.len(), plan.replicas);
-        let draw = |(index, address): (usize, &SocketAddr)| {
+        let draw = |(index, address): (usize, &Address)| {
             let id = NodeId::founder(index);
             let votes = |tenure: &&Tenure| plan.mode == Mode::Byzantine && tenure.index_of(id).is_some();
             let epoch_key = |tenure: &Tenure| Ok((tenure.id, Identity::generate()?));
             Ok(Self {
                 id,
-                address: *address,
+                address: address.clone(),
                 identity: Identity::generate()?,
                 signing: signing_key(plan.mode)?,
                 epoch_keys: founding.iter().filter(votes).map(epoch_key).collect::<Result<_, _>>()?,
@@ -46,7 +45,7 @@ impl NewNode {
         GenesisNode {
             id: self.id,
             name: self.id.to_string(),
-            address: self.address,
+            address: self.address.clone(),
             key: self.identity.public(),
             signing_key: self.signing.as_ref().map(Identity::public),
             capacity: 1,

@@ -8,11 +8,11 @@ use super::ranges::{check_description, check_name, check_names, check_timing};
 use super::reading::load_toml;
 use super::sizes::{Mode, check_sizes};
 use crate::limits::{KEY_BYTES_CAP, Limits, VALUE_BYTES_CAP};
-use crate::ring::{NodeId, QuorumRule, Tenure};
+use crate::ring::{Address, NodeId, QuorumRule, Tenure};
 use crate::transport::PublicKey;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use tetrachord_consensus::{QuorumError, Quorums};
 
@@ -96,9 +96,6 @@ pub struct Genesis {
 }
 
 pub(super) const GENESIS_VERSION: u32 = 2;
-
-/// In the place of every address where a record is compared.
-pub(super) const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 impl Genesis {
     /// Reads and checks a genesis record.
@@ -205,7 +202,8 @@ impl Genesis {
     #[must_use]
     pub fn protocol_name(&self) -> String {
         let mut record = self.clone();
-        record.nodes.iter_mut().for_each(|node| node.address = NOWHERE);
+        let nowhere = Address::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+        record.nodes.iter_mut().for_each(|node| node.address = nowhere.clone());
         let bytes = serde_json::to_vec(&record).expect("a record has nothing that cannot be written");
         let digest = blake3::hash(&bytes);
         format!("{}-{}", self.cluster, &digest.to_hex()[..32])

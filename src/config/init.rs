@@ -4,14 +4,14 @@ use super::ConfigError;
 use super::clients::{CLIENTS_MAX, NewClient};
 use super::cluster::{ClusterFile, GenesisNode};
 use super::founders::NewNode;
-use super::genesis::{FlexibleQuorums, GENESIS_VERSION, Genesis, NOWHERE, Timing};
+use super::genesis::{FlexibleQuorums, GENESIS_VERSION, Genesis, Timing};
 use super::node::StorageConfig;
 use super::ranges::check_families;
 use super::sizes::{Mode, check_sizes};
 use super::writing::{create_dir, write_secret, write_toml};
 use crate::limits::Limits;
+use crate::ring::Address;
 use crate::transport::Identity;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// What [`init`] is asked to make.
@@ -20,7 +20,7 @@ pub struct InitPlan {
     /// Where.
     pub dir: PathBuf,
     /// Addresses of the nodes, in order.
-    pub addresses: Vec<SocketAddr>,
+    pub addresses: Vec<Address>,
     /// Groups.
     pub groups: usize,
     /// Replicas of each.
@@ -74,8 +74,9 @@ pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
         nodes: nodes.clone(),
         clients: clients.iter().map(NewClient::record).collect(),
     };
-    let first = plan.addresses.first().copied().unwrap_or(NOWHERE);
-    let checked = genesis.check().and_then(|()| check_families(first, &genesis.nodes));
+    let families =
+        plan.addresses.first().map_or(Ok(()), |first| check_families(first.to_bind(), &genesis.nodes));
+    let checked = genesis.check().and(families);
     checked.map_err(|reason| ConfigError::Value { path: genesis_path.clone(), reason })?;
     create_dir(dir)?;
     for client in &clients {

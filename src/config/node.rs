@@ -175,7 +175,7 @@ impl NodeConfig {
             None => BTreeMap::new(),
         };
         check_storage(&file.storage).map_err(wrong)?;
-        let listen = file.listen.unwrap_or(node.address);
+        let listen = file.listen.unwrap_or_else(|| node.address.to_bind());
         check_families(listen, &genesis.nodes).map_err(wrong)?;
         let data_dir = dir.join(&file.data_dir);
         if let Some(chaos) = &file.chaos {

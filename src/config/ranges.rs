@@ -3,7 +3,7 @@
 use super::{GenesisNode, StorageConfig, Timing};
 use crate::storage::disk::CACHE_BYTES;
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
 /// No disk and no memory is larger.
@@ -67,9 +67,11 @@ pub(super) fn check_timing(timing: &Timing) -> Result<(), String> {
 
 /// Checks that a socket bound there reaches all of these.
 pub(super) fn check_families(listen: SocketAddr, nodes: &[GenesisNode]) -> Result<(), String> {
-    let unreachable = nodes.iter().find(|node| node.address.is_ipv6() && listen.is_ipv4());
-    let from_ipv6 =
-        nodes.iter().find(|node| node.address.is_ipv4() && listen.is_ipv6() && !listen.ip().is_unspecified());
+    // What a name stands for is not known here.
+    let is = |node: &&GenesisNode, kind: fn(&IpAddr) -> bool| node.address.ip().as_ref().is_some_and(kind);
+    let unreachable = nodes.iter().find(|node| is(node, IpAddr::is_ipv6) && listen.is_ipv4());
+    let is_fixed = listen.is_ipv6() && !listen.ip().is_unspecified();
+    let from_ipv6 = nodes.iter().find(|node| is(node, IpAddr::is_ipv4) && is_fixed);
     match unreachable.or(from_ipv6) {
         None => Ok(()),
         Some(node) => Err(format!(

@@ -10,7 +10,7 @@ use std::path::Path;
 fn plan(dir: &Path, nodes: u16, replicas: usize) -> InitPlan {
     InitPlan {
         dir: dir.to_path_buf(),
-        addresses: (0..nodes).map(|index| SocketAddr::from(([127, 0, 0, 1], 7101 + index))).collect(),
+        addresses: (0..nodes).map(|index| SocketAddr::from(([127, 0, 0, 1], 7101 + index)).into()).collect(),
         groups: 2,
         replicas,
         clients: 1,
@@ -29,7 +29,7 @@ fn what_init_writes_can_be_loaded() {
     let node = NodeConfig::load(&nodes[1]).unwrap();
     assert_eq!(node.node, NodeId(2));
     assert_eq!(node.genesis.protocol_name(), cluster.protocol);
-    assert_eq!(node.listen, node.genesis.nodes[1].address);
+    assert_eq!(node.listen, node.genesis.nodes[1].address.to_bind());
     assert!(init(&plan(dir.path(), 3, 3)).unwrap_err().to_string().contains("already made here"));
 }
 
@@ -151,8 +151,9 @@ fn genesis_values_are_checked() {
         change(&mut genesis);
         genesis.protocol_name()
     };
-    let moved = "[2001:db8::1]:9000".parse().unwrap();
-    assert_eq!(name(&|genesis| genesis.nodes[0].address = moved), good.protocol_name());
+    for moved in ["[2001:db8::1]:9000", "n1.example.com:9000"] {
+        assert_eq!(name(&|genesis| genesis.nodes[0].address = moved.parse().unwrap()), good.protocol_name());
+    }
     assert_ne!(name(&|genesis| genesis.timing.election_millis += 1), good.protocol_name());
     assert_ne!(name(&|genesis| genesis.nodes.swap(0, 1)), good.protocol_name());
 }

@@ -167,7 +167,7 @@ fn transport_settings(config: &NodeConfig) -> TransportSettings {
         identity: config.identity.clone(),
         listen: config.listen,
         peers: others
-            .map(|node| PeerAddress { node: node.id, address: node.address, key: node.key })
+            .map(|node| PeerAddress { node: node.id, address: node.address.clone(), key: node.key })
             .collect(),
         clients: genesis.clients.iter().map(|client| client.key).collect(),
         cluster,
@@ -389,7 +389,7 @@ mod tests {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let plan = InitPlan {
             dir: dir.path().to_path_buf(),
-            addresses: vec![socket.local_addr().unwrap()],
+            addresses: vec![socket.local_addr().unwrap().into()],
             groups: 1,
             replicas: 1,
             clients: 1,

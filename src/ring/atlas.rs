@@ -3,15 +3,18 @@
 //! Hints: whether a group owns a key is decided by its tenure when a command is applied. Of two places that overlap the one of the
 //! higher generation is the later ([`super::tenure`]), so an atlas needs no other order in which it hears of them.
 //!
+//! A group that holds nothing any more, as far as is known here, is remembered where it was last: it may be elsewhere by now, which those
+//! who were its members know, or have become part of another.
+//!
 //! Invariants:
 //! * every position has exactly one place, the latest of those that hold it and were told;
-//! * it never has more parts than [`PARTS_MAX`].
+//! * it never has more parts or groups than [`PARTS_MAX`].
 
 use super::id::{Position, RingInterval};
 use super::names::{GroupId, NodeId, TenureId};
 use super::tenure::Tenure;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Parts that an atlas may have: far more than a cluster has groups.
@@ -63,20 +66,24 @@ struct Part {
 
 /// The whole ring. See the module's essay.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Atlas(Vec<Part>);
+pub struct Atlas {
+    parts: Vec<Part>,
+    groups: BTreeMap<GroupId, Arc<Place>>,
+}
 
 impl Atlas {
     /// From places that cover the ring; none if they do not. What comes from elsewhere need not.
     #[must_use]
     pub fn of(places: impl IntoIterator<Item = Place>) -> Option<Self> {
-        let mut atlas = Self(vec![Part { last: Position(u64::MAX), place: None }]);
+        let parts = vec![Part { last: Position(u64::MAX), place: None }];
+        let mut atlas = Self { parts, groups: BTreeMap::new() };
         for place in places {
-            if place.nodes.is_empty() || atlas.0.len() + PARTS_OF_A_PLACE > PARTS_MAX {
+            if place.nodes.is_empty() || !atlas.has_room() {
                 return None;
             }
             atlas.put(place);
         }
-        atlas.0.iter().all(|part| part.place.is_some()).then_some(atlas)
+        atlas.parts.iter().all(|part| part.place.is_some()).then_some(atlas)
     }
 
     /// The ring of a cluster that has just been founded.
@@ -87,60 +94,66 @@ impl Atlas {
 
     /// Takes note of a place. Whether anything is new by it: it may be known, or of the past.
     pub fn note(&mut self, place: Place) -> bool {
-        let has_room = self.0.len() + PARTS_OF_A_PLACE <= PARTS_MAX;
-        !place.nodes.is_empty() && has_room && self.put(place)
+        !place.nodes.is_empty() && self.has_room() && self.put(place)
+    }
+
+    fn has_room(&self) -> bool {
+        self.parts.len() + PARTS_OF_A_PLACE <= PARTS_MAX && self.groups.len() < PARTS_MAX
     }
 
     /// All places, each once.
     pub fn places(&self) -> impl Iterator<Item = &Place> {
         let mut seen = BTreeSet::new();
-        self.0.iter().map(Part::place).filter(move |place| seen.insert(place.tenure))
+        self.parts.iter().map(Part::place).filter(move |place| seen.insert(place.tenure))
     }
 
     /// Who holds the position.
     #[must_use]
     pub fn owner(&self, position: Position) -> &Place {
-        self.0[self.0.partition_point(|part| part.last < position)].place()
+        self.parts[self.parts.partition_point(|part| part.last < position)].place()
     }
 
     /// Where the group is, by the latest that was told of it.
     #[must_use]
     pub fn group(&self, id: GroupId) -> Option<&Place> {
-        let of_group = self.0.iter().map(Part::place).filter(|place| place.group() == id);
-        of_group.max_by_key(|place| place.rank())
+        self.groups.get(&id).map(|place| &**place)
     }
 
-    /// Puts a place over all that is earlier; whether that was anything.
+    /// Puts a place over all that is earlier; whether anything is new by it.
     fn put(&mut self, place: Place) -> bool {
         let place = Arc::new(place);
-        let mut is_new = false;
+        let known = self.groups.get(&place.group());
+        let mut is_new = known.is_none_or(|known| known.rank() < place.rank());
+        if is_new {
+            self.groups.insert(place.group(), Arc::clone(&place));
+        }
         for (first, last) in place.range.linear() {
             if let Some(before) = first.0.checked_sub(1) {
                 self.cut_behind(Position(before));
             }
             self.cut_behind(last);
-            let within = self.0.partition_point(|part| part.last < first)
-                ..=self.0.partition_point(|part| part.last < last);
-            for part in &mut self.0[within] {
+            let within = self.parts.partition_point(|part| part.last < first)
+                ..=self.parts.partition_point(|part| part.last < last);
+            for part in &mut self.parts[within] {
                 if part.place.as_ref().is_none_or(|old| old.rank() < place.rank()) {
                     part.place = Some(Arc::clone(&place));
                     is_new = true;
                 }
             }
         }
-        self.0 = std::mem::take(&mut self.0).into_iter().rev().collect();
-        self.0.dedup_by(|earlier, later| earlier.place == later.place);
-        self.0.reverse();
-        assert!(self.0.windows(2).all(|two| two[0].last < two[1].last), "parts are in order");
+        self.parts = std::mem::take(&mut self.parts).into_iter().rev().collect();
+        self.parts.dedup_by(|earlier, later| earlier.place == later.place);
+        self.parts.reverse();
+        assert!(self.parts.windows(2).all(|two| two[0].last < two[1].last), "parts are in order");
         is_new
     }
 
     /// Makes the position the last of a part.
     fn cut_behind(&mut self, last: Position) {
-        let index = self.0.partition_point(|part| part.last < last);
-        if self.0[index].last != last {
-            let place = self.0[index].place.clone();
-            self.0.insert(index, Part { last, place });
+        let index = self.parts.partition_point(|part| part.last < last);
+        if self.parts[index].last != last {
+            let place = self.parts[index].place.clone();
+            self.parts.insert(index, Part { last, place });
         }
     }
 }
@@ -180,6 +193,18 @@ mod tests {
         }
     }
 
+    /// Whoever has asked it something must be able to ask it again.
+    #[test]
+    fn a_group_that_holds_nothing_is_remembered_where_it_was() {
+        let mut atlas = Atlas::of([place(1, 0, 5, 5)]).unwrap();
+        assert!(atlas.note(place(2, 1, 5, 5)));
+        assert_eq!(atlas.places().collect::<Vec<_>>(), [&place(2, 1, 5, 5)]);
+        assert_eq!(atlas.group(GroupId(1)), Some(&place(1, 0, 5, 5)));
+        assert!(atlas.note(Place { nodes: vec![NodeId(9)], ..place(1, 3, 7, 9) }));
+        assert_eq!(atlas.group(GroupId(1)).map(|place| &place.nodes[..]), Some(&[NodeId(9)][..]));
+        assert!(!atlas.note(place(1, 0, 5, 5)) && !atlas.note(place(2, 1, 5, 5)), "of the past");
+    }
+
     #[test]
     fn what_has_gaps_or_nobody_is_no_ring() {
         let half = 1 << 63;
@@ -192,7 +217,7 @@ mod tests {
         assert!(Atlas::of(whole.iter().cloned().chain(slivers.clone())).is_none());
         let mut atlas = Atlas::of(whole).unwrap();
         let taken = slivers.filter(|sliver| atlas.note(sliver.clone())).count();
-        assert!(taken > 1_000 && atlas.0.len() <= PARTS_MAX);
+        assert!(taken > 1_000 && atlas.parts.len() <= PARTS_MAX);
     }
 
     /// In whatever order they are told.
@@ -220,7 +245,7 @@ mod tests {
                 }
             }
             let again = Atlas::of(atlas.places().cloned().collect::<Vec<_>>()).unwrap();
-            assert_eq!(again, atlas, "the places of an atlas make the same atlas");
+            assert_eq!(again.parts, atlas.parts, "the places of an atlas make the same atlas");
         }
     }
 }

@@ -7,12 +7,14 @@
 //! * the latest tenures of different groups never overlap and together cover the ring;
 //! * a key's position depends on the key alone.
 
+mod address;
 mod atlas;
 mod id;
 mod names;
 mod store;
 mod tenure;
 
+pub use address::Address;
 pub use atlas::{Atlas, Place};
 pub use id::{Position, RingInterval, slot_of, tag_of};
 pub use names::{GroupId, NodeId, TenureId};

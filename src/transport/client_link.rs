@@ -1,13 +1,15 @@
 //! A client's connection to one node.
 
 use super::frames::take_frame;
+use super::look_up::look_up;
 use super::outbox::{Outbox, Pushed, write_frames};
 use super::protocol::{Versions, WINDOW, client_protocol, idle_config, versions_protocol};
 use super::tls::{Identity, PublicKey, client_crypto};
 use crate::limits::PEER_FRAME_BYTES_MAX;
+use crate::ring::Address;
 use bytes::{Bytes, BytesMut};
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -23,24 +25,24 @@ pub enum LinkError {
     #[error("cannot reach {address}: {reason}")]
     Unreachable {
         /// The node's address.
-        address: SocketAddr,
+        address: Address,
         /// Why not.
         reason: String,
     },
 }
 
 /// Why somebody is denied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Denial {
     /// The node does not know the client's key, or the client the node's.
     #[error("{0} refuses this client's key, or is not the node that the cluster file names")]
-    Key(SocketAddr),
+    Key(Address),
     /// The node belongs to another cluster than the cluster file tells of.
     #[error(
         "{0} belongs to another cluster than this cluster file, or to this one before or after its genesis record was changed; \
          the cluster file's `protocol` must fit the record that the nodes have"
     )]
-    Cluster(SocketAddr),
+    Cluster(Address),
     /// The node speaks another version.
     #[error(
         "{address} speaks version {theirs} of the protocol with clients, and this program version {ours}: use a program of the \
@@ -48,7 +50,7 @@ pub enum Denial {
     )]
     Version {
         /// The node's address.
-        address: SocketAddr,
+        address: Address,
         /// What it speaks.
         theirs: u32,
         /// What this build speaks.
@@ -83,13 +85,27 @@ const OUTBOX_BYTES: usize = 64 << 20;
 
 /// A socket from which a client dials nodes.
 #[derive(Clone, Debug)]
-pub struct ClientEndpoint(quinn::Endpoint);
+pub struct ClientEndpoint(quinn::Endpoint, Arc<AtomicUsize>);
 
 impl ClientEndpoint {
-    /// Takes any free port. Must be called inside a tokio runtime.
-    pub fn new(is_ipv6: bool) -> std::io::Result<Self> {
-        let any = if is_ipv6 { "[::]:0" } else { "0.0.0.0:0" };
-        quinn::Endpoint::client(any.parse().expect("a valid address")).map(Self)
+    /// Takes any free port. Must be called inside a tokio runtime. Where a name may have addresses of both kinds, and the machine has
+    /// IPv6, one socket reaches both.
+    pub fn new<'a>(nodes: impl IntoIterator<Item = &'a Address>) -> std::io::Result<Self> {
+        let open = |any: &str| quinn::Endpoint::client(any.parse().expect("a valid address"));
+        let is_ipv4 = |address: &Address| address.ip().is_some_and(|ip| ip.is_ipv4());
+        let (plain, both) = ("0.0.0.0:0", "[::]:0");
+        let only_ipv4 = nodes.into_iter().all(is_ipv4);
+        let endpoint = if only_ipv4 { open(plain) } else { open(both).or_else(|_| open(plain)) };
+        Ok(Self(endpoint?, Arc::default()))
+    }
+
+    fn is_ipv6(&self) -> bool {
+        self.0.local_addr().is_ok_and(|address| address.is_ipv6())
+    }
+
+    /// Of a name with several addresses another one is tried each time.
+    fn turn(&self) -> usize {
+        self.1.fetch_add(1, Ordering::Relaxed)
     }
 }
 
@@ -99,12 +115,12 @@ impl ClientLink {
     pub async fn connect(
         endpoint: &ClientEndpoint,
         identity: &Identity,
-        address: SocketAddr,
+        address: &Address,
         key: PublicKey,
         cluster: &str,
         patience: Patience,
     ) -> Result<(Self, Bytes, mpsc::Receiver<Bytes>), LinkError> {
-        let unreachable = |reason: String| LinkError::Unreachable { address, reason };
+        let unreachable = |reason: String| LinkError::Unreachable { address: address.clone(), reason };
         let late = |limit: Duration| unreachable(format!("no answer within {} ms", limit.as_millis()));
         let attempt = async {
             let crypto =
@@ -112,7 +128,8 @@ impl ClientLink {
             let mut config =
                 quinn::ClientConfig::new(Arc::new(crypto.map_err(|error| unreachable(error.to_string()))?));
             config.transport_config(idle_config(KEEP_ALIVE, WINDOW));
-            let connecting = endpoint.0.connect_with(config, address, "tetrachord");
+            let at = look_up(address, endpoint.is_ipv6(), endpoint.turn()).await.map_err(unreachable)?;
+            let connecting = endpoint.0.connect_with(config, at, "tetrachord");
             let mut connecting = connecting.map_err(|error| unreachable(error.to_string()))?;
             timeout(patience.silence, connecting.handshake_data())
                 .await
@@ -184,26 +201,29 @@ const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
 const NO_PROTOCOL: u64 = 0x100 + 120;
 
 /// TLS alerts mean that waiting will not help.
-fn classify(address: SocketAddr, error: &quinn::ConnectionError) -> LinkError {
+fn classify(address: &Address, error: &quinn::ConnectionError) -> LinkError {
     if let Some(Versions { client: theirs, .. }) = Versions::told(error) {
         let ours = Versions::OURS.client;
         let is_other = theirs != ours;
-        let denial =
-            if is_other { Denial::Version { address, theirs, ours } } else { Denial::Cluster(address) };
+        let denial = if is_other {
+            Denial::Version { address: address.clone(), theirs, ours }
+        } else {
+            Denial::Cluster(address.clone())
+        };
         return LinkError::Denied(denial);
     }
     let code = match error {
         quinn::ConnectionError::ConnectionClosed(close) => u64::from(close.error_code),
         quinn::ConnectionError::TransportError(error) => u64::from(error.code),
         quinn::ConnectionError::ApplicationClosed(close) if close.error_code == 3u32.into() => {
-            return LinkError::Denied(Denial::Key(address));
+            return LinkError::Denied(Denial::Key(address.clone()));
         }
         _ => 0,
     };
     match code {
-        NO_PROTOCOL => LinkError::Denied(Denial::Cluster(address)),
-        code if TLS_ALERTS.contains(&code) => LinkError::Denied(Denial::Key(address)),
-        _ => LinkError::Unreachable { address, reason: error.to_string() },
+        NO_PROTOCOL => LinkError::Denied(Denial::Cluster(address.clone())),
+        code if TLS_ALERTS.contains(&code) => LinkError::Denied(Denial::Key(address.clone())),
+        _ => LinkError::Unreachable { address: address.clone(), reason: error.to_string() },
     }
 }
 

@@ -17,7 +17,8 @@ use crate::shares::ClientId;
 use bytes::Bytes;
 use quinn_proto::HashedConnectionIdGenerator;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -155,6 +156,19 @@ impl std::fmt::Debug for Transport {
     }
 }
 
+/// A socket for both kinds of addresses is one for IPv4 where the machine has no other.
+fn bind(listen: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+    let socket = std::net::UdpSocket::bind(listen);
+    match &socket {
+        Err(error)
+            if listen.is_ipv6() && listen.ip().is_unspecified() && error.kind() != ErrorKind::AddrInUse =>
+        {
+            std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, listen.port()))
+        }
+        _ => socket,
+    }
+}
+
 impl Transport {
     /// Binds the address, accepts connections and dials the nodes with higher numbers. Must be called inside a tokio
     /// runtime.
@@ -172,7 +186,7 @@ impl Transport {
         config.max_incoming(KNOCKING_MAX).incoming_buffer_size_total(KNOCKING_BYTES);
         let reset_key =
             ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &settings.identity.derive("tetrachord reset v1"));
-        let socket = std::net::UdpSocket::bind(settings.listen).map_err(|error| {
+        let socket = bind(settings.listen).map_err(|error| {
             let listen = settings.listen;
             anyhow::anyhow!(
                 "cannot listen on {listen} (UDP): {error}. Is another node running, or the port taken?"

@@ -30,6 +30,7 @@ mod door;
 #[cfg(feature = "server")]
 mod endpoint;
 mod frames;
+mod look_up;
 mod outbox;
 #[cfg(feature = "server")]
 mod peers;

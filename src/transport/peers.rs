@@ -1,14 +1,14 @@
 //! Links to the other nodes: one connection each, dialled by the lower number, renewed when it is lost.
 
 use super::endpoint::{Inbound, Shared};
+use super::look_up::look_up;
 use super::outbox::{Outbox, Pushed, write_frames};
 use super::protocol::{self, KEEP_ALIVE, Versions, WINDOW, idle_config};
 use super::reading::frames_of;
 use super::tls::{PublicKey, client_crypto};
 use crate::limits::PEER_FRAME_BYTES_MAX;
-use crate::ring::NodeId;
+use crate::ring::{Address, NodeId};
 use bytes::Bytes;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub struct PeerAddress {
     /// The node.
     pub node: NodeId,
     /// Its address.
-    pub address: SocketAddr,
+    pub address: Address,
     /// Its key.
     pub key: PublicKey,
 }
@@ -167,7 +167,7 @@ fn in_words(reason: &quinn::ConnectionError) -> String {
 pub(super) async fn dial(link: Arc<Link>, shared: Shared) {
     let mut failures = 0usize;
     loop {
-        match dial_once(&link, &shared).await {
+        match dial_once(&link, &shared, failures).await {
             Ok(connection) => {
                 failures = 0;
                 tracing::info!(peer = %link.peer.node, address = %link.peer.address, "connected");
@@ -185,7 +185,7 @@ pub(super) async fn dial(link: Arc<Link>, shared: Shared) {
     }
 }
 
-async fn dial_once(link: &Link, shared: &Shared) -> Result<quinn::Connection, String> {
+async fn dial_once(link: &Link, shared: &Shared, turn: usize) -> Result<quinn::Connection, String> {
     let crypto = client_crypto(
         &shared.identity,
         link.peer.key,
@@ -193,9 +193,11 @@ async fn dial_once(link: &Link, shared: &Shared) -> Result<quinn::Connection, St
     );
     let mut config = quinn::ClientConfig::new(Arc::new(crypto.map_err(|error| error.to_string())?));
     config.transport_config(idle_config(KEEP_ALIVE, WINDOW));
-    let connecting = shared.endpoint.connect_with(config, link.peer.address, "tetrachord");
-    let connecting = connecting.map_err(|error| error.to_string())?;
     let dialled = async {
+        let is_ipv6 = shared.endpoint.local_addr().is_ok_and(|address| address.is_ipv6());
+        let at = look_up(&link.peer.address, is_ipv6, turn).await?;
+        let connecting = shared.endpoint.connect_with(config, at, "tetrachord");
+        let connecting = connecting.map_err(|error| error.to_string())?;
         let connection = connecting.await.map_err(|error| error.to_string())?;
         if protocol::of(&connection) == shared.versions_protocol {
             return Err(in_words(&connection.closed().await));

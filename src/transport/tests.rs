@@ -251,13 +251,13 @@ fn whoever_speaks_another_version_is_told_which_is_spoken() {
         assert_eq!(told(&client_protocol("a test-88")).await, Some(Versions::OURS));
         assert!(scene.connect(&client).await.is_ok(), "others are not disturbed");
         // What programs say of it, and of a cluster that has another name: that one is told nothing.
-        let endpoint = ClientEndpoint::new(false).unwrap();
+        let address = crate::ring::Address::from(scene.address);
+        let endpoint = ClientEndpoint::new([&address]).unwrap();
         let patience = Patience { silence: Duration::from_secs(5), handshake: Duration::from_secs(5) };
         for cluster in ["a test-88", "another-77"] {
-            let dialled =
-                ClientLink::connect(&endpoint, &client, scene.address, scene.key, cluster, patience);
+            let dialled = ClientLink::connect(&endpoint, &client, &address, scene.key, cluster, patience);
             let denied = dialled.await.unwrap_err();
-            assert_eq!(denied, LinkError::Denied(Denial::Cluster(scene.address)), "{cluster}");
+            assert_eq!(denied, LinkError::Denied(Denial::Cluster(scene.address.into())), "{cluster}");
         }
     });
 }

@@ -127,7 +127,7 @@ impl Core {
         if waited >= CONNECT_PATIENCE {
             self.links.avoid(node, self.now.at);
         }
-        let (address, waited) = (self.setup.nodes[&node], waited.as_millis());
+        let (address, waited) = (&self.setup.nodes[&node], waited.as_millis());
         let reason = format!("cannot reach {address}: no answer within {waited} ms");
         self.not_reached(id, &Unreachable::Silent(reason));
     }

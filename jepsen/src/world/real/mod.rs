@@ -103,7 +103,7 @@ impl RealWorld {
         };
         let plan = InitPlan {
             dir: setup.dir.join("cluster"),
-            addresses,
+            addresses: addresses.into_iter().map(Into::into).collect(),
             groups: setup.groups,
             replicas: config::default_replicas(setup.mode, setup.nodes),
             clients: 1,
