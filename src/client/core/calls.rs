@@ -166,7 +166,11 @@ impl Core {
         let Some((atlas, limits)) = &self.known else { return self.wait_for_ring(id) };
         let group = atlas.owner(Position::of_key(key)).group();
         let checked = check(ask, limits);
-        self.calls.get_mut(&id).expect("it is open").group = Some(group);
+        let before = self.calls.get_mut(&id).expect("it is open").group.replace(group);
+        if let Some(before) = before.filter(|before| *before != group) {
+            // It may have waited for a number there, and the key has moved since.
+            self.sessions.leave(before, id);
+        }
         if is_seen {
             let seen = self.sessions.seen(group);
             return self.finish(id, Done::Seen(seen));

@@ -756,6 +756,29 @@ fn a_write_that_has_moved_is_sent_in_a_session_of_its_new_group() {
     assert_eq!(story.written(write), &Outcome::Done(Reply::Put { version: 2 }));
 }
 
+/// Seed 93000015 of the simulator: whoever waited for a number of a session in the old group was handed numbers of it without end.
+#[test]
+fn whoever_waits_for_a_number_learns_of_a_move_as_well() {
+    let (mut story, old, new) = behind_the_times();
+    let writes = [story.ask(put()), story.ask(put())];
+    let opening = story.sent.len() - 1;
+    assert_eq!(asked_group(&story), old.group());
+    story.ask(get());
+    story.answer(Answer::Moved { places: vec![new.clone()] });
+    story.answer_to(opening, reply(Reply::Opened { session: SESSION }));
+    assert!(matches!(story.last_sent().1, Outgoing::Command { operation: Operation::Open, .. }));
+    assert_eq!(asked_group(&story), new.group());
+    story.answer(reply(Reply::Opened { session: SessionId(9) }));
+    let is_write = |sent: &usize| {
+        matches!(story.sent[*sent].2, Outgoing::Command { operation: Operation::Write(_), .. })
+    };
+    for sent in (0..story.sent.len()).filter(is_write).collect::<Vec<_>>() {
+        story.answer_to(sent, reply(Reply::Put { version: 2 }));
+    }
+    assert!(writes.iter().all(|write| *story.written(*write) == Outcome::Done(Reply::Put { version: 2 })));
+    assert_eq!(story.core.open_calls(), 1, "the read alone");
+}
+
 /// The first attempt may have been carried out before the key moved: another number could carry it out again.
 #[test]
 fn a_write_that_may_have_been_applied_keeps_its_number_when_it_has_moved() {
