@@ -77,7 +77,7 @@ fn founders_have_a_key_for_each_of_their_groups() {
         genesis.check().unwrap_err()
     };
     let of_n1 = "n1: epoch_keys must name a key for each of g1, g3, once";
-    assert_eq!(wrong(&|genesis| drop(genesis.nodes[0].epoch_keys.pop())), of_n1);
+    assert_eq!(wrong(&|genesis| _ = genesis.nodes[0].epoch_keys.pop()), of_n1);
     assert_eq!(wrong(&|genesis| genesis.nodes[0].epoch_keys[0].group = GroupId(9)), of_n1);
     let of_n2 = genesis.nodes[1].epoch_keys[0].key;
     assert!(wrong(&|genesis| genesis.nodes[0].epoch_keys[0].key = of_n2).contains("named twice"));

@@ -136,9 +136,8 @@ impl Tenure {
 
     /// A tenure from bytes that may be anything.
     pub fn decode(bytes: &[u8]) -> Result<Self, NoTenure> {
-        let body = match bytes.split_first() {
-            Some((&FORMAT, body)) => body,
-            _ => return Err(NoTenure("it has another version")),
+        let Some((&FORMAT, body)) = bytes.split_first() else {
+            return Err(NoTenure("it has another version"));
         };
         let (tenure, rest): (Self, _) =
             postcard::take_from_bytes(body).map_err(|_| NoTenure("its form is wrong"))?;
