@@ -225,7 +225,10 @@ fn run(cli: Cli, log: &Log) -> anyhow::Result<Exit> {
         Command::Proof(args) => proof::run(common, &args),
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(run_async(common, command))
+            let result = runtime.block_on(run_async(common, command));
+            // A name may still be looked up, which nobody waits for.
+            runtime.shutdown_background();
+            result
         }
     }
 }

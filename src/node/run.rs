@@ -47,10 +47,13 @@ const HAND_OVER: Duration = Duration::from_millis(300);
 /// Runs one node until it is asked to stop (SIGTERM, SIGINT) or must stop.
 pub fn run(config: NodeConfig) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let (shell, inputs) = start(config)?;
         shell.turn(inputs).await
-    })
+    });
+    // A name may still be looked up, which nobody waits for.
+    runtime.shutdown_background();
+    result
 }
 
 /// What a node waits for.

@@ -88,7 +88,10 @@ impl FromStr for Address {
         };
         let (name, port) = text.rsplit_once(':').ok_or_else(wrong)?;
         let port = port.parse().map_err(|_| wrong())?;
-        if is_name(name) { Ok(Self { host: Host::Name(name.into()), port }) } else { Err(wrong()) }
+        // Names are alike whatever their case; a dot at the end forbids search domains.
+        let name = name.to_ascii_lowercase();
+        let is_right = is_name(name.strip_suffix('.').unwrap_or(&name));
+        if is_right { Ok(Self { host: Host::Name(name.into()), port }) } else { Err(wrong()) }
     }
 }
 
@@ -125,11 +128,19 @@ mod tests {
 
     #[test]
     fn addresses_are_read_as_they_are_written() {
-        for text in ["10.0.0.1:7101", "[2001:db8::1]:7101", "node1.example.com:7101", "n1:1", "db_1:65535"] {
+        for text in [
+            "10.0.0.1:7101",
+            "[2001:db8::1]:7101",
+            "node1.example.com:7101",
+            "n1:1",
+            "db_1:65535",
+            "n1.example.com.:7",
+        ] {
             let address: Address = text.parse().unwrap();
             assert_eq!(address.to_string(), text);
             assert_eq!(serde_json::from_str::<Address>(&format!("\"{text}\"")).unwrap(), address);
         }
+        assert_eq!("N1:7".parse::<Address>(), "n1:7".parse());
         let long = format!("{}:1", "a".repeat(64));
         for text in [
             "",

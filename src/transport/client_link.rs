@@ -8,8 +8,8 @@ use super::tls::{Identity, PublicKey, client_crypto};
 use crate::limits::PEER_FRAME_BYTES_MAX;
 use crate::ring::Address;
 use bytes::{Bytes, BytesMut};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -85,7 +85,7 @@ const OUTBOX_BYTES: usize = 64 << 20;
 
 /// A socket from which a client dials nodes.
 #[derive(Clone, Debug)]
-pub struct ClientEndpoint(quinn::Endpoint, Arc<AtomicUsize>);
+pub struct ClientEndpoint(quinn::Endpoint, Arc<Mutex<BTreeMap<Address, usize>>>);
 
 impl ClientEndpoint {
     /// Takes any free port. Must be called inside a tokio runtime. Where a name may have addresses of both kinds, and the machine has
@@ -104,8 +104,10 @@ impl ClientEndpoint {
     }
 
     /// Of a name with several addresses another one is tried each time.
-    fn turn(&self) -> usize {
-        self.1.fetch_add(1, Ordering::Relaxed)
+    fn turn(&self, address: &Address) -> usize {
+        let mut turns = self.1.lock().expect("never held while panicking");
+        let turn = turns.entry(address.clone()).or_default();
+        std::mem::replace(turn, turn.wrapping_add(1))
     }
 }
 
@@ -128,7 +130,8 @@ impl ClientLink {
             let mut config =
                 quinn::ClientConfig::new(Arc::new(crypto.map_err(|error| unreachable(error.to_string()))?));
             config.transport_config(idle_config(KEEP_ALIVE, WINDOW));
-            let at = look_up(address, endpoint.is_ipv6(), endpoint.turn()).await.map_err(unreachable)?;
+            let at =
+                look_up(address, endpoint.is_ipv6(), endpoint.turn(address)).await.map_err(unreachable)?;
             let connecting = endpoint.0.connect_with(config, at, "tetrachord");
             let mut connecting = connecting.map_err(|error| unreachable(error.to_string()))?;
             timeout(patience.silence, connecting.handshake_data())

@@ -1,7 +1,7 @@
 //! Links to the other nodes: one connection each, dialled by the lower number, renewed when it is lost.
 
 use super::endpoint::{Inbound, Shared};
-use super::look_up::look_up;
+use super::look_up::LookUp;
 use super::outbox::{Outbox, Pushed, write_frames};
 use super::protocol::{self, KEEP_ALIVE, Versions, WINDOW, idle_config};
 use super::reading::frames_of;
@@ -9,6 +9,7 @@ use super::tls::{PublicKey, client_crypto};
 use crate::limits::PEER_FRAME_BYTES_MAX;
 use crate::ring::{Address, NodeId};
 use bytes::Bytes;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -166,10 +167,17 @@ fn in_words(reason: &quinn::ConnectionError) -> String {
 /// Dials a peer again and again, for as long as the node lives.
 pub(super) async fn dial(link: Arc<Link>, shared: Shared) {
     let mut failures = 0usize;
+    let mut look_up = LookUp::new(link.peer.address.clone());
+    let is_ipv6 = shared.endpoint.local_addr().is_ok_and(|address| address.is_ipv6());
     loop {
-        match dial_once(&link, &shared, failures).await {
-            Ok(connection) => {
+        let dialled = match look_up.next(is_ipv6).await {
+            Ok(at) => dial_once(&link, &shared, at).await.map(|connection| (connection, at)),
+            Err(reason) => Err(reason),
+        };
+        match dialled {
+            Ok((connection, at)) => {
                 failures = 0;
+                look_up.reached(at);
                 tracing::info!(peer = %link.peer.node, address = %link.peer.address, "connected");
                 link.serve(connection, &shared).await;
             }
@@ -178,6 +186,7 @@ pub(super) async fn dial(link: Arc<Link>, shared: Shared) {
                     tracing::info!(peer = %link.peer.node, address = %link.peer.address, %reason, "cannot connect");
                 }
                 failures += 1;
+                look_up.failed();
             }
         }
         let pause = DIAL_PAUSES_MILLIS[failures.min(DIAL_PAUSES_MILLIS.len() - 1)];
@@ -185,7 +194,7 @@ pub(super) async fn dial(link: Arc<Link>, shared: Shared) {
     }
 }
 
-async fn dial_once(link: &Link, shared: &Shared, turn: usize) -> Result<quinn::Connection, String> {
+async fn dial_once(link: &Link, shared: &Shared, at: SocketAddr) -> Result<quinn::Connection, String> {
     let crypto = client_crypto(
         &shared.identity,
         link.peer.key,
@@ -193,11 +202,9 @@ async fn dial_once(link: &Link, shared: &Shared, turn: usize) -> Result<quinn::C
     );
     let mut config = quinn::ClientConfig::new(Arc::new(crypto.map_err(|error| error.to_string())?));
     config.transport_config(idle_config(KEEP_ALIVE, WINDOW));
+    let connecting = shared.endpoint.connect_with(config, at, "tetrachord");
+    let connecting = connecting.map_err(|error| error.to_string())?;
     let dialled = async {
-        let is_ipv6 = shared.endpoint.local_addr().is_ok_and(|address| address.is_ipv6());
-        let at = look_up(&link.peer.address, is_ipv6, turn).await?;
-        let connecting = shared.endpoint.connect_with(config, at, "tetrachord");
-        let connecting = connecting.map_err(|error| error.to_string())?;
         let connection = connecting.await.map_err(|error| error.to_string())?;
         if protocol::of(&connection) == shared.versions_protocol {
             return Err(in_words(&connection.closed().await));
