@@ -15,7 +15,7 @@ use crate::client::outcome::{Outcome, Read, Refusal, unexpected};
 use crate::client::{ClientOptions, status};
 use crate::kv::{Failure, Operation, Reply, RequestId, SessionId};
 use crate::ring::{GroupId, NodeId, Place, Position};
-use crate::wire::{Answer, Request, RetryReason};
+use crate::wire::{Answer, Consistency, Request, RetryReason};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -298,12 +298,15 @@ impl Core {
 
     /// A node says that another group owns the key; it did nothing. If that is news it is asked there.
     fn on_moved(&mut self, id: CallId, node: NodeId, places: Vec<Place>) {
-        let Some((atlas, _)) = &mut self.known else { return self.on_unexpected(id, &places) };
+        // In Byzantine mode no single node is believed about that, nor is one that was asked for no key.
+        let key = self.calls[&id].key().filter(|_| self.signed.is_none()).cloned();
+        let (Some(key), Some((atlas, _))) = (key, &mut self.known) else {
+            return self.on_unexpected(id, &places);
+        };
         let atlas = Arc::make_mut(atlas);
         let is_new = places.into_iter().fold(false, |is_new, place| atlas.note(place) | is_new);
+        let owner = atlas.owner(Position::of_key(&key)).group();
         let call = self.calls.get_mut(&id).expect("an open call");
-        let Some(key) = call.key() else { return self.on_unexpected(id, &"a key has moved") };
-        let owner = atlas.owner(Position::of_key(key)).group();
         (call.target, call.last) = (None, format!("{node} says that {owner} owns the key"));
         call.moved += u32::from(is_new);
         if call.moved > MOVES_MAX {
@@ -314,6 +317,14 @@ impl Core {
             return self.rest(id);
         }
         call.group = Some(owner);
+        // What the old group answers to an earlier attempt would be taken for what the new one says.
+        if let Some((node, request)) = call.cancelled.take() {
+            self.links.answered(node, request);
+        }
+        // Slots are counted by each group for itself.
+        if let What::Ask(Ask::Read { consistency: Consistency::Session { at_least }, .. }) = &mut call.what {
+            *at_least = self.sessions.seen(owner);
+        }
         // What may have been carried out is asked under its own number, wherever its session is now. Else it begins anew.
         if call.maybe_applied {
             return self.attempt(id);

@@ -8,7 +8,7 @@ use super::timers::Timer;
 use super::{CallId, Core};
 use crate::client::Refusal;
 use crate::kv::SessionId;
-use crate::ring::GroupId;
+use crate::ring::{GroupId, Position};
 
 impl Core {
     /// The call that opens the group's session.
@@ -64,9 +64,20 @@ impl Core {
         let group = self.remove(opening).group();
         self.sessions.of(group).place = Place::Nowhere;
         for waiting in self.sessions.take_waiting(group) {
-            self.refuse(waiting, refusal.clone());
+            // The key of one that waits may have moved meanwhile.
+            if self.owner_of(waiting) == Some(group) {
+                self.refuse(waiting, refusal.clone());
+            } else {
+                self.advance(waiting);
+            }
         }
         self.progress_closing(group);
+    }
+
+    /// The group that is known to own the call's key.
+    fn owner_of(&self, id: CallId) -> Option<GroupId> {
+        let (key, (atlas, _)) = (self.calls[&id].key()?, self.known.as_ref()?);
+        Some(atlas.owner(Position::of_key(key)).group())
     }
 
     /// The group does not know the call's session, and the call surely did nothing: it goes on in another one.

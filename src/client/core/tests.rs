@@ -5,7 +5,7 @@ mod crash;
 
 use super::*;
 use crate::kv::{Failure, RequestId, SessionId, When};
-use crate::ring::{Place, found_without_keys};
+use crate::ring::{Place, TenureId, found_without_keys};
 use crate::wire::Served;
 
 pub(super) const GROUP: GroupId = GroupId(1);

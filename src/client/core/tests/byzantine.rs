@@ -253,3 +253,19 @@ fn sessions_are_closed_behind_all_their_numbers() {
     tell(&mut story, &[1, 2], 7, names(&closing[0])[0], &Reply::Closed);
     assert_eq!(story.done(end), &Done::Closed(Ok(())));
 }
+
+/// What a single node says of the ring is not believed, whatever it was asked.
+#[test]
+fn a_liar_moves_no_keys() {
+    let mut story = connected(&[1, 2, 3, 4]);
+    let whole = Place::from(&found_without_keys(1, 4, 4)[0]);
+    let tenure = TenureId { group: GroupId(77), epoch: 1 };
+    let place = Place { tenure, generation: u64::MAX, nodes: vec![NodeId(4)], ..whole };
+    let status = story.ask(Ask::Status(NodeId(4)));
+    story.answer(Answer::Moved { places: vec![place] });
+    assert!(matches!(story.done(status), Done::Status(Err(_))));
+    let atlas = story.core.atlas().unwrap();
+    assert!(atlas.places().all(|place| place.group() == GroupId(1)));
+    story.ask(get());
+    assert!(!bundles(&mut story).is_empty(), "it is asked as before");
+}
