@@ -28,8 +28,8 @@ pub const PEER_FRAME_BYTES_MAX: usize = 5 << 20;
 /// Bytes of one frame from a client: one command with the largest key and value.
 pub const CLIENT_FRAME_BYTES_MAX: usize = VALUE_BYTES_CAP * 2 + KEY_BYTES_CAP + (4 << 10);
 
-/// Messages of groups in one frame between nodes.
-pub const FRAME_BODIES_MAX: usize = 1_024;
+/// Messages of groups in one frame between nodes. Few: each costs work, and frames are what a node counts before it looks at them.
+pub const FRAME_BODIES_MAX: usize = 32;
 
 /// Commands in one batch.
 pub const BATCH_COMMANDS_MAX: usize = 1024;

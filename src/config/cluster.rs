@@ -3,7 +3,7 @@
 use super::ConfigError;
 use super::addresses::check_addresses;
 use super::founding::{check_founders, founding};
-use super::reading::{load_identity, load_toml};
+use super::reading::{check_version, load_identity, load_toml};
 use super::sizes::{Mode, check_sizes};
 use crate::ring::{Address, GroupId, NodeId, QuorumRule, Tenure};
 use crate::transport::{Identity, PublicKey};
@@ -54,6 +54,7 @@ fn one() -> u32 {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ClusterFile {
+    pub(super) version: u32,
     pub(super) protocol: String,
     pub(super) client_key_file: PathBuf,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -65,6 +66,9 @@ pub(super) struct ClusterFile {
     pub(super) replicas: Option<usize>,
     pub(super) nodes: Vec<GenesisNode>,
 }
+
+/// Version of a cluster file.
+pub(super) const CLUSTER_VERSION: u32 = 2;
 
 /// TLS allows 255 bytes for a protocol's name, of which this is a part.
 const PROTOCOL_BYTES_MAX: usize = 200;
@@ -87,6 +91,7 @@ pub struct ClusterConfig {
 impl ClusterConfig {
     /// Reads a cluster file and the client key that it names. Paths are relative to the file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        check_version(path, CLUSTER_VERSION, "cluster file")?;
         let file: ClusterFile = load_toml(path)?;
         if file.nodes.is_empty() {
             let reason = "it names no node".to_string();

@@ -5,7 +5,7 @@ use super::addresses::check_addresses;
 use super::cluster::GenesisNode;
 use super::founding::{check_founders, check_order, founding};
 use super::ranges::{check_description, check_name, check_names, check_timing};
-use super::reading::load_toml;
+use super::reading::{check_version, load_toml};
 use super::sizes::{Mode, check_sizes};
 use crate::limits::{KEY_BYTES_CAP, Limits, VALUE_BYTES_CAP};
 use crate::ring::{Address, NodeId, QuorumRule, Tenure};
@@ -100,6 +100,7 @@ pub(super) const GENESIS_VERSION: u32 = 2;
 impl Genesis {
     /// Reads and checks a genesis record.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        check_version(path, GENESIS_VERSION, "genesis")?;
         let genesis: Self = load_toml(path)?;
         genesis.check().map_err(|reason| ConfigError::Value { path: path.to_path_buf(), reason })?;
         Ok(genesis)

@@ -2,7 +2,7 @@
 
 use super::ConfigError;
 use super::clients::{CLIENTS_MAX, NewClient};
-use super::cluster::{ClusterFile, GenesisNode};
+use super::cluster::{CLUSTER_VERSION, ClusterFile, GenesisNode};
 use super::founders::NewNode;
 use super::genesis::{FlexibleQuorums, GENESIS_VERSION, Genesis, Timing};
 use super::node::StorageConfig;
@@ -88,6 +88,7 @@ pub fn init(plan: &InitPlan) -> Result<(PathBuf, Vec<PathBuf>), ConfigError> {
     let is_byzantine = plan.mode == Mode::Byzantine;
     for client in &clients {
         let cluster = ClusterFile {
+            version: CLUSTER_VERSION,
             protocol: genesis.protocol_name(),
             client_key_file: client.key_file(),
             groups: is_byzantine.then_some(plan.groups),

@@ -200,7 +200,15 @@ fn load_epoch_keys(
     let mut keys = BTreeMap::new();
     for tenure in genesis.founding() {
         let path = dir.join(epoch_key_file(tenure.id));
-        let Some(index) = tenure.index_of(node).filter(|_| path.exists()) else { continue };
+        let Some(index) = tenure.index_of(node) else { continue };
+        let is_there = path.try_exists().map_err(|source| ConfigError::File {
+            what: "look for the key file",
+            path: path.clone(),
+            source,
+        });
+        if !is_there? {
+            continue;
+        }
         let key = load_identity(&path)?;
         if tenure.members[index].epoch_key != Some(key.public().0) {
             let reason = format!(

@@ -132,6 +132,13 @@ fn genesis_values_are_checked() {
     assert!(wrong(&|genesis| genesis.timing.heartbeat_millis = 1 << 62).contains("are allowed"));
     assert!(wrong(&|genesis| genesis.cluster = "a".repeat(300)).contains("32 hexadecimal digits"));
     assert!(wrong(&|genesis| genesis.version = 9).contains("version 9"));
+    let old = dir.path().join("old.toml");
+    std::fs::write(&old, "version = 1\ncluster = \"of another form\"\n").unwrap();
+    let error = Genesis::load(&old).unwrap_err().to_string();
+    assert!(error.contains("genesis version 1 is not supported, this build reads version 2"), "{error}");
+    std::fs::write(&old, "protocol = \"of another form\"\n").unwrap();
+    let error = ClusterConfig::load(&old).unwrap_err().to_string();
+    assert!(error.contains("cluster file without a version"), "{error}");
     assert!(wrong(&|genesis| genesis.admin_key = genesis.nodes[0].key).contains("named twice"));
     assert!(wrong(&|genesis| genesis.nodes[1].name = "n1".into()).contains("\"n1\""));
     for name in ["", "3", "N1", "a b", "ä", &"a".repeat(64)] {

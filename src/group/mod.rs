@@ -169,7 +169,7 @@ pub enum OpenError {
     Mode(GroupId),
     /// The node has not got the key that its replica votes with.
     #[error(
-        "{0}: this node has no key to vote with. Put the one that the genesis record names into its keys folder"
+        "{0}: this node has no key to vote with: put the one that the genesis record names into the folder that keys_dir in its node file names"
     )]
     NoKey(TenureId),
     /// The group's size is impossible.

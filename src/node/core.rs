@@ -246,7 +246,9 @@ impl NodeCore {
             for group in self.groups.values_mut() {
                 group.flush(self.storage.as_ref())?;
             }
-            self.compact_if_ready()?;
+            if self.founding.is_none() {
+                self.compact_if_ready()?;
+            }
         }
         self.watch_leaders();
         if let Some(reason) = self.collect() {

@@ -13,6 +13,7 @@
 use super::id::{Position, RingInterval};
 use super::names::{GroupId, NodeId, TenureId};
 use super::tenure::Tenure;
+use crate::limits::few;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,7 +33,8 @@ pub struct Place {
     pub generation: u64,
     /// What it holds.
     pub range: RingInterval,
-    /// Hosts of its replicas; the index is the replica's number.
+    /// Hosts of its replicas; the index is the replica's number. At most [`Tenure::MEMBERS_MAX`].
+    #[serde(deserialize_with = "few::<_, _, { Tenure::MEMBERS_MAX }>")]
     pub nodes: Vec<NodeId>,
 }
 
@@ -43,7 +45,7 @@ impl Place {
         self.tenure.group
     }
 
-    /// The later of two that overlap has the higher rank. No two of one generation overlap, unless somebody lies; then all still agree.
+    /// The later of two that overlap has the higher rank. No two of one generation overlap, unless somebody lies.
     fn rank(&self) -> (u64, TenureId) {
         (self.generation, self.tenure)
     }
@@ -78,7 +80,7 @@ impl Atlas {
         let parts = vec![Part { last: Position(u64::MAX), place: None }];
         let mut atlas = Self { parts, groups: BTreeMap::new() };
         for place in places {
-            if place.nodes.is_empty() || !atlas.has_room() {
+            if place.nodes.is_empty() || !atlas.has_room(place.group()) {
                 return None;
             }
             atlas.put(place);
@@ -94,11 +96,12 @@ impl Atlas {
 
     /// Takes note of a place. Whether anything is new by it: it may be known, or of the past.
     pub fn note(&mut self, place: Place) -> bool {
-        !place.nodes.is_empty() && self.has_room() && self.put(place)
+        !place.nodes.is_empty() && self.has_room(place.group()) && self.put(place)
     }
 
-    fn has_room(&self) -> bool {
-        self.parts.len() + PARTS_OF_A_PLACE <= PARTS_MAX && self.groups.len() < PARTS_MAX
+    fn has_room(&self, group: GroupId) -> bool {
+        let is_known = self.groups.contains_key(&group);
+        self.parts.len() + PARTS_OF_A_PLACE <= PARTS_MAX && (is_known || self.groups.len() < PARTS_MAX)
     }
 
     /// All places, each once.

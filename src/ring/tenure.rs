@@ -26,9 +26,6 @@ use std::ops::RangeInclusive;
 /// Version of a stored tenure.
 const FORMAT: u8 = 1;
 
-/// Members that a group may have.
-const MEMBERS_MAX: usize = 64;
-
 /// Tenures that one may follow from: both of a merge.
 const PREVIOUS_MAX: usize = 2;
 
@@ -155,7 +152,7 @@ impl Tenure {
 
     fn check(&self) -> Result<(), NoTenure> {
         let n = self.members.len();
-        if n == 0 || n > MEMBERS_MAX {
+        if n == 0 || n > Self::MEMBERS_MAX {
             return Err(NoTenure("it has no members, or too many"));
         }
         let nodes: BTreeSet<NodeId> = self.nodes().collect();
@@ -173,12 +170,16 @@ impl Tenure {
                 let (phase1, phase2) = (usize::from(phase1), usize::from(phase2));
                 (1..=n).contains(&phase1) && (1..=n).contains(&phase2) && phase1 + phase2 > n
             }
+            QuorumRule::Byzantine if n % 3 != 1 || n == 1 => false,
             QuorumRule::Byzantine => {
                 self.members.iter().all(|member| member.signing.is_some() && member.epoch_key.is_some())
             }
         };
         if is_possible { Ok(()) } else { Err(NoTenure("its quorums are impossible")) }
     }
+
+    /// Members that a group may have: so many that a tenure fits into a row of the tree.
+    pub const MEMBERS_MAX: usize = 16;
 
     /// Cells that a range may have.
     pub const CELLS_MAX: u8 = 65;

@@ -2,7 +2,7 @@
 
 use crate::kv::{self, Reply, RequestId};
 use crate::limits::{
-    FRAME_BODIES_MAX, GROUPS_MAX, Limits, MOVED_PLACES_MAX, OPENINGS_MAX, SLOT_REQUESTS_MAX, few,
+    FRAME_BODIES_MAX, GROUPS_MAX, Limits, MOVED_PLACES_MAX, NODES_MAX, OPENINGS_MAX, SLOT_REQUESTS_MAX, few,
 };
 use crate::proof::OutcomeProof;
 use crate::ring::{GroupId, NodeId, Place, StoreId, TenureId};
@@ -224,9 +224,11 @@ pub struct NodeStatus {
     pub incarnation: u64,
     /// Milliseconds since its start.
     pub uptime_millis: u64,
-    /// Peers that are connected.
+    /// Peers that are connected. At most [`NODES_MAX`].
+    #[serde(deserialize_with = "few::<_, _, NODES_MAX>")]
     pub connected: Vec<NodeId>,
-    /// Those who have not noted yet which data directory this node has, as long as it must not vote before they did.
+    /// Those who have not noted yet which data directory this node has, as long as it must not vote before they did. At most [`NODES_MAX`].
+    #[serde(deserialize_with = "few::<_, _, NODES_MAX>")]
     pub awaits: Vec<NodeId>,
     /// Whether it refuses writes, because its disk is almost full.
     pub refuses_writes: bool,
@@ -238,7 +240,8 @@ pub struct NodeStatus {
     pub log_bytes: u64,
     /// Its process.
     pub process: ProcessStats,
-    /// Its groups.
+    /// Its groups. At most [`GROUPS_MAX`].
+    #[serde(deserialize_with = "few::<_, _, GROUPS_MAX>")]
     pub groups: Vec<GroupStatus>,
 }
 
