@@ -229,7 +229,7 @@ const LIVENESS: [Mutation; 4] =
 fn seeds_for(wrong: Wrong) -> u64 {
     match wrong {
         // The acknowledgement must come late, and find that its receiver leads again.
-        Wrong::Rule(Mutation::CountOlderBallot) => 1_000,
+        Wrong::Rule(Mutation::CountOlderBallot) => 3_000,
         // The logs of most runs are small: few are moved in more than one piece.
         Wrong::Rule(Mutation::LeadHalfFetched | Mutation::AdoptHalfSync) => 3_000,
         // Views must fail again and again before the rest, which is seldom.
