@@ -277,8 +277,7 @@ impl Group {
         settings: &Settings,
         records: &[Bytes],
     ) -> Result<Self, OpenError> {
-        let index = tenure.index_of(node).expect("the node hosts a replica of the group");
-        let me = ReplicaId(u8::try_from(index).expect("a group has few replicas"));
+        let me = replica_in(&tenure, node).expect("the node hosts a replica of the group");
         let group = tenure.group();
         let (found, damage) = match load(storage, &tenure, settings) {
             Err(StorageError::Corrupt { what, reason }) if settings.byzantine.is_some() => {
@@ -292,9 +291,7 @@ impl Group {
         let applied = install.as_ref().and_then(Install::applied).unwrap_or(machine.reached());
         let base = base_of(&tenure, applied);
         let durable_slot = applied.slot;
-        if durable_slot > 0 && records.is_empty() {
-            return Err(lost_records(group, durable_slot).into());
-        }
+        refuse_lost_records(group, durable_slot, records)?;
         let (engine, signed): (Box<dyn Engine + Send>, _) = match &settings.byzantine {
             Some(byzantine) => {
                 let base = is_found.then_some(base);
@@ -647,8 +644,7 @@ impl Group {
     }
 
     fn replica_of(&self, node: NodeId) -> Option<ReplicaId> {
-        let index = self.tenure().index_of(node)?;
-        Some(ReplicaId(u8::try_from(index).expect("a group has few replicas")))
+        replica_in(self.tenure(), node)
     }
 
     fn answer(&mut self, ticket: Ticket, outcome: Outcome) {
@@ -841,12 +837,21 @@ fn open_paxos(
         .map_err(|source| OpenError::Recover { group, source })
 }
 
+/// The replica that the node hosts, if it is a member.
+fn replica_in(tenure: &Tenure, node: NodeId) -> Option<ReplicaId> {
+    let index = tenure.index_of(node)?;
+    Some(ReplicaId(u8::try_from(index).expect("a group has few replicas")))
+}
+
 /// Whoever has applied something has promised something before, and written that down.
-fn lost_records(group: GroupId, applied: u64) -> StorageError {
-    StorageError::StateLost(format!(
+fn refuse_lost_records(group: GroupId, applied: u64, records: &[Bytes]) -> Result<(), StorageError> {
+    if applied == 0 || !records.is_empty() {
+        return Ok(());
+    }
+    Err(StorageError::StateLost(format!(
         "group {group} has applied slot {applied}, but the write-ahead log holds no record of it: what this node had \
          promised is lost. It must not vote under its old identity; add it as a new node"
-    ))
+    )))
 }
 
 fn base_of(tenure: &Tenure, applied: &kv::Reached) -> LogBase {

@@ -26,7 +26,6 @@ use super::{status, tenures};
 use crate::error::StorageError;
 use crate::gateway::{Gateway, Origin, Watchers};
 use crate::group::{Freshness, Group, OpenError, Outcome, Outcomes, Output, Ticket};
-use crate::kv;
 use crate::ring::{Atlas, GroupId, NodeId, TenureId};
 use crate::shares::Account;
 use crate::storage::{Commit, CommitId, LogRecord, Recovery, Storage};
@@ -34,7 +33,6 @@ use crate::wire::{
     self, Answer, AnswerFrame, Consistency, GroupBody, NodeStatus, Opening, PeerMessage, ProcessStats,
     RetryReason, Served,
 };
-use bytes::Bytes;
 use compaction::Compaction;
 use requests::Waiting;
 use std::collections::BTreeMap;
@@ -43,9 +41,6 @@ use tetrachord_consensus::{Ticks, Timestamp};
 
 /// The commit of a node's first tenures.
 const FOUNDING: CommitId = CommitId(1);
-
-/// The kind of an engine's records in the write-ahead log.
-const ENGINE: u8 = 1;
 
 /// A forwarded request is given up after this many milliseconds without an answer.
 const FORWARD_PATIENCE_MILLIS: u64 = 3_000;
@@ -100,11 +95,11 @@ impl NodeCore {
         mut storage: Box<dyn Storage + Send>,
         mut recovery: Recovery,
     ) -> Result<Self, OpenError> {
-        let mut records = by_tenure(std::mem::take(&mut recovery.log))?;
+        let mut records = tenures::records(std::mem::take(&mut recovery.log))?;
         let own = records.remove(&OWN).unwrap_or_default();
         let roster = roster::open(&settings, storage.as_ref(), &recovery, &own)?;
         let mut groups = BTreeMap::new();
-        let opened = open_tenures(&settings, storage.as_ref(), &records)?;
+        let opened = tenures::open(&settings, storage.as_ref(), &records)?;
         for tenure in opened.tenures {
             let (id, records) = (tenure.id, records.remove(&tenure.id).unwrap_or_default());
             let seed = settings.group.options.seed ^ (id.group.mixed() << 32) ^ recovery.incarnation;
@@ -278,7 +273,7 @@ impl NodeCore {
             if let Some(taken) = taken {
                 self.roster.on_logged();
                 let tenure = group.tenure().id;
-                let record = |body| LogRecord { tenure, kind: ENGINE, body };
+                let record = |body| LogRecord { tenure, kind: tenures::ENGINE, body };
                 commit.log.extend(taken.records.into_iter().map(record));
                 commit.promises |= taken.promises;
                 group.submitted(id);
@@ -578,33 +573,4 @@ impl NodeCore {
     pub(crate) fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
         self.groups.values_mut()
     }
-}
-
-/// In Byzantine mode a tree that cannot be read is one that holds nothing: what it should hold is proved by others.
-fn open_tenures(
-    settings: &NodeSettings,
-    storage: &dyn Storage,
-    records: &BTreeMap<TenureId, Vec<Bytes>>,
-) -> Result<tenures::Opened, StorageError> {
-    let is_repairable = settings.group.byzantine.is_some();
-    let rows = match kv::read_tenures(storage) {
-        Err(StorageError::Corrupt { .. }) if is_repairable => Vec::new(),
-        rows => rows?,
-    };
-    tenures::open(rows, records, (&settings.founding, settings.node), is_repairable)
-}
-
-/// The records of each epoch of each group, in order. What a later build has written may be a promise.
-fn by_tenure(log: Vec<LogRecord>) -> Result<BTreeMap<TenureId, Vec<Bytes>>, StorageError> {
-    let mut records: BTreeMap<TenureId, Vec<Bytes>> = BTreeMap::new();
-    for LogRecord { tenure, kind, body } in log {
-        let expected = if tenure == OWN { NOTE } else { ENGINE };
-        if kind != expected {
-            let what = format!("a record of {tenure} in the write-ahead log");
-            let reason = format!("it is of kind {kind}, which this build does not know");
-            return Err(StorageError::corrupt(what, reason));
-        }
-        records.entry(tenure).or_default().push(body);
-    }
-    Ok(records)
 }

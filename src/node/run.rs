@@ -9,7 +9,7 @@ use super::pool::{Pool, Verdict};
 use crate::config::{ChaosConfig, Mode, NodeConfig, cluster_digest};
 use crate::group::{Byzantine, Settings};
 use crate::limits::{OVERLAY_BYTES_MAX, WINDOW};
-use crate::ring::{Atlas, TenureId};
+use crate::ring::{Place, TenureId};
 use crate::storage::disk::{DiskOptions, DiskStorage, PackingRule, Report};
 use crate::storage::{Owner, free_bytes};
 use crate::transport::{Inbound, PeerAddress, Transport, TransportSettings};
@@ -160,7 +160,7 @@ fn transport_settings(config: &NodeConfig) -> TransportSettings {
     let hello = Hello {
         cluster: cluster.clone(),
         node: config.node,
-        places: Atlas::founded(&genesis.founding()).places().cloned().collect(),
+        places: genesis.founding().iter().map(Place::from).collect(),
         limits: genesis.limits,
         is_byzantine: genesis.mode == Mode::Byzantine,
     };

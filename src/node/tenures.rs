@@ -1,23 +1,45 @@
 //! Which groups have a replica here when a node starts, and in which tenure.
 //!
 //! The tree says which state a node has, the log in which epoch it votes. The genesis record founds the first tenures, once, when tree and
-//! log are both empty; from then on the tree's rows are what counts.
+//! log know of no group; from then on the tree's rows are what counts. A log that knows of none promises nothing, so it does no harm that a tree
+//! may have been lost beside it.
 //!
 //! | tree | log | |
 //! |---|---|---|
-//! | nothing | nothing | the node is founded: its first tenures are written, and nothing is logged before they are there |
+//! | nothing | nothing of any group | the node is founded: its first tenures are written, and nothing is logged before they are there |
 //! | a tenure | nothing, or records of it | the replica goes on in it |
 //! | no tenure | records of it | the tree has lost it. In crash mode the node must stop: what it applied is gone. In Byzantine mode the row is written again, and the group finds out what of its state holds |
 //! | a tenure | records of another epoch | this build ends no epoch: the node must stop |
 //!
 //! Invariant: rows of different groups never overlap.
 
+use super::face::NodeSettings;
+use super::roster::{NOTE, OWN};
 use crate::error::StorageError;
 use crate::kv;
 use crate::ring::{NodeId, Tenure, TenureId};
-use crate::storage::StateWrite;
+use crate::storage::{LogRecord, StateWrite, Storage};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// The kind of an engine's records in the write-ahead log.
+pub(super) const ENGINE: u8 = 1;
+
+/// The records of each epoch of each group, in order. What a later build has written may be a promise.
+pub(super) fn records(log: Vec<LogRecord>) -> Result<BTreeMap<TenureId, Vec<Bytes>>, StorageError> {
+    let mut records: BTreeMap<TenureId, Vec<Bytes>> = BTreeMap::new();
+    for LogRecord { tenure, kind, body } in log {
+        let expected = if tenure == OWN { NOTE } else { ENGINE };
+        if kind != expected {
+            let what = format!("a record of {tenure} in the write-ahead log");
+            let reason = format!("it is of kind {kind}, which this build does not know");
+            return Err(StorageError::corrupt(what, reason));
+        }
+        records.entry(tenure).or_default().push(body);
+    }
+    Ok(records)
+}
 
 /// What a node starts with.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,8 +50,23 @@ pub(super) struct Opened {
     pub(super) to_write: Vec<StateWrite>,
 }
 
+/// Opens what the tree and the log hold. In Byzantine mode a tree that cannot be read is one that holds nothing: what it should hold is proved
+/// by others.
+pub(super) fn open(
+    settings: &NodeSettings,
+    storage: &dyn Storage,
+    log: &BTreeMap<TenureId, Vec<Bytes>>,
+) -> Result<Opened, StorageError> {
+    let is_repairable = settings.group.byzantine.is_some();
+    let rows = match kv::read_tenures(storage) {
+        Err(StorageError::Corrupt { .. }) if is_repairable => Vec::new(),
+        rows => rows?,
+    };
+    judge(rows, log, (&settings.founding, settings.node), is_repairable)
+}
+
 /// Holds what the tree says, `rows`, and what the log names against what the genesis record founds.
-pub(super) fn open<T>(
+fn judge<T>(
     rows: Vec<Tenure>,
     log: &BTreeMap<TenureId, T>,
     (founding, node): (&[Tenure], NodeId),
@@ -115,7 +152,20 @@ mod tests {
     }
 
     fn start(rows: Vec<Tenure>, named: &[u128]) -> Result<Opened, String> {
-        open(rows, &log(named), (&founding(), ME), false).map_err(|error| error.to_string())
+        judge(rows, &log(named), (&founding(), ME), false).map_err(|error| error.to_string())
+    }
+
+    /// A kind that is not known here may be a promise of a build that is.
+    #[test]
+    fn records_of_another_kind_are_refused() {
+        let record = |tenure, kind| LogRecord { tenure, kind, body: Bytes::from_static(b"r") };
+        let tenure = mine()[0].id;
+        let known = vec![record(OWN, NOTE), record(tenure, ENGINE), record(tenure, ENGINE)];
+        let counts: Vec<usize> = records(known).unwrap().values().map(Vec::len).collect();
+        assert_eq!(counts, [1, 2]);
+        for (tenure, kind) in [(tenure, 2), (tenure, NOTE), (OWN, ENGINE)] {
+            assert!(records(vec![record(tenure, kind)]).unwrap_err().to_string().contains("does not know"));
+        }
     }
 
     #[test]
@@ -133,7 +183,7 @@ mod tests {
 
     #[test]
     fn where_states_can_be_proved_a_lost_row_is_written_again() {
-        let opened = open(mine()[1..].to_vec(), &log(&[1, 3]), (&founding(), ME), true).unwrap();
+        let opened = judge(mine()[1..].to_vec(), &log(&[1, 3]), (&founding(), ME), true).unwrap();
         assert_eq!((opened.tenures.len(), opened.to_write), (3, vec![kv::tenure_row(&mine()[0])]));
     }
 
