@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(told, [Some(0), Some(1), Some(2), Some(5)]);
         assert_eq!((of(&wrapped, 62 * width + 9), of(&wrapped, 3 * width + 1)), (None, None));
         assert_eq!(parts(5, 9, 6).cells, 1);
-        for groups in 1..200 {
+        for groups in (1..200).chain([511, 512, 513, 1_023, 1_024]) {
             let founded = found_without_keys(groups, 3, 3);
             assert!(founded.iter().all(|tenure| (32..=65).contains(&tenure.cells())), "{groups} groups");
         }

@@ -144,9 +144,13 @@ impl Atlas {
                 }
             }
         }
-        self.parts = std::mem::take(&mut self.parts).into_iter().rev().collect();
-        self.parts.dedup_by(|earlier, later| earlier.place == later.place);
-        self.parts.reverse();
+        self.parts.dedup_by(|later, earlier| {
+            let is_same = later.place == earlier.place;
+            if is_same {
+                earlier.last = later.last;
+            }
+            is_same
+        });
         assert!(self.parts.windows(2).all(|two| two[0].last < two[1].last), "parts are in order");
         is_new
     }

@@ -1,7 +1,7 @@
 //! How groups and nodes are named.
 //!
-//! A name is never given twice. Those that the genesis record founds have small numbers, counted from 1; whatever comes later is named
-//! by a hash of what it comes from, with the highest bit set, so that no two who choose a name need to ask each other.
+//! A name is never given twice. Those that the genesis record founds have small numbers, counted from 1. The others are for what comes later,
+//! so long that no two who choose one need to ask each other. Nothing makes any yet.
 //!
 //! People write and read the small numbers, `n3` and `g7`. Long names are shown by their beginning, and written in full, as 32
 //! hexadecimal digits, where a program reads them.

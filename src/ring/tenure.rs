@@ -261,7 +261,7 @@ pub fn found(
     (0..groups).map(tenure).collect()
 }
 
-/// The same where nobody has keys: for those who try something without a network, in crash mode.
+/// The same while nobody has keys, in crash mode: to see who would host what, and for those who try something without a network.
 #[must_use]
 pub fn found_without_keys(groups: usize, nodes: usize, replicas: usize) -> Vec<Tenure> {
     let nobody = |node, _| Member { node, key: [0; 32], signing: None, epoch_key: None };

@@ -14,7 +14,7 @@ use super::{Ask, CallId, Core, Done, Effect, Outgoing, Unreachable};
 use crate::client::outcome::{Outcome, Read, Refusal, unexpected};
 use crate::client::{ClientOptions, status};
 use crate::kv::{Failure, Operation, Reply, RequestId, SessionId};
-use crate::ring::{GroupId, NodeId, Place, Position};
+use crate::ring::{GroupId, NodeId, Place};
 use crate::wire::{Answer, Consistency, Request, RetryReason};
 use std::sync::Arc;
 use std::time::Duration;
@@ -299,13 +299,13 @@ impl Core {
     /// A node says that another group owns the key; it did nothing. If that is news it is asked there.
     fn on_moved(&mut self, id: CallId, node: NodeId, places: Vec<Place>) {
         // In Byzantine mode no single node is believed about that, nor is one that was asked for no key.
-        let key = self.calls[&id].key().filter(|_| self.signed.is_none()).cloned();
-        let (Some(key), Some((atlas, _))) = (key, &mut self.known) else {
+        let may_move = self.signed.is_none() && self.calls[&id].key().is_some();
+        let Some((atlas, _)) = self.known.as_mut().filter(|_| may_move) else {
             return self.on_unexpected(id, &places);
         };
         let atlas = Arc::make_mut(atlas);
         let is_new = places.into_iter().fold(false, |is_new, place| atlas.note(place) | is_new);
-        let owner = atlas.owner(Position::of_key(&key)).group();
+        let owner = self.owner_of(id).expect("the call has a key, and the ring is known");
         let call = self.calls.get_mut(&id).expect("an open call");
         (call.target, call.last) = (None, format!("{node} says that {owner} owns the key"));
         call.moved += u32::from(is_new);

@@ -75,7 +75,7 @@ impl Core {
     }
 
     /// The group that is known to own the call's key.
-    fn owner_of(&self, id: CallId) -> Option<GroupId> {
+    pub(super) fn owner_of(&self, id: CallId) -> Option<GroupId> {
         let (key, (atlas, _)) = (self.calls[&id].key()?, self.known.as_ref()?);
         Some(atlas.owner(Position::of_key(key)).group())
     }
