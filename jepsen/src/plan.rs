@@ -321,7 +321,7 @@ impl fmt::Display for Plan {
         let nemeses: Vec<&str> = self.nemeses.iter().map(|nemesis| nemesis.name()).collect();
         write!(
             f,
-            "{:?} mode, {} nodes, {} groups of {} replicas, {} clients on {} keys ({}), thinking {} ms, {} ms of: {}",
+            "{:?} mode, {} nodes, {} groups of {} replicas, {} clients on {} keys ({}){}, thinking {} ms, {} ms of: {}",
             self.mode,
             self.nodes,
             self.groups,
@@ -329,6 +329,7 @@ impl fmt::Display for Plan {
             self.clients,
             self.keys,
             self.workload.name(),
+            if self.has_old_maps { " with old maps" } else { "" },
             self.think_micros / 1_000,
             self.millis,
             if nemeses.is_empty() { "nothing".to_string() } else { nemeses.join(", ") }

@@ -60,6 +60,8 @@ pub(super) struct Machine {
     wakes_at: Option<u64>,
     /// What was signed last, alone in its bundle.
     pub(super) last_signed: Option<(GroupId, Request)>,
+    /// Until then a call may be open that was sent on to another group.
+    sent_on_until: u64,
 }
 
 impl Machine {
@@ -85,7 +87,7 @@ impl Machine {
             mutation: plan.mutation,
         };
         let (core, open) = (Core::new(setup), BTreeMap::new());
-        Self { core, signer, open, wakes_at: None, last_signed: None }
+        Self { core, signer, open, wakes_at: None, last_signed: None, sent_on_until: 0 }
     }
 
     /// The key by which its connections are admitted.
@@ -312,19 +314,20 @@ impl World {
         let Ok(frame) = wire::decode::<AnswerFrame>(&frame[4..]) else {
             return self.violate(|| format!("{from} answers what is no frame"));
         };
-        let all_wrong = self.may_clocks_all_be_wrong();
+        let may_expire = self.may_clocks_all_be_wrong() || self.now < self.machines[machine].sent_on_until;
         match &frame.answer {
             Answer::Unavailable { .. } if self.nodes[index_of(from)].is_short => {
                 self.count(Nemesis::DiskFull, 0, 1);
             }
             // Where a majority of clocks jumps, log time may too: sessions expire then. What may have been carried out where the key was
             // before keeps its session, which is of another group if that was never true.
-            Answer::Reply { reply: Reply::Failed(Failure::SessionExpired), .. }
-                if !all_wrong && !self.plan.has_old_maps =>
-            {
+            Answer::Reply { reply: Reply::Failed(Failure::SessionExpired), .. } if !may_expire => {
                 return self.violate(|| "a session of a correct client has expired".to_string());
             }
-            Answer::Moved { .. } => self.reach(SENT_ON),
+            Answer::Moved { .. } => {
+                self.machines[machine].sent_on_until = self.now + self.plan.deadline_millis * 1_000;
+                self.reach(SENT_ON);
+            }
             _ => {}
         }
         self.drive(machine, |core, now| core.answered(now, from, frame));
