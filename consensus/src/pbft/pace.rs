@@ -19,6 +19,9 @@
 //! three quarters; nor while this replica's own state machine could not take more. Slots that are agreed on at the same time take that
 //! time once: else a primary that hands out many proposals together, and then none for long, would seem to be busy. Requests that
 //! clients bring to their primary alone are not seen: they are shown to all when they are not answered soon.
+//!
+//! Not here: a primary that hands each proposal to one backup sooner than to another, while a third has left the view. Both are needed
+//! then, and what the sooner one waits for the other counts as agreement; waits of up to half of a patience can pass for work.
 
 use crate::types::Ticks;
 use std::ops::RangeInclusive;
@@ -183,8 +186,7 @@ mod tests {
         }
     }
 
-    /// Seed 90002477 of the simulator: proposals that were held back came in one frame, and the time of their agreement was counted for
-    /// each of them.
+    /// Proposals that were held back come in one frame: the time of their agreement is no more than that of one.
     #[test]
     fn a_primary_that_hands_out_many_proposals_at_a_time_is_not_busy() {
         let mut pace = Pace::default();
