@@ -17,6 +17,8 @@ mod cluster;
 mod founders;
 mod founding;
 #[cfg(feature = "server")]
+mod free;
+#[cfg(feature = "server")]
 mod genesis;
 #[cfg(feature = "server")]
 mod init;
@@ -34,6 +36,8 @@ mod writing;
 #[cfg(feature = "server")]
 pub use clients::CLIENTS_MAX;
 pub use cluster::{ClusterConfig, EpochKey, GenesisNode, cluster_digest};
+#[cfg(feature = "server")]
+pub use free::free_addresses;
 #[cfg(feature = "server")]
 pub use genesis::{FlexibleQuorums, Genesis, GenesisClient, Timing};
 #[cfg(feature = "server")]

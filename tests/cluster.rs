@@ -261,7 +261,7 @@ fn a_node_moves_to_another_address_while_the_cluster_serves() {
         let genesis = std::fs::read_to_string(cluster.path().join("genesis.toml")).unwrap();
         let addresses: Vec<&str> =
             genesis.lines().filter_map(|line| line.strip_prefix("address = ")).collect();
-        let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let free = tetrachord::config::free_addresses(1).unwrap()[0];
         for file in ["genesis.toml", "cluster.toml"] {
             let path = cluster.path().join(file);
             let text = std::fs::read_to_string(&path).unwrap();

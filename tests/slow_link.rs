@@ -117,7 +117,7 @@ fn unpack(packed: &[u8]) -> (SocketAddr, &[u8]) {
 fn put_behind_relays(cluster: &Cluster, addresses: &[SocketAddr]) -> Arc<Switch> {
     let switch = Arc::<Switch>::default();
     for (index, address) in addresses.iter().enumerate() {
-        let inside = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let inside = tetrachord::config::free_addresses(1).unwrap()[0];
         relay(UdpSocket::bind(address).unwrap(), inside, Arc::clone(&switch));
         let file = cluster.node_file(index);
         let text = std::fs::read_to_string(&file).unwrap();

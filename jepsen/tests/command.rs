@@ -1,7 +1,6 @@
 //! The command line of the judge: the exit code is the verdict, whoever listens, and nothing that was seen is lost.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
-use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use tetrachord::config::{self, ClusterConfig, InitPlan, Mode, StorageConfig, Timing};
@@ -78,10 +77,10 @@ struct Deployment {
 impl Deployment {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let sockets: Vec<UdpSocket> = (0..3).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+        let addresses = config::free_addresses(3).unwrap();
         let plan = InitPlan {
             dir: dir.path().join("c"),
-            addresses: sockets.iter().map(|socket| socket.local_addr().unwrap().into()).collect(),
+            addresses: addresses.into_iter().map(Into::into).collect(),
             groups: 1,
             replicas: 3,
             clients: 1,
@@ -91,7 +90,6 @@ impl Deployment {
             timing: Timing::default(),
         };
         let (_, files) = config::init(&plan).unwrap();
-        drop(sockets);
         let start = |file: &std::path::PathBuf| {
             let mut serve = Command::new(PROGRAM);
             serve.args(["serve", "--config"]).arg(file).stdout(Stdio::null()).stderr(Stdio::null());

@@ -7,7 +7,6 @@ use crate::ring::{GroupId, NodeId};
 use anyhow::Context;
 use clap::Args;
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -91,7 +90,11 @@ impl LocalCluster {
         } else {
             let plan = InitPlan {
                 dir: dir.to_path_buf(),
-                addresses: free_addresses(size.nodes())?.into_iter().map(Into::into).collect(),
+                addresses: config::free_addresses(size.nodes())
+                    .context("no free port")?
+                    .into_iter()
+                    .map(Into::into)
+                    .collect(),
                 groups: size.groups(),
                 replicas: config::default_replicas(size.mode(), size.nodes()),
                 clients: 1,
@@ -263,13 +266,4 @@ impl Ending {
             _ = self.interrupt.recv() => "Ctrl-C",
         }
     }
-}
-
-/// Addresses on loopback whose ports nobody uses just now.
-fn free_addresses(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
-    let sockets: Vec<UdpSocket> = (0..count)
-        .map(|_| UdpSocket::bind("127.0.0.1:0"))
-        .collect::<Result<_, _>>()
-        .context("no free port")?;
-    sockets.iter().map(|socket| socket.local_addr().context("no address")).collect()
 }

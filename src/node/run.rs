@@ -383,16 +383,15 @@ fn process_stats() -> ProcessStats {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{InitPlan, StorageConfig, Timing, init};
+    use crate::config::{InitPlan, StorageConfig, Timing, free_addresses, init};
 
     /// A node that went on without its socket would look alive to itself and hear nobody.
     #[test]
     fn a_node_that_has_lost_a_task_ends_and_says_which() {
         let dir = tempfile::tempdir().unwrap();
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let plan = InitPlan {
             dir: dir.path().to_path_buf(),
-            addresses: vec![socket.local_addr().unwrap().into()],
+            addresses: vec![free_addresses(1).unwrap()[0].into()],
             groups: 1,
             replicas: 1,
             clients: 1,
@@ -402,7 +401,6 @@ mod tests {
             timing: Timing::default(),
         };
         let (_, nodes) = init(&plan).unwrap();
-        drop(socket);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let ended = runtime.block_on(async {
             let (shell, inputs) = start(NodeConfig::load(&nodes[0]).unwrap()).unwrap();

@@ -47,14 +47,12 @@ impl Cluster {
     /// The same, with so many clients.
     pub(crate) fn init_for(mode: &str, nodes: usize, groups: usize, clients: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let sockets: Vec<std::net::UdpSocket> =
-            (0..nodes).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         let mut init = program();
         let (groups, clients) = (groups.to_string(), clients.to_string());
         init.args(["init", "--mode", mode, "--groups", &groups, "--clients", &clients, "--dir"])
             .arg(dir.path().join("c"));
-        for socket in &sockets {
-            init.args(["--address", &socket.local_addr().unwrap().to_string()]);
+        for address in tetrachord::config::free_addresses(nodes).unwrap() {
+            init.args(["--address", &address.to_string()]);
         }
         let output = init.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -139,6 +137,17 @@ impl Cluster {
         self.run(args).status.code().unwrap()
     }
 
+    /// What nodes said last, for whoever reads why a test failed.
+    fn tell(&mut self) {
+        for index in 0..self.children.len() {
+            let lives = self.children[index].as_mut().map(|child| child.try_wait());
+            let log = self.log(index);
+            let last = log.lines().count().saturating_sub(12);
+            eprintln!("node {}: {lives:?}", index + 1);
+            log.lines().skip(last).for_each(|line| eprintln!("    {line}"));
+        }
+    }
+
     /// What `status --json` says.
     pub(crate) fn status(&self) -> serde_json::Value {
         serde_json::from_slice(&self.run(&["status", "--json"]).stdout).unwrap()
@@ -156,6 +165,9 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell();
+        }
         for child in self.children.iter_mut().flatten() {
             let _ = child.kill();
             let _ = child.wait();

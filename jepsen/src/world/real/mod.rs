@@ -28,7 +28,6 @@ use disk::Disk;
 use hosts::Hosts;
 use process::Process;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -99,7 +98,7 @@ impl RealWorld {
         };
         let addresses = match &hosts {
             Some(hosts) => hosts.addresses()?,
-            None => free_addresses(setup.nodes)?,
+            None => config::free_addresses(setup.nodes).context("no free port")?,
         };
         let plan = InitPlan {
             dir: setup.dir.join("cluster"),
@@ -305,11 +304,4 @@ fn is_liar(index: usize, nodes: usize) -> bool {
 
 fn data_of(node_file: &Path) -> PathBuf {
     node_file.with_file_name("data")
-}
-
-/// Addresses on loopback whose ports nobody uses just now.
-fn free_addresses(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
-    let sockets: Result<Vec<UdpSocket>, _> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0")).collect();
-    let sockets = sockets.context("no free port")?;
-    sockets.iter().map(|socket| socket.local_addr().context("no address")).collect()
 }
