@@ -3,8 +3,8 @@
 //! The leader tells its digest; each follower holds it against its own, now or when it reaches the slot. Whoever differs
 //! stops: one of the two states is wrong, and nobody knows which.
 
-use super::message::GroupMessage;
-use super::{Group, Output, encode};
+use super::message::{GroupMessage, encode};
+use super::{Group, Output};
 use crate::limits::DIGEST_INTERVAL_SLOTS;
 
 impl Group {
@@ -20,7 +20,7 @@ impl Group {
         while self.digests.len() > 8 {
             self.digests.pop_first();
         }
-        if self.engine.is_leader() {
+        if self.seat.engine.is_leader() {
             let body = encode(&GroupMessage::Digest { slot, digest });
             let leader = self.leader();
             for node in

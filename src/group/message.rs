@@ -1,7 +1,7 @@
 //! What replicas of one group say to one another besides the engine's own messages.
 
 use crate::kv::{PartSet, Reached};
-use crate::limits::{SNAPSHOT_CHUNK_BYTES, few};
+use crate::limits::{PEER_FRAME_BYTES_MAX, SNAPSHOT_CHUNK_BYTES, few};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -98,5 +98,46 @@ impl RowHasher {
 
     pub(super) fn finish(&self) -> [u8; 32] {
         *self.0.finalize().as_bytes()
+    }
+}
+
+/// A message as it is sent.
+pub(super) fn encode(message: &GroupMessage) -> Bytes {
+    let bytes =
+        postcard::to_stdvec(message).expect("writing to memory cannot fail and every length is known");
+    assert!(bytes.len() < PEER_FRAME_BYTES_MAX, "limits keep every message below a frame");
+    Bytes::from(bytes)
+}
+
+/// A message as it came, if it is one.
+pub(super) fn decode(body: &[u8]) -> Option<GroupMessage> {
+    postcard::take_from_bytes(body)
+        .ok()
+        .filter(|(_, rest): &(_, &[u8])| rest.is_empty())
+        .map(|(message, _)| message)
+}
+
+/// The engine's message in a group message, for watchers that hold it against the disk, or against earlier ones; None if it is not
+/// the engine that speaks.
+#[must_use]
+pub fn engine_message(body: &[u8]) -> Option<Bytes> {
+    match decode(body)? {
+        GroupMessage::Engine(message) => Some(message),
+        _ => None,
+    }
+}
+
+/// What a replica's engine would say, as a group message; for those who play one.
+#[must_use]
+pub fn as_engine(message: Bytes) -> Bytes {
+    encode(&GroupMessage::Engine(message))
+}
+
+/// How many parts of a state a message asks for, for watchers.
+#[cfg(test)]
+pub(crate) fn parts_taken(body: &[u8]) -> usize {
+    match decode(body) {
+        Some(GroupMessage::Take { parts, .. }) => parts.iter().count(),
+        _ => 0,
     }
 }

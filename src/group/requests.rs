@@ -1,174 +1,133 @@
-//! Who waits for what in one group: commands for their turn, commands for their outcome, reads for their confirmation.
+//! What clients ask of a group in crash mode: commands are ordered by whoever leads, reads confirmed by it or served from what is here.
+//!
+//! A command that was taken waits for its turn ([`super::pipeline`]), then for its outcome. Whoever leads no more answers all that wait: what
+//! was never proposed may be asked elsewhere, and of what was, nobody here knows.
 
-use crate::kv::{Batch, RequestId};
-use crate::limits::{BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, QUEUED_BYTES_MAX, QUEUED_COMMANDS_MAX};
-use crate::shares::{Account, Shares, Turns};
+use super::{Freshness, Group, Outcome, Ticket};
+use crate::error::StorageError;
+use crate::kv::{Command, Found, Operation, Reply};
+use crate::limits::BATCHES_IN_FLIGHT_MAX;
+use crate::shares::Account;
+use crate::storage::Storage;
 use bytes::Bytes;
-use std::collections::BTreeMap;
-use tetrachord_consensus::ReadId;
+use tetrachord_consensus::{Event, Proposal, ReplicaId};
 
-/// So many bytes of a command count as much as another command.
-const COST_BYTES: usize = 1 << 10;
-
-/// The node's name for a request that somebody waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket(pub u64);
-
-/// Requests of one group.
-#[derive(Debug)]
-pub(super) struct Requests {
-    queue: Turns<Account, (Account, Ticket, RequestId, Bytes)>,
-    queued: Shares,
-    queued_bytes: Shares,
-    waiting: BTreeMap<RequestId, Vec<Ticket>>,
-    reads: BTreeMap<ReadId, (Ticket, Bytes)>,
-    arrived_reads: Vec<ReadId>,
-    last_read: u64,
-}
-
-impl Default for Requests {
-    fn default() -> Self {
-        Self {
-            queue: Turns::default(),
-            queued: Shares::of(QUEUED_COMMANDS_MAX),
-            queued_bytes: Shares::of(QUEUED_BYTES_MAX),
-            waiting: BTreeMap::new(),
-            reads: BTreeMap::new(),
-            arrived_reads: Vec::new(),
-            last_read: 0,
+impl Group {
+    /// Takes a request to be ordered, with what it asks and its bytes.
+    pub fn write(&mut self, account: Account, ticket: Ticket, command: &Command, bytes: Bytes) {
+        if !self.is_leading() {
+            self.answer(ticket, Outcome::NotLeader);
+        } else if let Some(reply) = self.refusal_to_open(command) {
+            let slot = self.machine.reached().slot;
+            self.answer(ticket, Outcome::Applied { reply, slot });
+        } else if !self.pipeline.push(account, ticket, command.envelope.request, bytes) {
+            self.answer(ticket, Outcome::Busy);
         }
     }
-}
 
-impl Requests {
-    /// Takes a command to be proposed; false if too many wait, of all or of whoever answers for it.
-    pub(super) fn push(
+    /// What an opening is told that would be refused if it were ordered: whoever asks for sessions without end fills no log. Only a
+    /// leader knows that has applied all that was decided before: what it has not seen might have made room.
+    fn refusal_to_open(&self, command: &Command) -> Option<Reply> {
+        if command.operation != Operation::Open || !self.pipeline.is_current() {
+            return None;
+        }
+        self.machine.refusal_to_open(&command.envelope.client.unwrap_or_default(), self.wall.0)
+    }
+
+    /// Takes a linearizable read. Those that arrive together are confirmed together, by [`Self::flush`].
+    pub fn read(&mut self, ticket: Ticket, key: Bytes) {
+        if self.is_leading() {
+            self.pipeline.push_read(ticket, key);
+        } else {
+            self.answer(ticket, Outcome::NotLeader);
+        }
+    }
+
+    /// Serves a read from whatever is applied here, if that reaches `at_least`. Nobody need lead for that.
+    pub fn read_applied(
         &mut self,
-        account: Account,
+        storage: &dyn Storage,
         ticket: Ticket,
-        request: RequestId,
-        command: Bytes,
-    ) -> bool {
-        if !self.queued.take(account, 1) {
-            return false;
+        key: &Bytes,
+        at_least: u64,
+    ) -> Result<(), StorageError> {
+        let is_fit = self.machine.reached().slot >= at_least && !self.is_installing() && !self.is_repairing();
+        if !is_fit {
+            self.answer(ticket, Outcome::Behind);
+            return Ok(());
         }
-        if !self.queued_bytes.take(account, command.len()) {
-            self.queued.give_back(account, 1);
-            return false;
-        }
-        let cost = u32::try_from(1 + command.len() / COST_BYTES).expect("commands are small");
-        self.queue.push(account, cost, (account, ticket, request, command));
-        true
+        self.serve(storage, ticket, key, Freshness::AtLeast(at_least))
     }
 
-    /// The next batch: commands of one client in order of arrival, clients in turn. Its commands now wait for their outcome.
-    pub(super) fn next_batch(&mut self) -> Option<Bytes> {
-        let mut batch = Batch::default();
-        while let Some((_, (.., command))) = self.queue.peek() {
-            let is_full =
-                batch.len() >= BATCH_COMMANDS_MAX || batch.bytes() + command.len() > BATCH_BYTES_MAX;
-            if is_full && !batch.is_empty() {
+    /// Proposes and confirms what has gathered. Called when everything that arrived together has been taken in.
+    pub fn flush(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        self.confirm_reads(storage)?;
+        self.propose(storage)?;
+        self.end_turn(storage)?;
+        if self.is_checkpoint_urgent() && self.wants_checkpoint() {
+            self.checkpoint(storage)?;
+        }
+        Ok(())
+    }
+
+    fn confirm_reads(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let ids = self.pipeline.take_arrived_reads();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.seat.engine.step(Event::Read { ids });
+        self.carry_out(storage)
+    }
+
+    fn propose(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        while self.pipeline.may_propose() && self.is_leading() {
+            if self.seat.engine.undecided() >= BATCHES_IN_FLIGHT_MAX || self.is_backed_up(2) {
                 break;
             }
-            let (_, (account, ticket, request, command)) = self.queue.pop().expect("the queue has a front");
-            self.queued.give_back(account, 1);
-            self.queued_bytes.give_back(account, command.len());
-            batch.push(&command);
-            self.waiting.entry(request).or_default().push(ticket);
+            let Some(batch) = self.pipeline.next_batch() else { break };
+            match self.seat.engine.propose(Proposal::Batch(batch)) {
+                Ok(slot) => self.pipeline.proposed(slot),
+                // Nothing was ordered, but these commands count as proposed now; the client asks again.
+                Err(_) => self.abandon_requests(),
+            }
+            self.carry_out(storage)?;
         }
-        assert!(batch.len() <= BATCH_COMMANDS_MAX, "a batch is bounded");
-        (!batch.is_empty()).then(|| batch.freeze())
+        Ok(())
     }
 
-    /// Whether a command waits for its turn.
-    pub(super) fn has_queued(&self) -> bool {
-        !self.queue.is_empty()
-    }
-
-    /// The request has an outcome: everybody who waited for it.
-    pub(super) fn finish(&mut self, request: &RequestId) -> Vec<Ticket> {
-        self.waiting.remove(request).unwrap_or_default()
-    }
-
-    /// Takes a read that waits for its confirmation.
-    pub(super) fn push_read(&mut self, ticket: Ticket, key: Bytes) {
-        self.last_read += 1;
-        let id = ReadId(self.last_read);
-        self.reads.insert(id, (ticket, key));
-        self.arrived_reads.push(id);
-    }
-
-    /// The reads that arrived since the last call.
-    pub(super) fn take_arrived_reads(&mut self) -> Vec<ReadId> {
-        std::mem::take(&mut self.arrived_reads)
-    }
-
-    /// The read was confirmed or refused.
-    pub(super) fn finish_read(&mut self, id: ReadId) -> Option<(Ticket, Bytes)> {
-        self.reads.remove(&id)
-    }
-
-    /// The leadership is lost: commands that were never proposed, and those that were.
-    pub(super) fn abandon(&mut self) -> (Vec<Ticket>, Vec<Ticket>) {
-        self.queued.clear();
-        self.queued_bytes.clear();
-        let queued = self.queue.drain().into_iter().map(|(_, ticket, ..)| ticket).collect();
-        let proposed = std::mem::take(&mut self.waiting).into_values().flatten().collect();
-        (queued, proposed)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kv::SessionId;
-    use crate::shares::ClientId;
-
-    fn request(number: u64) -> RequestId {
-        RequestId { session: SessionId(1), number }
-    }
-
-    fn client(number: u8) -> Account {
-        Account::Client(ClientId([number; 32]))
-    }
-
-    #[test]
-    fn what_waits_is_bounded_and_leaves_in_order() {
-        let mut requests = Requests::default();
-        for number in 0..(BATCH_COMMANDS_MAX as u64 + 1) {
-            assert!(requests.push(client(1), Ticket(number), request(number), Bytes::from_static(b"c")));
+    pub(super) fn serve(
+        &mut self,
+        storage: &dyn Storage,
+        ticket: Ticket,
+        key: &Bytes,
+        freshness: Freshness,
+    ) -> Result<(), StorageError> {
+        let slot = self.machine.reached().slot;
+        match self.machine.get(storage, key) {
+            Ok(Found::Record(found)) => self.answer(ticket, Outcome::Value { found, slot, freshness }),
+            Ok(Found::NotOurs) => self.answer(ticket, Outcome::WrongGroup),
+            Err(error) => {
+                self.answer(ticket, Outcome::Behind);
+                return self.on_damage(storage, error);
+            }
         }
-        let first = requests.next_batch().unwrap();
-        assert_eq!(first.len(), BATCH_COMMANDS_MAX * (4 + 1 + 1));
-        assert_eq!(requests.finish(&request(0)), vec![Ticket(0)]);
-        assert_eq!(requests.finish(&request(0)), vec![]);
-        let (queued, proposed) = requests.abandon();
-        assert_eq!((queued.len(), proposed.len()), (1, BATCH_COMMANDS_MAX - 1));
-        let huge = Bytes::from(vec![0; QUEUED_BYTES_MAX / 2]);
-        assert!(requests.push(client(1), Ticket(1), request(1), huge.clone()));
-        assert!(!requests.push(client(1), Ticket(2), request(2), Bytes::from_static(b"c")));
-        assert!(requests.next_batch().is_some(), "even a command larger than a batch is proposed");
-        assert!(!requests.has_queued());
+        Ok(())
     }
 
-    #[test]
-    fn a_client_that_fills_its_share_leaves_room_for_others() {
-        let mut requests = Requests::default();
-        let command = Bytes::from(vec![0; 1 << 20]);
-        let mut push =
-            |client, number: u64| requests.push(client, Ticket(number), request(number), command.clone());
-        let taken = (0..100).filter(|number| push(client(1), *number)).count();
-        assert_eq!(taken, (QUEUED_BYTES_MAX / 2) >> 20);
-        assert!((200..205).all(|number| push(client(2), number)));
-        // However much of the other waits, what this one asks is next; each of these is a batch of its own.
-        (0..2).for_each(|_| _ = requests.next_batch().unwrap());
-        assert_eq!(requests.finish(&request(200)), [Ticket(200)]);
-        let small = Bytes::from_static(b"c");
-        let mut requests = Requests::default();
-        let mut push =
-            |client, number: u64| requests.push(client, Ticket(number), request(number), small.clone());
-        let taken = (0..QUEUED_COMMANDS_MAX as u64).filter(|number| push(client(1), *number)).count();
-        assert_eq!(taken, QUEUED_COMMANDS_MAX / 2);
-        assert!(push(client(2), 1 << 20));
+    pub(super) fn on_leader_changed(&mut self, leader: Option<ReplicaId>) {
+        self.seat.leader = leader;
+        if !self.seat.engine.is_leader() {
+            self.abandon_requests();
+        }
+    }
+
+    pub(super) fn abandon_requests(&mut self) {
+        let (queued, proposed) = self.pipeline.abandon();
+        for ticket in queued {
+            self.answer(ticket, Outcome::NotLeader);
+        }
+        for ticket in proposed {
+            self.answer(ticket, Outcome::LeadershipLost);
+        }
     }
 }

@@ -1,13 +1,16 @@
 //! A group alone, over a store that a crash left in the middle of something.
 
 use super::message::{Offer, Piece};
+use super::state::Install;
 use super::*;
 use crate::kv::{Parts, Reached, StateRoot};
-use crate::ring::{Position, found_without_keys};
+use crate::limits::Limits;
+use crate::ring::{GroupId, Position, found_without_keys};
 use crate::storage::memory::{MemoryDisk, MemoryStorage};
-use crate::storage::{Commit, keys};
+use crate::storage::{Commit, StateWrite, keys};
 use tetrachord_consensus::codec;
 use tetrachord_consensus::paxos::{Ballot, Record};
+use tetrachord_consensus::{Epoch, Options, Slot};
 
 const GROUP: GroupId = GroupId(1);
 

@@ -20,22 +20,22 @@ const PARTS_ABOUT: u8 = 66;
 
 /// A walk over the rows of some parts, as they lie in the tree.
 #[derive(Debug)]
-pub(super) struct Walk {
+pub(in crate::group) struct Walk {
     rest: VecDeque<(Bytes, Bytes)>,
     /// What the parts that were walked come to.
-    pub(super) found: StateRoot,
+    pub(in crate::group) found: StateRoot,
     /// Whether a value of several records was among them.
-    pub(super) has_pieces: bool,
+    pub(in crate::group) has_pieces: bool,
 }
 
 impl Walk {
-    pub(super) fn over(some: PartSet, parts: Parts) -> Self {
+    pub(in crate::group) fn over(some: PartSet, parts: Parts) -> Self {
         let rest = parts.bounds_of(some).into();
         Self { rest, found: StateRoot::empty(parts), has_pieces: false }
     }
 
     /// Reads a little more; whether that was all.
-    pub(super) fn step(&mut self, storage: &dyn Storage) -> Result<bool, StorageError> {
+    pub(in crate::group) fn step(&mut self, storage: &dyn Storage) -> Result<bool, StorageError> {
         let mut bytes = 0;
         while bytes < STEP_BYTES
             && let Some((from, to)) = self.rest.front_mut()
@@ -61,39 +61,40 @@ impl Walk {
 
 /// What a replica scrubs, and when.
 #[derive(Debug)]
-pub(super) struct Scrub {
+pub(in crate::group) struct Scrub {
     /// Between the beginnings of two parts, in milliseconds; 0 is never.
     pause: u64,
     due_at: Ticks,
     part: u8,
     under_way: Option<(Walk, StateRoot)>,
     /// How often all parts were walked.
-    pub(super) passes: u64,
+    pub(in crate::group) passes: u64,
 }
 
 impl Scrub {
     /// All parts within about so many milliseconds; 0 is never.
-    pub(super) fn new(pass_millis: u64) -> Self {
+    pub(in crate::group) fn new(pass_millis: u64) -> Self {
         let parts = u64::from(PARTS_ABOUT);
         let pause = if pass_millis == 0 { 0 } else { (pass_millis / parts).max(1) };
         Self { pause, due_at: Ticks(0), part: 0, under_way: None, passes: 0 }
     }
 
     /// Whether the tree must stand still for it.
-    pub(super) fn is_walking(&self) -> bool {
+    pub(in crate::group) fn is_walking(&self) -> bool {
         self.under_way.is_some()
     }
 
     /// What was walked counts for nothing; the same part comes again.
-    pub(super) fn give_up(&mut self) {
+    pub(in crate::group) fn give_up(&mut self) {
         self.under_way = None;
     }
 }
 
 impl Group {
     /// Walks a little, if it is time for it.
-    pub(super) fn tick_scrub(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        let is_quiet = self.is_quiet() && self.transfer.is_none() && self.install.is_none();
+    pub(in crate::group) fn tick_scrub(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let is_quiet =
+            self.tree.is_quiet() && self.giving.transfer.is_none() && self.taking.install.is_none();
         let (now, parts) = (self.now, self.machine.parts());
         let Some(signed) = self.signed.as_mut() else { return Ok(()) };
         let scrub = &mut signed.scrub;
@@ -115,7 +116,7 @@ impl Group {
             Ok(true) if walk.found.agrees(root, scrub.part) => {}
             Ok(true) => {
                 let reason = format!("a scrub found that part {} of it is not what was written", scrub.part);
-                self.engine.step(Event::StateDamaged { reason });
+                self.seat.engine.step(Event::StateDamaged { reason });
                 return self.carry_out(storage);
             }
             Err(error) => return self.on_damage(storage, error),

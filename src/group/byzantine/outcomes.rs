@@ -1,6 +1,6 @@
 //! Byzantine mode: what clients are told of the slots that were executed, with proof where they want to show it to others.
 
-use super::{Group, Output};
+use crate::group::{Group, Output};
 use crate::kv::{Client, Envelope, Reply, RequestId, SessionId};
 use crate::limits::OUTCOMES_FRAME_BYTES;
 use crate::proof::{OutcomeProof, SlotOutcomes, outcome_leaf};
@@ -22,7 +22,7 @@ pub struct Outcomes {
 const OUTCOME_BYTES: usize = 64;
 
 impl Group {
-    pub(super) fn tell_clients(
+    pub(in crate::group) fn tell_clients(
         &mut self,
         slot: u64,
         asked: &[pbft::SignedRequest],
@@ -75,7 +75,7 @@ fn cut(slot: u64, told: impl Iterator<Item = (Client, Told)>) -> Vec<Outcomes> {
 }
 
 /// A request as the state machine takes it.
-pub(super) fn envelope_of(asked: &pbft::SignedRequest) -> Envelope {
+pub(in crate::group) fn envelope_of(asked: &pbft::SignedRequest) -> Envelope {
     Envelope {
         client: Some(asked.name.client.0),
         request: RequestId { session: SessionId(asked.name.session), number: asked.name.number },

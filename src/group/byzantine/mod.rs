@@ -1,24 +1,30 @@
-//! What a group does in Byzantine mode only: signed requests in, outcomes for clients out ([`super::outcomes`]), roots for
+//! What a group does in Byzantine mode only: signed requests in, outcomes for clients out ([`outcomes`]), roots for
 //! checkpoints, and whole states that are taken only with proof.
 //!
 //! * Decided slots are applied in order; a checkpoint's root is taken at exactly its slot, so what follows waits if the
 //!   tree cannot keep up.
 //! * The tree is brought up to date at checkpoints alone: a state can be given to others only where its root is signed.
-//! * A whole state is taken from one replica at a time, with proof and in bounded time ([`super::source`]).
+//! * A whole state is taken from one replica at a time, with proof and in bounded time ([`source`]).
 
-use super::chaos::Chaos;
-use super::repair::Repair;
-use super::scrub::Scrub;
-use super::source::Sources;
-use super::{Group, Outcome, Purpose, Ticket, outcomes};
+pub(in crate::group) mod chaos;
+pub(in crate::group) mod outcomes;
+mod repair;
+mod scrub;
+mod source;
+
 use crate::error::StorageError;
-use crate::group::OpenError;
+use crate::group::state::Purpose;
+use crate::group::{Group, OpenError, Outcome, Ticket};
 use crate::kv::{self, Client, Input};
 use crate::limits::SIGNED_BATCH_BYTES_MAX;
 use crate::proof::{domain_of, keyring_of};
 use crate::ring::{Tenure, TenureId};
 use crate::storage::{StateWrite, Storage};
 use bytes::Bytes;
+use chaos::Chaos;
+use repair::Repair;
+use scrub::Scrub;
+use source::Sources;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
@@ -62,34 +68,34 @@ const REST_PAUSE_MILLIS: u64 = 5_000;
 
 /// What waits to be applied.
 #[derive(Clone, Debug)]
-pub(super) enum Held {
+pub(in crate::group) enum Held {
     Apply(Decided),
     Root(Slot),
 }
 
 /// The Byzantine half of a group.
 #[derive(Debug)]
-pub(super) struct Signed {
-    pub(super) signer: Signer,
-    pub(super) verifier: Verifier,
-    pub(super) held: VecDeque<Held>,
+pub(in crate::group) struct Signed {
+    pub(in crate::group) signer: Signer,
+    pub(in crate::group) verifier: Verifier,
+    pub(in crate::group) held: VecDeque<Held>,
     /// Checkpoints that are not stable yet, the oldest first. The tree holds none of them: whoever needs a state gets one
     /// that is proved, and if the tree were ahead of the last such, nobody could give one.
-    pub(super) unsettled: VecDeque<(Vec<StateWrite>, u64)>,
+    pub(in crate::group) unsettled: VecDeque<(Vec<StateWrite>, u64)>,
     /// What waits for the tree while that must stand still, and up to which slot.
-    pub(super) waiting: Option<(Vec<StateWrite>, u64)>,
+    pub(in crate::group) waiting: Option<(Vec<StateWrite>, u64)>,
     /// Until then the tree is given the time to come to rest, so that a state can be given; and when it may be again.
     rest_until: Ticks,
     rest_again: Ticks,
-    pub(super) sources: Sources,
+    pub(in crate::group) sources: Sources,
     /// The least slot that each asking replica has use for.
     wanted: BTreeMap<ReplicaId, u64>,
-    pub(super) scrub: Scrub,
+    pub(in crate::group) scrub: Scrub,
     /// While the state is not to be believed.
-    pub(super) repair: Option<Repair>,
-    pub(super) repairs: u64,
+    pub(in crate::group) repair: Option<Repair>,
+    pub(in crate::group) repairs: u64,
     /// Where it is allowed, what this replica says instead of the truth.
-    pub(super) chaos: Option<Chaos>,
+    pub(in crate::group) chaos: Option<Chaos>,
 }
 
 impl Byzantine {
@@ -100,7 +106,7 @@ impl Byzantine {
             .map_err(|source| OpenError::Key { group: tenure.group(), source })
     }
 
-    pub(super) fn open(
+    pub(in crate::group) fn open(
         &self,
         tenure: &Tenure,
         me: ReplicaId,
@@ -169,7 +175,7 @@ impl Group {
             self.answer(ticket, Outcome::Kept);
             return Ok(());
         }
-        self.engine.step(Event::Submit { id: SubmitId(ticket.0), bundle, is_passed_on });
+        self.seat.engine.step(Event::Submit { id: SubmitId(ticket.0), bundle, is_passed_on });
         self.carry_out(storage)
     }
 
@@ -181,24 +187,24 @@ impl Group {
     ) -> Result<(), StorageError> {
         // Also while a state is being put in place: the engine counts what is being checked, and what it decides meanwhile
         // waits to be applied.
-        self.engine.step(Event::Verified(result));
+        self.seat.engine.step(Event::Verified(result));
         self.carry_out(storage)?;
         self.release_checkpoints();
         Ok(())
     }
 
-    pub(super) fn end_turn(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+    pub(in crate::group) fn end_turn(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         if self.signed.is_none() || self.is_installing() {
             return Ok(());
         }
         // What waits here waits for room to be frozen, and that for the tree. What is decided behind it stays with the engine,
         // which takes in no more than a window of it.
         let may_execute = self.signed.as_ref().is_some_and(|signed| signed.held.is_empty());
-        self.engine.step(Event::TurnEnded { may_propose: may_execute, may_execute });
+        self.seat.engine.step(Event::TurnEnded { may_propose: may_execute, may_execute });
         self.carry_out(storage)
     }
 
-    pub(super) fn on_submitted(&mut self, id: SubmitId, result: Result<(), SubmitRefusal>) {
+    pub(in crate::group) fn on_submitted(&mut self, id: SubmitId, result: Result<(), SubmitRefusal>) {
         let outcome = match result {
             Ok(()) => Outcome::Kept,
             Err(SubmitRefusal::Full) => Outcome::Busy,
@@ -207,18 +213,18 @@ impl Group {
         self.answer(Ticket(id.0), outcome);
     }
 
-    pub(super) fn hold_apply(&mut self, decided: Decided) {
+    pub(in crate::group) fn hold_apply(&mut self, decided: Decided) {
         let signed = self.signed.as_mut().expect("the caller has asked");
         signed.held.push_back(Held::Apply(decided));
     }
 
-    pub(super) fn hold_root(&mut self, slot: Slot) {
+    pub(in crate::group) fn hold_root(&mut self, slot: Slot) {
         let signed = self.signed.as_mut().expect("only a Byzantine engine makes checkpoints");
         signed.held.push_back(Held::Root(slot));
     }
 
     /// Applies what is decided, as far as checkpoints allow.
-    pub(super) fn apply_held(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+    pub(in crate::group) fn apply_held(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         while !self.is_installing() {
             let Some(signed) = self.signed.as_mut() else { return Ok(()) };
             match signed.held.pop_front() {
@@ -235,8 +241,8 @@ impl Group {
                     if !self.is_giving_for_too_long() {
                         return Ok(());
                     }
-                    let to = self.transfer.as_ref().map(|transfer| transfer.to);
-                    return self.end_transfer(storage, to.expect("one is running"));
+                    let to = self.giving.to().expect("one is running");
+                    return self.end_transfer(storage, to);
                 }
                 Some(Held::Root(slot)) => self.take_root(storage, slot)?,
             }
@@ -252,20 +258,20 @@ impl Group {
             Err(error) => return self.on_damage(storage, error),
         };
         let root = self.machine.state_root().expect("the state was just frozen");
-        self.checkpoint_at = self.now;
+        self.tree.checkpoint_at = self.now;
         let signed = self.signed.as_mut().expect("the caller has asked");
         signed.unsettled.push_back((writes, slot.0));
         self.release_checkpoints();
-        self.engine.step(Event::StateRoot { slot, root: Digest(root) });
+        self.seat.engine.step(Event::StateRoot { slot, root: Digest(root) });
         self.carry_out(storage)
     }
 
     /// Lets checkpoints go to the tree as soon as they are stable, unless it must stand still: for a state that is being given,
     /// or for a scrub. Those that become stable meanwhile are made one.
-    pub(super) fn release_checkpoints(&mut self) {
+    pub(in crate::group) fn release_checkpoints(&mut self) {
         let Some(signed) = self.signed.as_mut() else { return };
         while let Some((writes, slot)) = signed.unsettled.pop_front() {
-            if !self.engine.is_settled(Slot(slot)) {
+            if !self.seat.engine.is_settled(Slot(slot)) {
                 signed.unsettled.push_front((writes, slot));
                 break;
             }
@@ -278,14 +284,14 @@ impl Group {
                 }
             });
         }
-        let is_wanted = !self.snapshots_wanted.is_empty();
+        let is_wanted = !self.giving.wanted.is_empty();
         let may_change = |signed: &&mut Signed| {
             let rests = is_wanted && self.now < signed.rest_until;
-            self.transfer.is_none() && !signed.scrub.is_walking() && !rests
+            self.giving.transfer.is_none() && !signed.scrub.is_walking() && !rests
         };
         let waiting = self.signed.as_mut().filter(may_change).and_then(|signed| signed.waiting.take());
         if let Some((writes, slot)) = waiting {
-            self.writes.push_back((writes, Some(Purpose::Checkpoint { slot })));
+            self.tree.write(writes, Purpose::Checkpoint { slot });
         }
     }
 
@@ -313,31 +319,31 @@ impl Group {
     }
 
     /// Another replica asks for a whole state.
-    pub(super) fn on_want_state(&mut self, from: ReplicaId, at_least: u64) {
+    pub(in crate::group) fn on_want_state(&mut self, from: ReplicaId, at_least: u64) {
         if let Some(signed) = self.signed.as_mut() {
             signed.wanted.insert(from, at_least);
             if self.now >= signed.rest_again {
                 signed.rest_until = self.now.plus(REST_MILLIS);
                 signed.rest_again = self.now.plus(REST_PAUSE_MILLIS);
             }
-            self.want_snapshot(from);
+            self.giving.want(from);
         }
     }
 
     /// The first that waits for a whole state and can be served with the one that the tree holds now, and in Byzantine mode
     /// the proof of it. One that asks for what does not exist keeps nobody else waiting.
-    pub(super) fn first_to_serve(&self) -> Option<(usize, Option<Bytes>)> {
+    pub(in crate::group) fn first_to_serve(&self) -> Option<(usize, Option<Bytes>)> {
         let Some(signed) = &self.signed else { return Some((0, None)) };
-        let proof = self.engine.stable_proof(Slot(self.durable_slot))?;
+        let proof = self.seat.engine.stable_proof(Slot(self.tree.durable_slot))?;
         let is_served =
-            |to: &ReplicaId| signed.wanted.get(to).is_none_or(|at_least| self.durable_slot >= *at_least);
-        Some((self.snapshots_wanted.iter().position(is_served)?, Some(proof)))
+            |to: &ReplicaId| signed.wanted.get(to).is_none_or(|at_least| self.tree.durable_slot >= *at_least);
+        Some((self.giving.wanted.iter().position(is_served)?, Some(proof)))
     }
 
     /// Whether the frozen checkpoints are so many that no whole state can be given any longer: whoever takes it, may do so
     /// slowly on purpose, and execution must not wait.
     fn is_giving_for_too_long(&self) -> bool {
-        self.transfer.is_some() && !self.machine.has_room_to_freeze()
+        self.giving.transfer.is_some() && !self.machine.has_room_to_freeze()
     }
 
     /// From now on tells this lie, or none, if its configuration allows that.
@@ -355,7 +361,7 @@ impl Group {
     }
 
     /// A message of the engine as it leaves this replica.
-    pub(super) fn as_told(&mut self, to: ReplicaId, message: Bytes) -> Vec<Bytes> {
+    pub(in crate::group) fn as_told(&mut self, to: ReplicaId, message: Bytes) -> Vec<Bytes> {
         match self.signed.as_mut().and_then(|signed| signed.chaos.as_mut()) {
             Some(chaos) => chaos.twist(to, message),
             None => vec![message],
@@ -363,7 +369,7 @@ impl Group {
     }
 
     /// A piece of a whole state as it leaves this replica.
-    pub(super) fn piece_as_told(&mut self, body: Bytes) -> Bytes {
+    pub(in crate::group) fn piece_as_told(&mut self, body: Bytes) -> Bytes {
         match self.signed.as_mut().and_then(|signed| signed.chaos.as_mut()) {
             Some(chaos) => chaos.twist_piece(body),
             None => body,
@@ -375,7 +381,7 @@ impl Group {
     pub fn suspects(&self) -> Vec<String> {
         let bad_states = self.signed.iter().flat_map(|signed| signed.sources.liars());
         let told = bad_states.map(|node| format!("{node} sent a state that no checkpoint proves"));
-        self.engine.status().suspects.into_iter().chain(told).collect()
+        self.seat.engine.status().suspects.into_iter().chain(told).collect()
     }
 }
 

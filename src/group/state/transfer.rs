@@ -6,8 +6,8 @@
 //! further checkpoint of this group is begun: the tree stands still, new writes gather in memory. If they grow beyond
 //! their bound, or the receiver makes no progress, the transfer is given up and may be asked for again.
 
-use super::message::{GroupMessage, Piece, RowHasher};
 use crate::error::StorageError;
+use crate::group::message::{GroupMessage, Piece, RowHasher, encode};
 use crate::kv::{PartSet, Parts, Reached};
 use crate::limits::{
     OVERLAY_BYTES_STREAMING_MAX, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_PATIENCE_MILLIS, SNAPSHOT_WINDOW,
@@ -20,8 +20,8 @@ use tetrachord_consensus::{ReplicaId, Slot, Ticks};
 
 /// A transfer to one replica.
 #[derive(Debug)]
-pub(super) struct Transfer {
-    pub(super) to: ReplicaId,
+pub(in crate::group) struct Transfer {
+    pub(in crate::group) to: ReplicaId,
     id: u64,
     ranges: VecDeque<(Bytes, Bytes)>,
     hasher: RowHasher,
@@ -40,7 +40,7 @@ pub(super) struct Transfer {
 
 /// How a transfer stands.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Progress {
+pub(in crate::group) enum Progress {
     /// It goes on.
     UnderWay,
     /// Everything is stored at the receiver.
@@ -54,7 +54,7 @@ const RESEND_MILLIS: u64 = 1_000;
 
 impl Transfer {
     /// A transfer of the state that the tree holds now: all of it at once, or what the receiver takes of an offer.
-    pub(super) fn new(
+    pub(in crate::group) fn new(
         to: ReplicaId,
         id: u64,
         applied: Reached,
@@ -81,12 +81,12 @@ impl Transfer {
     }
 
     /// The offer, to be sent for the first time.
-    pub(super) fn offer(&self) -> Option<Bytes> {
+    pub(in crate::group) fn offer(&self) -> Option<Bytes> {
         self.offer.clone()
     }
 
     /// The receiver takes these parts.
-    pub(super) fn take(&mut self, taken: PartSet, parts: Parts, now: Ticks) {
+    pub(in crate::group) fn take(&mut self, taken: PartSet, parts: Parts, now: Ticks) {
         if self.offer.take().is_some() {
             self.ranges = parts.bounds_of(taken).into();
             self.progress_at = now;
@@ -94,22 +94,22 @@ impl Transfer {
     }
 
     /// To whom the state after which slot is given, how many bytes of it are stored there, and when it last came further.
-    pub(super) fn given(&self) -> (ReplicaId, Slot, u64, Ticks) {
+    pub(in crate::group) fn given(&self) -> (ReplicaId, Slot, u64, Ticks) {
         (self.to, Slot(self.applied.slot), self.stored_bytes, self.progress_at)
     }
 
     /// Gives it up no sooner than if its receiver had just stored something.
-    pub(super) fn hold_on(&mut self, now: Ticks) {
+    pub(in crate::group) fn hold_on(&mut self, now: Ticks) {
         self.progress_at = self.progress_at.max(Ticks(now.0.saturating_sub(RESEND_MILLIS)));
     }
 
     /// Whether it is this transfer.
-    pub(super) fn is(&self, to: ReplicaId, transfer: u64) -> bool {
+    pub(in crate::group) fn is(&self, to: ReplicaId, transfer: u64) -> bool {
         self.to == to && self.id == transfer
     }
 
     /// The next pieces that may be sent.
-    pub(super) fn next_pieces(
+    pub(in crate::group) fn next_pieces(
         &mut self,
         storage: &dyn Storage,
         now: Ticks,
@@ -121,7 +121,7 @@ impl Transfer {
             let end = self.is_read.then(|| (self.applied.clone(), self.hasher.finish()));
             let first = self.unstored.front().map_or(self.next_index, |piece| piece.index);
             let piece = Piece { transfer: self.id, index: self.next_index, first, rows, end };
-            messages.push(super::encode(&GroupMessage::Piece(piece.clone())));
+            messages.push(encode(&GroupMessage::Piece(piece.clone())));
             self.unstored.push_back(piece);
             self.next_index += 1;
             self.sent_at = now;
@@ -144,7 +144,7 @@ impl Transfer {
     }
 
     /// A piece is stored at the receiver.
-    pub(super) fn stored(&mut self, transfer: u64, index: u64, now: Ticks) {
+    pub(in crate::group) fn stored(&mut self, transfer: u64, index: u64, now: Ticks) {
         let is_stored = |piece: &Piece| transfer == self.id && piece.index <= index;
         while self.unstored.front().is_some_and(is_stored) {
             let piece = self.unstored.pop_front().expect("it was just looked at");
@@ -156,13 +156,13 @@ impl Transfer {
 
     /// Whether the receiver is slower than one may be for whom others wait: in Byzantine mode it may be so on purpose, so that
     /// they get nothing.
-    pub(super) fn is_slow(&self, now: Ticks) -> bool {
+    pub(in crate::group) fn is_slow(&self, now: Ticks) -> bool {
         let for_bytes = self.stored_bytes.saturating_mul(1_000) / SOURCE_BYTES_PER_SECOND;
         now.since(self.begun_at) >= SOURCE_PATIENCE_MILLIS + for_bytes
     }
 
     /// How the transfer stands, and what must be sent again. `waiting_bytes` is what gathers in memory meanwhile.
-    pub(super) fn check(&mut self, now: Ticks, waiting_bytes: usize) -> (Progress, Vec<Bytes>) {
+    pub(in crate::group) fn check(&mut self, now: Ticks, waiting_bytes: usize) -> (Progress, Vec<Bytes>) {
         if self.is_read && self.unstored.is_empty() {
             return (Progress::Done, Vec::new());
         }
@@ -175,7 +175,7 @@ impl Transfer {
         }
         self.sent_at = now;
         let first = self.unstored.front().map_or(self.next_index, |piece| piece.index);
-        let again = |piece: &Piece| super::encode(&GroupMessage::Piece(Piece { first, ..piece.clone() }));
+        let again = |piece: &Piece| encode(&GroupMessage::Piece(Piece { first, ..piece.clone() }));
         let unstored = self.unstored.iter().map(again);
         (Progress::UnderWay, self.offer.iter().cloned().chain(unstored).collect())
     }

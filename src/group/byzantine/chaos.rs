@@ -3,8 +3,8 @@
 //! What the engine says is twisted by [`Liar`]; what clients are told and what whole states are made of, here. Nothing else
 //! in the node knows of it, and without the configuration none of it exists.
 
-use super::message::GroupMessage;
-use super::{Group, decode, encode};
+use crate::group::Group;
+use crate::group::message::{GroupMessage, decode, encode};
 use crate::kv::Reply;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use tetrachord_consensus::{ReplicaId, codec};
 
 /// The liar of one group.
 #[derive(Debug)]
-pub(super) struct Chaos {
+pub(in crate::group) struct Chaos {
     liar: Liar,
     lie: Option<Lie>,
     told: BTreeMap<Lie, u64>,
@@ -25,13 +25,13 @@ pub(super) struct Chaos {
 
 impl Chaos {
     /// A liar in a group of so many, that knows for how long others wait for a primary, in milliseconds.
-    pub(super) fn new(signer: Signer, seed: u64, patience: u64, replicas: usize) -> Self {
+    pub(in crate::group) fn new(signer: Signer, seed: u64, patience: u64, replicas: usize) -> Self {
         let liar = Liar::new(signer, seed).who_knows(patience, replicas);
         Self { liar, lie: None, told: BTreeMap::new(), offer: None, victim: None }
     }
 
     /// From now on tells this lie, or none.
-    pub(super) fn tell(&mut self, lie: Option<Lie>) {
+    pub(in crate::group) fn tell(&mut self, lie: Option<Lie>) {
         if self.lie != lie {
             self.victim = None;
         }
@@ -39,12 +39,12 @@ impl Chaos {
     }
 
     /// How often each lie was told.
-    pub(super) fn told(&self) -> impl Iterator<Item = (Lie, u64)> + '_ {
+    pub(in crate::group) fn told(&self) -> impl Iterator<Item = (Lie, u64)> + '_ {
         self.told.iter().map(|(lie, count)| (*lie, *count))
     }
 
     /// What is said to a replica instead of an engine's message.
-    pub(super) fn twist(&mut self, to: ReplicaId, bytes: Bytes) -> Vec<Bytes> {
+    pub(in crate::group) fn twist(&mut self, to: ReplicaId, bytes: Bytes) -> Vec<Bytes> {
         // Nobody falls behind so far that a state is wanted of this replica, if it says nothing before.
         let is_early = self.gives_nothing() && self.offer.is_none();
         let Some(lie) = self.lie.filter(|_| !is_early) else { return vec![bytes] };
@@ -77,7 +77,7 @@ impl Chaos {
     }
 
     /// What a client is told instead of a reply.
-    pub(super) fn twist_reply(&mut self, reply: Reply) -> Reply {
+    pub(in crate::group) fn twist_reply(&mut self, reply: Reply) -> Reply {
         if !self.is_telling(Lie::WrongReplies) {
             return reply;
         }
@@ -95,13 +95,13 @@ impl Chaos {
     }
 
     /// Whether a state that is offered is never to be given, nor given up.
-    pub(super) fn gives_nothing(&self) -> bool {
+    pub(in crate::group) fn gives_nothing(&self) -> bool {
         self.lie == Some(Lie::EndlessState)
     }
 
     /// A part of a whole state as it was never written: a hash that is not right, now and then, or a row. Or another offer
     /// instead of it.
-    pub(super) fn twist_piece(&mut self, body: Bytes) -> Bytes {
+    pub(in crate::group) fn twist_piece(&mut self, body: Bytes) -> Bytes {
         let Some(mut message) = decode(&body) else { return body };
         match &message {
             GroupMessage::Offer(_) => self.offer = Some(body.clone()),
@@ -128,14 +128,14 @@ impl Chaos {
 
 impl Group {
     /// Whether this replica takes no notice of requests that their client brings.
-    pub(super) fn leaves_out(&mut self, bundle: &[u8]) -> bool {
-        let is_primary = self.engine.is_leader();
+    pub(in crate::group) fn leaves_out(&mut self, bundle: &[u8]) -> bool {
+        let is_primary = self.seat.engine.is_leader();
         let chaos = self.signed.as_mut().and_then(|signed| signed.chaos.as_mut());
         chaos.is_some_and(|chaos| chaos.leaves_out(bundle, is_primary))
     }
 
     /// The same, of those that another replica passes on.
-    pub(super) fn leaves_out_message(&mut self, message: &[u8]) -> bool {
+    pub(in crate::group) fn leaves_out_message(&mut self, message: &[u8]) -> bool {
         let may_lie = self.signed.as_ref().is_some_and(|signed| signed.chaos.is_some());
         may_lie && matches!(codec::decode(message), Ok(Message::Requests(bundle)) if self.leaves_out(&bundle))
     }

@@ -19,8 +19,8 @@
 //! held against its hash as soon as its last row is there. Rows come in strictly ascending order: a row that came twice would
 //! count twice in the hash and once in the state. Parts that held stay when another replica must go on.
 
-use super::message::{Offer, Piece, RowHasher};
 use crate::error::StorageError;
+use crate::group::message::{Offer, Piece, RowHasher};
 use crate::kv::{self, PartSet, Parts, Reached, StateRoot};
 use crate::limits::{RECORD_BYTES_MAX, SNAPSHOT_CHUNK_BYTES};
 use crate::ring::NodeId;
@@ -41,7 +41,7 @@ enum Phase {
 
 /// A state on its way in.
 #[derive(Debug)]
-pub(super) struct Install {
+pub(in crate::group) struct Install {
     of: Parts,
     source: Option<(NodeId, u64)>,
     next_index: u64,
@@ -127,18 +127,18 @@ impl Install {
     }
 
     /// Whether the sender gave what cannot be: the transfer is over.
-    pub(super) fn is_refused(&self) -> bool {
+    pub(in crate::group) fn is_refused(&self) -> bool {
         self.source.is_none() && self.phase == Phase::Gathering
     }
 
     /// Who gives it, unless nothing more is taken from that one.
-    pub(super) fn source(&self) -> Option<NodeId> {
+    pub(in crate::group) fn source(&self) -> Option<NodeId> {
         self.source.map(|(from, _)| from)
     }
 
     /// Bytes of the parts that this source has given, those that hold alone, and of the one that it is at: so much it has had
     /// reason to take time for.
-    pub(super) fn due_bytes(&self) -> u64 {
+    pub(in crate::group) fn due_bytes(&self) -> u64 {
         let Some(proven) = &self.proven else { return 0 };
         let mut bytes = 0u64;
         for part in self.parts.iter().filter(|part| !proven.earlier.contains(*part)) {
@@ -151,13 +151,13 @@ impl Install {
     }
 
     /// Nothing more is taken from whoever sent this; what held stays for the next.
-    pub(super) fn refuse(&mut self) {
+    pub(in crate::group) fn refuse(&mut self) {
         self.source = None;
     }
 
     /// Begins to gather a state from a sender that is believed. Returns also the writes that clear what an earlier attempt
     /// left.
-    pub(super) fn begin(
+    pub(in crate::group) fn begin(
         storage: &dyn Storage,
         of: Parts,
         from: NodeId,
@@ -170,7 +170,7 @@ impl Install {
 
     /// Begins to gather those parts of an offered state that differ from what is here, `own`. What an earlier attempt gathered
     /// and is in the offered state too, stays. `has_pieces` tells whether the rest may hold values of several records.
-    pub(super) fn offered(
+    pub(in crate::group) fn offered(
         storage: &dyn Storage,
         of: Parts,
         (from, offer): (NodeId, &Offer),
@@ -199,7 +199,7 @@ impl Install {
 
     /// The empty state, which every log begins with, in place of whatever is here. Returns also the writes that clear what an
     /// attempt to gather another state left: it must not be copied into this one.
-    pub(super) fn empty(
+    pub(in crate::group) fn empty(
         storage: &dyn Storage,
         of: Parts,
         beginning: Reached,
@@ -219,7 +219,7 @@ impl Install {
     }
 
     /// Goes on with an installation that a crash interrupted, if there is one.
-    pub(super) fn resume(storage: &dyn Storage, of: Parts) -> Result<Option<Self>, StorageError> {
+    pub(in crate::group) fn resume(storage: &dyn Storage, of: Parts) -> Result<Option<Self>, StorageError> {
         let raw = keys::installing(of.group());
         let Some(record) = storage.get(&raw)? else {
             return Ok(None);
@@ -238,43 +238,43 @@ impl Install {
     }
 
     /// Whether the piece belongs to this transfer.
-    pub(super) fn is_from(&self, from: NodeId, transfer: u64) -> bool {
+    pub(in crate::group) fn is_from(&self, from: NodeId, transfer: u64) -> bool {
         self.source == Some((from, transfer))
     }
 
     /// Whether the piece was taken before.
-    pub(super) fn has_taken(&self, index: u64) -> bool {
+    pub(in crate::group) fn has_taken(&self, index: u64) -> bool {
         index < self.next_index
     }
 
     /// Whether a piece is missing that the sender will not give again: it was taken, and forgotten since.
-    pub(super) fn misses(&self, first: u64) -> bool {
+    pub(in crate::group) fn misses(&self, first: u64) -> bool {
         self.next_index < first && self.phase == Phase::Gathering
     }
 
     /// Whether the state is the new one already, though not in place.
-    pub(super) fn has_switched(&self) -> bool {
+    pub(in crate::group) fn has_switched(&self) -> bool {
         self.phase != Phase::Gathering
     }
 
     /// What is being installed, once all of it is there.
-    pub(super) fn applied(&self) -> Option<&Reached> {
+    pub(in crate::group) fn applied(&self) -> Option<&Reached> {
         self.applied.as_ref()
     }
 
     /// The parts that the sender must give.
-    pub(super) fn asked(&self) -> PartSet {
+    pub(in crate::group) fn asked(&self) -> PartSet {
         let held = |part: &u8| self.proven.as_ref().is_some_and(|proven| proven.held.contains(*part));
         PartSet::of(|part| self.parts.contains(*part) && !held(part))
     }
 
     /// How many parts are replaced.
-    pub(super) fn parts(&self) -> usize {
+    pub(in crate::group) fn parts(&self) -> usize {
         self.parts.iter().count()
     }
 
     /// Whether the parts that stay are still those that the new state was held against: `now` is what is here.
-    pub(super) fn still_fits(&self, now: &StateRoot) -> bool {
+    pub(in crate::group) fn still_fits(&self, now: &StateRoot) -> bool {
         let Some(proven) = &self.proven else { return true };
         let changed = proven.root.differing(now);
         changed.iter().all(|part| self.parts.contains(part))
@@ -282,7 +282,7 @@ impl Install {
 
     /// Takes the next piece and returns the writes that store it; `None` if it is not the next one. A state that
     /// does not verify is an error of the sender: it is dropped, the old state stands.
-    pub(super) fn gather(&mut self, piece: Piece) -> Option<Vec<StateWrite>> {
+    pub(in crate::group) fn gather(&mut self, piece: Piece) -> Option<Vec<StateWrite>> {
         if piece.index != self.next_index || self.phase != Phase::Gathering {
             return None;
         }
@@ -329,7 +329,7 @@ impl Install {
     }
 
     /// Everything written so far is durable: the next batch, or `None` when the state is in place.
-    pub(super) fn next_batch(
+    pub(in crate::group) fn next_batch(
         &mut self,
         storage: &dyn Storage,
     ) -> Result<Option<Vec<StateWrite>>, StorageError> {

@@ -8,10 +8,10 @@
 //! A mark in the tree keeps the damage known over a crash. If the tree itself cannot be walked, the node is asked for a new
 //! one; every group of the node then repairs its state.
 
-use super::install::Install;
 use super::scrub::Walk;
-use super::{Group, Output, Purpose};
 use crate::error::StorageError;
+use crate::group::state::Install;
+use crate::group::{Group, Output};
 use crate::kv::{self, Machine, Reached, StateRoot};
 use crate::storage::{CommitId, StateWrite, Storage, keys};
 use bytes::Bytes;
@@ -20,9 +20,9 @@ use tetrachord_consensus::{Event, Slot};
 
 /// A repair under way.
 #[derive(Debug)]
-pub(super) struct Repair {
+pub(in crate::group) struct Repair {
     /// What was found, in words.
-    pub(super) reason: String,
+    pub(in crate::group) reason: String,
     /// The state must be of this slot or a later one.
     base: Slot,
     walk: Option<Walk>,
@@ -31,7 +31,7 @@ pub(super) struct Repair {
 
 impl Repair {
     /// What the tree holds, once it was walked: the hashes of its parts, and whether a value of several records is there.
-    pub(super) fn found(&self) -> Option<(&StateRoot, bool)> {
+    pub(in crate::group) fn found(&self) -> Option<(&StateRoot, bool)> {
         self.walk.as_ref().filter(|_| self.is_walked).map(|walk| (&walk.found, walk.has_pieces))
     }
 }
@@ -55,12 +55,12 @@ impl Group {
         self.signed.as_ref().map_or(0, |signed| signed.scrub.passes)
     }
 
-    pub(super) fn is_repairing(&self) -> bool {
+    pub(in crate::group) fn is_repairing(&self) -> bool {
         self.signed.as_ref().is_some_and(|signed| signed.repair.is_some())
     }
 
     /// A record of the state cannot be read. In crash mode nobody can prove another: the node must stop.
-    pub(super) fn on_damage(
+    pub(in crate::group) fn on_damage(
         &mut self,
         storage: &dyn Storage,
         error: StorageError,
@@ -80,16 +80,15 @@ impl Group {
             self.outputs.push(Output::RebuildTree { reason });
             return Ok(());
         }
-        self.engine.step(Event::StateDamaged { reason });
+        self.seat.engine.step(Event::StateDamaged { reason });
         self.carry_out(storage)
     }
 
     /// The engine executes nothing any more, until another state is in place.
-    pub(super) fn on_state_lost(&mut self, reason: String, base: Slot) {
+    pub(in crate::group) fn on_state_lost(&mut self, reason: String, base: Slot) {
         tracing::warn!(group = %self.tenure().group(), %reason, "the state is repaired from the other replicas");
-        self.transfer = None;
-        self.snapshots_wanted.clear();
-        self.writes.retain(|(_, purpose)| !matches!(purpose, Some(Purpose::Checkpoint { .. })));
+        self.giving.give_up();
+        self.tree.drop_checkpoints();
         let tenure = Arc::clone(self.tenure());
         let signed = self.signed.as_mut().expect("only a Byzantine engine loses its state");
         signed.held.clear();
@@ -102,27 +101,29 @@ impl Group {
             // What is being put in place is another state already.
             return;
         }
-        self.install = None;
+        self.taking.install = None;
         self.machine = Machine::empty(tenure, self.rules);
-        (self.durable_slot, self.compacted_slot, self.wanted_slot) = (0, 0, 0);
-        self.writes.push_back((vec![damage_mark(self.tenure().group())], None));
+        self.tree.forget();
+        self.retention.compacted_slot = 0;
+        let mark = damage_mark(self.tenure().group());
+        self.tree.write_before([vec![mark]]);
     }
 
     /// Walks what the tree holds, or puts the empty state in place, as soon as nothing is being written to the tree.
-    pub(super) fn tick_repair(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        let is_quiet = self.is_quiet();
+    pub(in crate::group) fn tick_repair(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        let is_quiet = self.tree.is_quiet();
         let (tenure, parts) = (Arc::clone(self.tenure()), self.machine.parts());
         let Some(repair) = self.signed.as_mut().and_then(|signed| signed.repair.as_mut()) else {
             return Ok(());
         };
-        if repair.is_walked || !is_quiet || self.install.is_some() {
+        if repair.is_walked || !is_quiet || self.taking.install.is_some() {
             return Ok(());
         }
         if repair.base == Slot::ZERO {
             return match Install::empty(storage, parts, Reached::beginning(&tenure)) {
                 Ok((install, clearing)) => {
-                    self.install = Some(install);
-                    self.writes.extend(clearing.into_iter().map(|writes| (writes, None)));
+                    self.taking.install = Some(install);
+                    self.tree.write_before(clearing);
                     self.continue_install(storage)
                 }
                 Err(error) => self.on_unreadable_tree(error),
@@ -153,15 +154,14 @@ impl Group {
         commit: CommitId,
         reason: &str,
     ) -> Result<Vec<StateWrite>, StorageError> {
-        if let Some(install) = self.install.take()
+        if let Some(install) = self.taking.install.take()
             && install.has_switched()
         {
             tracing::warn!(group = %self.tenure().group(), parts = install.parts(), "a state that was being put in place is lost");
         }
-        self.engine.step(Event::StateDamaged { reason: reason.to_string() });
+        self.seat.engine.step(Event::StateDamaged { reason: reason.to_string() });
         self.carry_out(storage)?;
-        self.writes.clear();
-        self.written.push_back((commit, Purpose::Rebuilt));
+        self.tree.replace(commit);
         let repair = self.signed.as_mut().and_then(|signed| signed.repair.as_mut());
         let repair = repair.expect("the state was just lost");
         (repair.walk, repair.is_walked) = (None, false);
@@ -169,7 +169,7 @@ impl Group {
     }
 
     /// Another state is in place of the damaged one.
-    pub(super) fn end_repair(&mut self) {
+    pub(in crate::group) fn end_repair(&mut self) {
         let Some(signed) = self.signed.as_mut() else { return };
         if let Some(repair) = signed.repair.take() {
             signed.repairs += 1;

@@ -16,7 +16,7 @@
 //!
 //! Nothing waits for a pin: whoever lags on purpose costs the others memory and disk within the bound, and nobody an answer.
 
-use super::Group;
+use crate::group::Group;
 use crate::limits::SOURCE_BYTES_PER_SECOND;
 use std::collections::BTreeMap;
 use tetrachord_consensus::{Event, Mutation, Reached, ReplicaId, Retain, Slot, Ticks};
@@ -44,9 +44,13 @@ struct Pin {
     is_given: bool,
 }
 
-/// What the other replicas need of the log.
+/// What is kept of the log, and what the other replicas need of it.
 #[derive(Debug, Default)]
-pub(super) struct Pins {
+pub(in crate::group) struct Retention {
+    /// Entry bytes that are always kept.
+    usual_bytes: usize,
+    /// What the log was last dropped up to, or where this life began.
+    pub(in crate::group) compacted_slot: u64,
     of: BTreeMap<ReplicaId, Pin>,
     looked_at: Ticks,
     /// The lowest slot behind which the log is pinned.
@@ -63,10 +67,17 @@ pub(super) struct Pins {
     is_broken: bool,
 }
 
-impl Pins {
-    pub(super) fn new(bytes_max: usize, mutation: Mutation) -> Self {
+impl Retention {
+    /// Of a log that begins at this slot: so many bytes are always kept, and so many besides for those that are there and lag.
+    pub(in crate::group) fn new(
+        begins_at: u64,
+        usual_bytes: usize,
+        pinned_bytes: usize,
+        mutation: Mutation,
+    ) -> Self {
         let is_broken = mutation.pins_nothing();
-        Self { is_broken, bytes_max: if is_broken { 0 } else { bytes_max }, ..Self::default() }
+        let bytes_max = if is_broken { 0 } else { pinned_bytes };
+        Self { usual_bytes, compacted_slot: begins_at, bytes_max, is_broken, ..Self::default() }
     }
 
     /// A replica was heard, or was not since the last time. Whoever has all that is durable here needs nothing.
@@ -104,86 +115,86 @@ impl Pins {
 
 impl Group {
     /// What is kept of the log for others now.
-    pub(super) fn retain(&self) -> Retain {
-        let bytes = self.retain_bytes;
-        let pinned_bytes = if self.is_pinned() { self.pins.bytes_max } else { 0 };
-        Retain { bytes, pinned: self.pins.lowest, pinned_bytes: bytes + pinned_bytes }
+    pub(in crate::group) fn retain(&self) -> Retain {
+        let bytes = self.retention.usual_bytes;
+        let pinned_bytes = if self.is_pinned() { self.retention.bytes_max } else { 0 };
+        Retain { bytes, pinned: self.retention.lowest, pinned_bytes: bytes + pinned_bytes }
     }
 
     /// What the tree durably holds need not be in memory as entries too, but for what lagging replicas may want.
-    pub(super) fn trim(&mut self) {
+    pub(in crate::group) fn trim(&mut self) {
         if !self.is_installing() {
             let retain = self.retain();
-            self.engine.step(Event::Trim { slot: Slot(self.durable_slot), retain });
+            self.seat.engine.step(Event::Trim { slot: Slot(self.tree.durable_slot), retain });
             self.note_cut(retain);
         }
     }
 
     /// The log was cut: what is left of it for others waits for nothing here.
-    pub(super) fn note_cut(&mut self, retain: Retain) {
-        self.pins.left_bytes = self.engine.log_bytes().min(retain.bytes_max());
+    pub(in crate::group) fn note_cut(&mut self, retain: Retain) {
+        self.retention.left_bytes = self.seat.engine.log_bytes().min(retain.bytes_max());
     }
 
     /// Bytes of the log that have gathered since it was last cut, besides what is always kept. A pin that ends changes nothing before the
     /// next cut: else what it kept would count as waiting at once, and stop a leader.
-    pub(super) fn log_bytes_since_cut(&self) -> usize {
-        self.engine.log_bytes().saturating_sub(self.pins.left_bytes.max(self.retain_bytes))
+    pub(in crate::group) fn log_bytes_since_cut(&self) -> usize {
+        self.seat.engine.log_bytes().saturating_sub(self.retention.left_bytes.max(self.retention.usual_bytes))
     }
 
     /// Whether what somebody lacks is pinned, of what the tree durably holds.
     #[must_use]
     pub fn is_pinned(&self) -> bool {
-        self.pins.lowest.is_some_and(|slot| slot.0 < self.durable_slot)
+        self.retention.lowest.is_some_and(|slot| slot.0 < self.tree.durable_slot)
     }
 
     /// Bytes of the log that somebody may lack besides what is always kept, about; none if nobody does.
     #[must_use]
     pub fn lacked_bytes(&self) -> usize {
-        self.pins.lacked_bytes
+        self.retention.lacked_bytes
     }
 
     /// Whether so much less may be kept than when the write-ahead log was last rewritten that doing it again drops something.
-    pub(super) fn keeps_too_much(&self) -> bool {
-        self.pins.rewritten_bytes > self.retain_bytes()
+    pub(in crate::group) fn keeps_too_much(&self) -> bool {
+        self.retention.rewritten_bytes > self.retain_bytes()
     }
 
     /// The write-ahead log was rewritten, after a cut: it holds what was left in memory.
-    pub(super) fn note_rewritten(&mut self) {
-        self.pins.rewritten_bytes = self.pins.left_bytes;
+    pub(in crate::group) fn note_rewritten(&mut self) {
+        self.retention.rewritten_bytes = self.retention.left_bytes;
     }
 
     /// Sets how much all pins of this group may keep.
     pub fn set_pinned_bytes_max(&mut self, bytes_max: usize) {
-        self.pins.bytes_max = if self.pins.is_broken { 0 } else { bytes_max };
+        self.retention.bytes_max = if self.retention.is_broken { 0 } else { bytes_max };
     }
 
     /// Learns how far the others are.
-    pub(super) fn tick_pins(&mut self) {
-        if self.now.since(self.pins.looked_at) < LOOK_MILLIS {
+    pub(in crate::group) fn tick_pins(&mut self) {
+        if self.now.since(self.retention.looked_at) < LOOK_MILLIS {
             return;
         }
-        self.pins.looked_at = self.now;
-        let durable = Slot(self.durable_slot);
+        self.retention.looked_at = self.now;
+        let durable = Slot(self.tree.durable_slot);
         for index in 0..self.tenure().members.len() {
             let replica = ReplicaId(u8::try_from(index).expect("a group has few replicas"));
-            if let Some(reached) = self.engine.reached(replica) {
-                self.pins.note(replica, reached, durable);
+            if let Some(reached) = self.seat.engine.reached(replica) {
+                self.retention.note(replica, reached, durable);
             }
         }
         self.note_transfer();
-        self.pins.look(self.now);
-        let more = || self.engine.log_bytes().saturating_sub(self.retain_bytes);
-        self.pins.lacked_bytes = if self.is_pinned() { more() } else { 0 };
-        if self.pins.left_bytes > self.retain_bytes() {
+        self.retention.look(self.now);
+        let more = || self.seat.engine.log_bytes().saturating_sub(self.retention.usual_bytes);
+        self.retention.lacked_bytes = if self.is_pinned() { more() } else { 0 };
+        if self.retention.left_bytes > self.retain_bytes() {
             self.trim();
         }
     }
 
     /// Whoever is given a state needs what follows it.
-    pub(super) fn note_transfer(&mut self) {
-        if let Some(transfer) = &self.transfer {
+    pub(in crate::group) fn note_transfer(&mut self) {
+        if let Some(transfer) = &self.giving.transfer {
             let (to, slot, bytes, progress_at) = transfer.given();
-            self.pins.note_given(to, slot, bytes, progress_at);
+            self.retention.note_given(to, slot, bytes, progress_at);
         }
     }
 }
@@ -199,14 +210,14 @@ mod tests {
         Reached { slot: Slot(slot), heard_at: Ticks(heard_at) }
     }
 
-    fn lowest(pins: &mut Pins, now: u64) -> Option<u64> {
+    fn lowest(pins: &mut Retention, now: u64) -> Option<u64> {
         pins.look(Ticks(now));
         pins.lowest.map(|slot| slot.0)
     }
 
     #[test]
     fn what_the_slowest_lacks_is_pinned() {
-        let mut pins = Pins::default();
+        let mut pins = Retention::default();
         pins.note(ONE, reached(1_000, 10), Slot(1_000));
         assert_eq!(lowest(&mut pins, 10), Some(1_000));
         pins.note(OTHER, reached(700, 10), Slot(1_000));
@@ -227,7 +238,7 @@ mod tests {
 
     #[test]
     fn whoever_comes_no_further_loses_its_pin_and_whoever_comes_back_has_it_again() {
-        let mut pins = Pins::default();
+        let mut pins = Retention::default();
         let mut at = 10;
         while at < 10 + PIN_MILLIS {
             assert_eq!(lowest(&mut pins, at), (at > 10).then_some(700), "at {at}");
@@ -245,7 +256,7 @@ mod tests {
 
     #[test]
     fn what_follows_a_state_is_pinned_for_as_long_as_the_state_is_large() {
-        let mut pins = Pins::default();
+        let mut pins = Retention::default();
         pins.note(ONE, reached(3, 10), Slot(900));
         let (bytes, stored_at) = (200 << 20, 30_000);
         pins.note_given(ONE, Slot(900), bytes, Ticks(stored_at));

@@ -9,10 +9,10 @@
 //! * whoever gives a state has some seconds, and time in proportion to what of it held and the part that is under way;
 //! * what is stored of a part, and what is in memory of pieces, stays within what the offer proves and a window of pieces.
 
-use super::install::Install;
-use super::message::{GroupMessage, Offer};
-use super::{Group, Output, encode};
 use crate::error::StorageError;
+use crate::group::message::{GroupMessage, Offer, encode};
+use crate::group::state::Install;
+use crate::group::{Group, Output};
 use crate::kv::{PartSet, StateRoot};
 use crate::limits::{SOURCE_BYTES_PER_SECOND, SOURCE_PATIENCE_MILLIS};
 use crate::ring::NodeId;
@@ -24,7 +24,7 @@ use tetrachord_consensus::{Digest, Event, Mutation, ReplicaId, Slot, Ticks};
 
 /// Replicas that may give a whole state.
 #[derive(Debug, Default)]
-pub(super) struct Sources {
+pub(in crate::group) struct Sources {
     /// A deliberate defect; only tests can set one.
     mutation: Mutation,
     /// Those that were asked, and did not fail since.
@@ -45,12 +45,12 @@ pub(super) struct Sources {
 const DOUBLINGS_MAX: u32 = 10;
 
 impl Sources {
-    pub(super) fn new(mutation: Mutation) -> Self {
+    pub(in crate::group) fn new(mutation: Mutation) -> Self {
         Self { mutation, ..Self::default() }
     }
 
     /// Whoever was asked, says something. The broken variant takes that for progress.
-    pub(super) fn hear(&mut self, now: Ticks) {
+    pub(in crate::group) fn hear(&mut self, now: Ticks) {
         if self.mutation.counts_any_sign_of_life() {
             self.begun_at = now;
         }
@@ -90,20 +90,20 @@ impl Sources {
     }
 
     /// Nobody is asked for anything any more, or it is asked for anew.
-    pub(super) fn reset(&mut self) {
+    pub(in crate::group) fn reset(&mut self) {
         *self = Self { liars: std::mem::take(&mut self.liars), ..Self::new(self.mutation) };
     }
 
     /// Those that gave a state which its proof did not prove.
-    pub(super) fn liars(&self) -> impl Iterator<Item = NodeId> + '_ {
+    pub(in crate::group) fn liars(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.liars.iter().copied()
     }
 }
 
 impl Group {
     /// The engine has no other way to catch up: asks one replica for its whole state. The engine says so again and again.
-    pub(super) fn fetch_state(&mut self, from: ReplicaId, at_least: Slot) {
-        if self.is_gathered() || !self.is_source_late() {
+    pub(in crate::group) fn fetch_state(&mut self, from: ReplicaId, at_least: Slot) {
+        if self.taking.is_gathered() || !self.is_source_late() {
             return;
         }
         let (node, others) = (self.node_of(from), self.tenure().members.len() - 1);
@@ -114,16 +114,11 @@ impl Group {
         }
     }
 
-    /// Whether a whole state is here, and only waits for its turn to be put in place.
-    fn is_gathered(&self) -> bool {
-        self.install.as_ref().is_some_and(|install| install.applied().is_some())
-    }
-
     /// Whether nobody gives a state, or whoever does is given up now.
     fn is_source_late(&mut self) -> bool {
         let (group, others) = (self.tenure().group(), self.tenure().members.len() - 1);
         let signed = self.signed.as_mut().expect("the caller has asked");
-        let Some(install) = self.install.as_mut() else { return true };
+        let Some(install) = self.taking.install.as_mut() else { return true };
         let Some(source) = install.source() else { return true };
         let due_bytes = install.due_bytes();
         if !signed.sources.is_late(self.now, due_bytes, others) {
@@ -137,7 +132,7 @@ impl Group {
     }
 
     /// Another replica has a state to give: the parts that differ from what is here are taken, if it is proved to be right.
-    pub(super) fn on_offer(
+    pub(in crate::group) fn on_offer(
         &mut self,
         storage: &dyn Storage,
         from: NodeId,
@@ -148,15 +143,22 @@ impl Group {
             return Ok(());
         }
         self.signed.as_mut().expect("it was just asked for").sources.hear(self.now);
-        if let Some(install) = self.install.as_ref().filter(|install| install.is_from(from, offer.transfer)) {
+        if let Some(install) =
+            self.taking.install.as_ref().filter(|install| install.is_from(from, offer.transfer))
+        {
             let parts = install.asked();
             self.take_parts(from, offer.transfer, parts);
             return Ok(());
         }
         // One at a time, and one offer of each: to begin anew costs more than to offer.
-        let is_given = self.install.as_ref().is_some_and(|install| install.source().is_some());
+        let is_given = self.taking.install.as_ref().is_some_and(|install| install.source().is_some());
         let is_news = self.is_repairing() || offer.applied.slot > self.machine.reached().slot;
-        if is_given || self.is_gathered() || !is_news || !self.is_quiet() || self.own_sums().is_none() {
+        if is_given
+            || self.taking.is_gathered()
+            || !is_news
+            || !self.tree.is_quiet()
+            || self.own_sums().is_none()
+        {
             return Ok(());
         }
         let replica = self.replica_of(from).expect("messages come from replicas of this group");
@@ -174,9 +176,9 @@ impl Group {
         };
         // The engine must know of the checkpoint before the state is in place. As a message it would wait until it is checked, which may
         // take longer than the state, or be left alone, if much of that replica waits already.
-        self.engine.step(Event::Verified(Box::new(Ok(proof))));
+        self.seat.engine.step(Event::Verified(Box::new(Ok(proof))));
         self.carry_out(storage)?;
-        if self.is_quiet() { self.begin_taking(storage, from, offer, root) } else { Ok(()) }
+        if self.tree.is_quiet() { self.begin_taking(storage, from, offer, root) } else { Ok(()) }
     }
 
     /// What the parts of the state that is here come to, and whether a value of several records may be in it; none yet if the
@@ -199,12 +201,12 @@ impl Group {
         let Some((own, has_pieces)) = self.own_sums().map(|(own, pieces)| (own.clone(), pieces)) else {
             return Ok(());
         };
-        let earlier = self.install.take();
+        let earlier = self.taking.install.take();
         let (install, clearing) =
             Install::offered(storage, parts, (from, offer), root, (&own, has_pieces), earlier)?;
         let parts = install.asked();
-        self.install = Some(install);
-        self.writes.extend(clearing.into_iter().map(|writes| (writes, None)));
+        self.taking.install = Some(install);
+        self.tree.write_before(clearing);
         self.signed.as_mut().expect("it was just asked for").sources.begun_at = self.now;
         self.take_parts(from, offer.transfer, parts);
         Ok(())
@@ -216,22 +218,22 @@ impl Group {
     }
 
     /// A replica gave a state that its proof does not prove, or more than it offered.
-    pub(super) fn on_bad_state(&mut self, from: NodeId) {
+    pub(in crate::group) fn on_bad_state(&mut self, from: NodeId) {
         if let Some(signed) = self.signed.as_mut() {
             signed.sources.fail(from);
             signed.sources.liars.insert(from);
         }
-        if let Some(install) = self.install.as_mut().filter(|install| install.source() == Some(from)) {
+        if let Some(install) = self.taking.install.as_mut().filter(|install| install.source() == Some(from)) {
             install.refuse();
         }
     }
 
     /// What a source gave is not here any more, or cannot be used: it may be asked again after others.
-    pub(super) fn end_taking(&mut self, from: NodeId) {
+    pub(in crate::group) fn end_taking(&mut self, from: NodeId) {
         if let Some(signed) = self.signed.as_mut() {
             signed.sources.fail(from);
         }
-        if let Some(install) = self.install.as_mut() {
+        if let Some(install) = self.taking.install.as_mut() {
             install.refuse();
         }
     }
