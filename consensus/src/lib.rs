@@ -20,9 +20,7 @@ pub mod quorum;
 pub mod types;
 
 pub use config::{GroupConfig, Options};
-pub use engine::{
-    Decided, Effect, Engine, EngineStatus, Event, Proposal, ProposeError, Reached, Retain, SubmitRefusal,
-};
+pub use engine::{Decided, Effect, Engine, EngineStatus, Event, Proposal, Reached, Retain};
 pub use mutation::Mutation;
 pub use quorum::{ByzantineQuorum, QuorumError, Quorums};
 pub use types::{

@@ -49,7 +49,7 @@ fn the_next_leader_is_one_that_is_there() {
     cluster.run(1_000);
     cluster.propose(0, "a").unwrap();
     cluster.settle();
-    cluster.step(0, tetrachord_consensus::Event::TransferLeadership { to: None });
+    cluster.act(0, |replica| replica.transfer_leadership(None));
     cluster.settle();
     assert!(matches!(cluster.leader(), Some(3 | 4)), "{:?}", cluster.leader());
 }

@@ -8,9 +8,9 @@
 use bytes::Bytes;
 use stateright::{Checker, Model, Property};
 use std::collections::{BTreeMap, BTreeSet};
-use tetrachord_consensus::paxos::{Message, Replica};
+use tetrachord_consensus::paxos::{Effect, Message, Replica};
 use tetrachord_consensus::{
-    Effect, Engine, Epoch, Event, GroupConfig, LogBase, Mutation, Options, PersistToken, Proposal, Quorums,
+    Engine, Epoch, Event, GroupConfig, LogBase, Mutation, Options, PersistToken, Proposal, Quorums,
     ReplicaId, Slot, Ticks, Timestamp, codec,
 };
 

@@ -6,9 +6,9 @@ mod harness;
 use bytes::Bytes;
 use harness::rules::{ballot, inject, led, options, passes_only_with_the_rule, under_way};
 use harness::{Cluster, Envelope, describe};
-use tetrachord_consensus::paxos::{Ballot, Message, Reason, Role};
+use tetrachord_consensus::paxos::{Ballot, Message, ProposeError, Reason, Role};
 use tetrachord_consensus::{
-    Engine, Epoch, Event, Mutation, Options, Proposal, ProposeError, Quorums, ReplicaId, Slot, codec,
+    Engine, Epoch, Event, Mutation, Options, Proposal, Quorums, ReplicaId, Slot, codec,
 };
 
 #[test]
@@ -425,7 +425,7 @@ fn a_replica_of_an_older_epoch_deposes_nobody() {
 fn leadership_is_handed_over_without_an_election_timeout() {
     let mut cluster = led(3, options(Mutation::None));
     cluster.propose(0, "a").unwrap();
-    cluster.step(0, Event::TransferLeadership { to: Some(ReplicaId(2)) });
+    cluster.act(0, |replica| replica.transfer_leadership(Some(ReplicaId(2))));
     assert!(matches!(cluster.propose(0, "b"), Err(ProposeError::NotLeader { .. })));
     cluster.settle();
     assert_eq!(cluster.leader(), Some(2));

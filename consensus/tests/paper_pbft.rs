@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use tetrachord_consensus::pbft::message::{NewViewBody, Vote};
 use tetrachord_consensus::pbft::sign::{Statement, TOY_ADMINISTRATOR};
 use tetrachord_consensus::pbft::{
-    Batch, Bundle, Keyring, Liar, Lie, Message, Options, Signer, SubmitId, Unverified, Window,
+    Batch, Bundle, Effect, Keyring, Liar, Lie, Message, Options, Own, Signer, SubmitId, Unverified, Window,
 };
 use tetrachord_consensus::{
-    ByzantineQuorum, Digest, Effect, Engine, Event, Mutation, ReplicaId, Slot, Timestamp, View, codec,
+    ByzantineQuorum, Digest, Engine, Mutation, ReplicaId, Slot, Timestamp, View, codec,
 };
 
 /// In epoch 4 the first view belongs to replica 0, the next to replica 1.
@@ -197,8 +197,9 @@ fn only_the_primary_of_the_view_proposes_and_only_inside_the_window() {
 fn no_more_votes_are_checked_than_are_needed_unless_somebody_was_caught_at_a_bad_one() {
     let mut group = group(4);
     order(&mut group, 1);
-    let checked =
-        |group: &Group| -> u64 { (0..4).map(|index| group.replica(index).status().signatures_checked).sum() };
+    let checked = |group: &Group| -> u64 {
+        (0..4).map(|index| group.replica(index).condition().signatures_checked).sum()
+    };
     // The request at all, the proposal at three; PREPAREs: two at the primary, one at each backup; two COMMITs at each.
     assert_eq!(checked(&group), 4 + 3 + 5 + 8);
     // A liar that is the first to vote, for another batch, makes nobody wait for what was left out.
@@ -687,8 +688,8 @@ fn a_damaged_state_is_fetched_with_proof_while_the_replica_goes_on_to_vote() {
     lie(&mut group, 3, Lie::FalseState);
     group.crash(3, 0);
     group.nodes[2].is_rotten = true;
-    group.step(2, Event::StateDamaged { reason: "a scrub found it".to_string() });
-    assert!(group.replica(2).status().is_repairing);
+    group.act(2, |replica| replica.state_damaged("a scrub found it".to_string()));
+    assert!(group.replica(2).condition().is_repairing);
     // With one replica down the others need its votes.
     let bundle = order(&mut group, 10);
     assert!(group.has_executed(0, name(&bundle)), "it votes");
@@ -706,11 +707,11 @@ fn a_repair_goes_on_after_a_crash() {
     (1..=9).for_each(|number| drop(order(&mut group, number)));
     (0..4).for_each(|index| group.checkpoint(index, 0, true));
     group.settle();
-    group.step(2, Event::StateDamaged { reason: "a scrub found it".to_string() });
+    group.act(2, |replica| replica.state_damaged("a scrub found it".to_string()));
     group.crash(2, 0);
     let bundle = order(&mut group, 10);
     group.start(2);
-    assert!(group.replica(2).status().is_repairing, "what the disk holds is still not believed");
+    assert!(group.replica(2).condition().is_repairing, "what the disk holds is still not believed");
     group.run(6_000);
     assert!(group.all_executed(name(&bundle)));
     group.assert_safe();
@@ -811,16 +812,16 @@ fn requests_that_no_admitted_client_signed_are_refused_before_anything_is_spent_
     let last = forged.len() - 1;
     forged[last] ^= 1;
     let replica = group.nodes[PRIMARY].replica.as_mut().unwrap();
-    replica.step(Event::Submit { id: SubmitId(7), bundle: forged.into(), is_passed_on: false });
+    replica.submit(SubmitId(7), forged.into(), false);
     let unverified: Vec<Unverified> = replica
         .take_effects()
         .into_iter()
-        .filter_map(|effect| if let Effect::Verify(job) = effect { Some(*job) } else { None })
+        .filter_map(|effect| if let Effect::Own(Own::Verify(job)) = effect { Some(*job) } else { None })
         .collect();
     assert_eq!(unverified.len(), 1);
     let result = group.nodes[PRIMARY].verifier.verify(unverified[0].clone());
     assert!(result.is_err());
-    group.step(PRIMARY, Event::Verified(Box::new(result)));
+    group.act(PRIMARY, |replica| replica.verified(result));
     assert_eq!(group.nodes[PRIMARY].refused, 1);
     group.settle();
     assert!(group.decided.is_empty());

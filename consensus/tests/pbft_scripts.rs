@@ -56,7 +56,7 @@ impl Story for Told {
             }
             ["damage", who] => {
                 self.group.nodes[index(who)].is_rotten = true;
-                self.group.step(index(who), Event::StateDamaged { reason: "a scrub found it".to_string() });
+                self.group.act(index(who), |replica| replica.state_damaged("a scrub found it".to_string()));
             }
             ["status"] => out.push_str(&self.status()),
             words => self.move_on(words),

@@ -10,7 +10,7 @@ use crate::limits::DIGEST_INTERVAL_SLOTS;
 impl Group {
     /// At certain slots every replica notes its digest and the leader tells its own.
     pub(super) fn share_digest(&mut self, slot: u64) {
-        if !slot.is_multiple_of(DIGEST_INTERVAL_SLOTS) || self.signed.is_some() {
+        if !slot.is_multiple_of(DIGEST_INTERVAL_SLOTS) || !self.compares_digests() {
             return;
         }
         let digest = self.machine.reached().digest;
@@ -20,7 +20,7 @@ impl Group {
         while self.digests.len() > 8 {
             self.digests.pop_first();
         }
-        if self.seat.engine.is_leader() {
+        if self.seat.is_leader() {
             let body = encode(&GroupMessage::Digest { slot, digest });
             let leader = self.leader();
             for node in
@@ -35,7 +35,7 @@ impl Group {
     pub(super) fn compare_digest(&mut self, slot: u64, digest: [u8; 32]) {
         if slot.saturating_add(8 * DIGEST_INTERVAL_SLOTS) < self.machine.reached().slot
             || self.digests.len() > 16
-            || self.signed.is_some()
+            || !self.compares_digests()
         {
             return;
         }

@@ -21,6 +21,7 @@ mod digests;
 mod driver;
 mod face;
 mod message;
+mod modes;
 mod open;
 mod pipeline;
 mod requests;
@@ -45,11 +46,11 @@ pub(crate) use message::parts_taken;
 use message::{GroupMessage, decode, encode};
 pub use message::{as_engine, engine_message};
 use pipeline::Pipeline;
-use seat::Seat;
+use seat::{Due, Seat};
 use state::{Giving, Pressure, Retention, Taking, Tree};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tetrachord_consensus::{Decided, Effect, EngineStatus, Event, Proposal, ReplicaId, Ticks, Timestamp};
+use tetrachord_consensus::{Decided, EngineStatus, Event, Proposal, ReplicaId, Ticks, Timestamp, pbft};
 
 /// One replica of one group.
 pub struct Group {
@@ -80,7 +81,7 @@ impl std::fmt::Debug for Group {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Group")
             .field("tenure", &self.tenure().id)
-            .field("engine", &self.seat.engine.status())
+            .field("engine", &self.seat.status())
             .finish()
     }
 }
@@ -107,7 +108,19 @@ impl Group {
     /// The engine's view of itself.
     #[must_use]
     pub fn engine(&self) -> EngineStatus {
-        self.seat.engine.status()
+        self.seat.status()
+    }
+
+    /// In Byzantine mode, what its engine knows of itself and of liars.
+    #[must_use]
+    pub fn condition(&self) -> Option<pbft::Condition> {
+        self.seat.as_pbft().map(pbft::Replica::condition)
+    }
+
+    /// The view that it is in or goes to, in Byzantine mode; for watchers.
+    #[must_use]
+    pub fn view(&self) -> u64 {
+        self.seat.as_pbft().map_or(0, |replica| replica.view().0.0)
     }
 
     /// The state machine.
@@ -135,7 +148,7 @@ impl Group {
         if self.is_installing() {
             return Ok(());
         }
-        self.seat.engine.step(Event::Tick { now, wall });
+        self.seat.step(Event::Tick { now, wall });
         self.tick_pressure();
         self.carry_out(storage)?;
         self.release_held_back(storage)?;
@@ -161,7 +174,7 @@ impl Group {
         };
         match message {
             GroupMessage::Engine(message) if !self.is_installing() && !self.leaves_out_message(&message) => {
-                self.seat.engine.step(Event::Receive { from: replica, message });
+                self.seat.step(Event::Receive { from: replica, message });
                 self.carry_out(storage)
             }
             GroupMessage::Engine(_) => Ok(()),
@@ -203,7 +216,7 @@ impl Group {
             self.send_engine(to, message);
         }
         if let Some(token) = token {
-            self.seat.engine.step(Event::Persisted { token });
+            self.seat.step(Event::Persisted { token });
             self.carry_out(storage)?;
         }
         Ok(())
@@ -217,7 +230,9 @@ impl Group {
 
     /// Gives the leadership away, if this replica has it, before a planned stop.
     pub fn hand_over(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        self.seat.engine.step(Event::TransferLeadership { to: None });
+        if let Some(paxos) = self.seat.paxos() {
+            paxos.transfer_leadership(None);
+        }
         self.carry_out(storage)
     }
 
@@ -229,7 +244,7 @@ impl Group {
     /// Whether this replica leads and serves.
     #[must_use]
     pub fn is_leading(&self) -> bool {
-        !self.is_installing() && self.seat.engine.is_leader()
+        !self.is_installing() && self.seat.is_leader()
     }
 
     fn node_of(&self, replica: ReplicaId) -> NodeId {
@@ -253,35 +268,15 @@ impl Group {
 
     /// Carries out the engine's effects, in order.
     fn carry_out(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        for effect in self.seat.take_effects() {
-            match effect {
-                Effect::Persist { .. } => unreachable!("records wait at the seat"),
-                Effect::Send { to, message, .. } => self.send_engine(to, message),
-                Effect::Apply(decided) if self.signed.is_some() => self.hold_apply(decided),
-                Effect::Apply(decided) => self.apply(storage, decided)?,
-                Effect::ReadReady { id, slot } => {
-                    assert!(
-                        self.machine.reached().slot >= slot.0,
-                        "effects come in order: it was applied before"
-                    );
-                    if let Some((ticket, key)) = self.pipeline.finish_read(id) {
-                        self.serve(storage, ticket, &key, Freshness::Linearizable)?;
-                    }
-                }
-                Effect::ReadRefused { id } => {
-                    if let Some((ticket, _)) = self.pipeline.finish_read(id) {
-                        self.answer(ticket, Outcome::NotLeader);
-                    }
-                }
-                Effect::SendSnapshot { to } => self.giving.want(to),
-                Effect::LeaderChanged { leader } => self.on_leader_changed(leader),
-                Effect::EpochEnded { .. } => {}
-                Effect::Verify(job) => self.outputs.push(Output::Verify(job)),
-                Effect::Submitted { id, result } => self.on_submitted(id, result),
-                Effect::Checkpoint { slot } => self.hold_root(slot),
-                Effect::StateLost { reason, base } => self.on_state_lost(reason, base),
-                Effect::FetchState { from, at_least } => self.fetch_state(from, at_least),
-                Effect::Fatal { reason } => self.outputs.push(Output::Fatal { reason }),
+        for due in self.seat.take_due() {
+            match due {
+                Due::Send { to, message } => self.send_engine(to, message),
+                Due::Apply(decided) if self.is_byzantine() => self.hold_apply(decided),
+                Due::Apply(decided) => self.apply(storage, decided)?,
+                Due::LeaderChanged { leader } => self.on_leader_changed(leader),
+                Due::Fatal { reason } => self.outputs.push(Output::Fatal { reason }),
+                Due::Paxos(own) => self.carry_out_own(storage, own)?,
+                Due::Pbft(own) => self.carry_out_signed(own),
             }
         }
         self.apply_held(storage)

@@ -7,7 +7,7 @@
 
 use super::byzantine::{Byzantine, Signed};
 use super::pipeline::Pipeline;
-use super::seat::Seat;
+use super::seat::{Order, Seat};
 use super::state::{Giving, Install, Pressure, Retention, Taking, Tree};
 use super::{Group, replica_in};
 use crate::error::StorageError;
@@ -21,8 +21,7 @@ use std::sync::Arc;
 use tetrachord_consensus::paxos::{RecoverError, Replica};
 use tetrachord_consensus::pbft;
 use tetrachord_consensus::{
-    Digest, Engine, Epoch, GroupConfig, LogBase, Options, QuorumError, Quorums, ReplicaId, Slot, Ticks,
-    Timestamp,
+    Digest, Epoch, GroupConfig, LogBase, Options, QuorumError, Quorums, ReplicaId, Slot, Ticks, Timestamp,
 };
 use thiserror::Error;
 
@@ -178,15 +177,15 @@ fn take_seat(
     records: &[Bytes],
     (base, is_found): (LogBase, bool),
 ) -> Result<(Seat, Option<Signed>), OpenError> {
-    let (engine, signed): (Box<dyn Engine + Send>, _) = match &settings.byzantine {
+    let (order, signed) = match &settings.byzantine {
         Some(byzantine) => {
             let base = is_found.then_some(base);
             let (replica, signed) = byzantine.open(tenure, me, records, base, &settings.options)?;
-            (Box::new(replica), Some(signed))
+            (Order::Pbft(Box::new(replica)), Some(signed))
         }
-        None => (Box::new(open_paxos(tenure, me, settings, records, base)?), None),
+        None => (Order::Paxos(Box::new(open_paxos(tenure, me, settings, records, base)?)), None),
     };
-    Ok((Seat::of(engine), signed))
+    Ok((Seat::of(order), signed))
 }
 
 fn open_paxos(

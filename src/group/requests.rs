@@ -10,7 +10,8 @@ use crate::limits::BATCHES_IN_FLIGHT_MAX;
 use crate::shares::Account;
 use crate::storage::Storage;
 use bytes::Bytes;
-use tetrachord_consensus::{Event, Proposal, ReplicaId};
+use tetrachord_consensus::paxos::Own;
+use tetrachord_consensus::{Proposal, ReplicaId};
 
 impl Group {
     /// Takes a request to be ordered, with what it asks and its bytes.
@@ -75,17 +76,20 @@ impl Group {
         if ids.is_empty() {
             return Ok(());
         }
-        self.seat.engine.step(Event::Read { ids });
+        if let Some(paxos) = self.seat.paxos() {
+            paxos.read(ids);
+        }
         self.carry_out(storage)
     }
 
     fn propose(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        while self.pipeline.may_propose() && self.is_leading() {
-            if self.seat.engine.undecided() >= BATCHES_IN_FLIGHT_MAX || self.is_backed_up(2) {
+        while self.pipeline.may_propose() && self.is_leading() && !self.is_backed_up(2) {
+            let Some(paxos) = self.seat.paxos().filter(|paxos| paxos.undecided() < BATCHES_IN_FLIGHT_MAX)
+            else {
                 break;
-            }
+            };
             let Some(batch) = self.pipeline.next_batch() else { break };
-            match self.seat.engine.propose(Proposal::Batch(batch)) {
+            match paxos.propose(Proposal::Batch(batch)) {
                 Ok(slot) => self.pipeline.proposed(slot),
                 // Nothing was ordered, but these commands count as proposed now; the client asks again.
                 Err(_) => self.abandon_requests(),
@@ -95,7 +99,7 @@ impl Group {
         Ok(())
     }
 
-    pub(super) fn serve(
+    fn serve(
         &mut self,
         storage: &dyn Storage,
         ticket: Ticket,
@@ -116,7 +120,7 @@ impl Group {
 
     pub(super) fn on_leader_changed(&mut self, leader: Option<ReplicaId>) {
         self.seat.leader = leader;
-        if !self.seat.engine.is_leader() {
+        if !self.seat.is_leader() {
             self.abandon_requests();
         }
     }
@@ -129,5 +133,27 @@ impl Group {
         for ticket in proposed {
             self.answer(ticket, Outcome::LeadershipLost);
         }
+    }
+
+    /// What the order of crash mode asks for.
+    pub(super) fn carry_out_own(&mut self, storage: &dyn Storage, own: Own) -> Result<(), StorageError> {
+        match own {
+            Own::ReadReady { id, slot } => {
+                assert!(
+                    self.machine.reached().slot >= slot.0,
+                    "effects come in order: it was applied before"
+                );
+                if let Some((ticket, key)) = self.pipeline.finish_read(id) {
+                    self.serve(storage, ticket, &key, Freshness::Linearizable)?;
+                }
+            }
+            Own::ReadRefused { id } => {
+                if let Some((ticket, _)) = self.pipeline.finish_read(id) {
+                    self.answer(ticket, Outcome::NotLeader);
+                }
+            }
+            Own::SendSnapshot { to } => self.giving.want(to),
+        }
+        Ok(())
     }
 }

@@ -121,8 +121,8 @@ mod tests {
     use crate::shares::{Account, ClientId};
     use bytes::Bytes;
     use tetrachord_consensus::pbft::{
-        Bundle, ClientSigner, Config, Domain, Keyring, Message, Options, Replica, RequestName, SignedRequest,
-        Signer, SubmitId, Window, message::Vote, sign::Statement,
+        Bundle, ClientSigner, Config, Domain, Keyring, Message, Options, Own, Replica, RequestName,
+        SignedRequest, Signer, SubmitId, Window, message::Vote, sign::Statement,
     };
     use tetrachord_consensus::{
         ByzantineQuorum, Digest, Effect, Engine, Epoch, Event, Mutation, ReplicaId, Slot, Ticks, Timestamp,
@@ -135,7 +135,7 @@ mod tests {
 
     fn take_jobs(replica: &mut Replica) -> Vec<Job> {
         let jobs = replica.take_effects().into_iter().filter_map(|effect| match effect {
-            Effect::Verify(job) => Some((TENURE, job)),
+            Effect::Own(Own::Verify(job)) => Some((TENURE, job)),
             _ => None,
         });
         jobs.collect()
@@ -152,7 +152,7 @@ mod tests {
             let mut bytes = Bundle::sign(&DOMAIN, &client, &[request]).bytes().to_vec();
             bytes[40] ^= 1;
             let (id, bundle) = (SubmitId(number), Bytes::from(bytes));
-            replica.step(Event::Submit { id, bundle, is_passed_on: false });
+            replica.submit(id, bundle, false);
         }
         take_jobs(replica)
     }

@@ -3,11 +3,14 @@
 use crate::group::Group;
 use crate::ring::{GroupId, NodeId, QuorumRule, Tenure};
 use crate::wire::GroupStatus;
+use tetrachord_consensus::pbft::Condition;
 use tetrachord_consensus::quorum::liars;
 
 /// What a replica knows of itself.
 pub(super) fn group_status(name: GroupId, group: &Group) -> GroupStatus {
     let engine = group.engine();
+    let condition = group.condition();
+    let of_pbft = |number: fn(&Condition) -> u64| condition.as_ref().map_or(0, number);
     let applied = group.machine().reached();
     let nodes: Vec<NodeId> = group.tenure().nodes().collect();
     GroupStatus {
@@ -23,15 +26,15 @@ pub(super) fn group_status(name: GroupId, group: &Group) -> GroupStatus {
         sessions: group.machine().sessions() as u64,
         digest: applied.digest[..8].iter().map(|byte| format!("{byte:02x}")).collect(),
         is_installing: group.is_installing(),
-        stable: engine.stable.0,
+        stable: of_pbft(|condition| condition.stable.0),
         suspects: group.suspects().into_iter().map(|text| named(&text, &nodes)).collect(),
         damage: group.damage().map(str::to_string),
         repairs: group.repairs(),
         scrubs: group.scrubs(),
-        signatures_made: engine.signatures_made,
-        signatures_checked: engine.signatures_checked,
-        rejected: engine.rejected,
-        view: engine.view.0,
+        signatures_made: of_pbft(|condition| condition.signatures_made),
+        signatures_checked: of_pbft(|condition| condition.signatures_checked),
+        rejected: of_pbft(|condition| condition.rejected),
+        view: of_pbft(|condition| condition.view.0),
         told: group.told().into_iter().map(|(lie, count)| (lie.to_string(), count)).collect(),
     }
 }

@@ -68,6 +68,7 @@ mod ballot;
 mod candidate;
 mod election;
 mod entry;
+mod face;
 mod fetch;
 mod flow;
 mod follower;
@@ -87,6 +88,7 @@ mod time;
 
 pub use ballot::Ballot;
 pub use entry::{Body, Entry};
+pub use face::{Effect, Own, ProposeError};
 pub use log::Log;
 pub use message::{LogView, Message, Reason};
 pub use record::{Record, RecoverError, Recovered};

@@ -6,19 +6,20 @@
 
 use crate::codec;
 use crate::config::{GroupConfig, Options};
-use crate::engine::{Effect, Engine, EngineStatus, Event, Proposal, ProposeError, Reached, Retain};
+use crate::engine::{Engine, EngineStatus, Event, Reached, Retain};
 use crate::mutation::mutated;
 use crate::paxos::acceptor::Acceptor;
 use crate::paxos::ballot::Ballot;
 use crate::paxos::candidate::{Candidate, PreCandidate};
 use crate::paxos::election::Election;
 use crate::paxos::entry::{Body, Entry};
+use crate::paxos::face::{Effect, Own};
 use crate::paxos::gathering::Gathering;
 use crate::paxos::invariants;
 use crate::paxos::leader::Leader;
 use crate::paxos::message::{LogView, Message, Reason};
 use crate::paxos::record::{RecoverError, Recovered};
-use crate::types::{LogBase, PersistToken, ReadId, ReplicaId, Slot, Ticks, Timestamp, View};
+use crate::types::{LogBase, PersistToken, ReadId, ReplicaId, Slot, Ticks, Timestamp};
 use bytes::Bytes;
 
 /// What a replica is doing about leadership. Every replica is an acceptor besides.
@@ -281,6 +282,14 @@ impl Replica {
         }
     }
 
+    /// Does it, and checks what must always hold; a replica that has stopped does nothing.
+    pub(super) fn unless_halted(&mut self, act: impl FnOnce(&mut Self)) {
+        if !self.is_halted {
+            act(self);
+            invariants::check(self);
+        }
+    }
+
     /// Stops for ever: going on could break a promise.
     pub(super) fn fail(&mut self, reason: String) {
         self.is_halted = true;
@@ -361,33 +370,17 @@ impl Replica {
 }
 
 impl Engine for Replica {
-    fn step(&mut self, event: Event) {
-        if self.is_halted {
-            return;
-        }
-        match event {
-            Event::Tick { now, wall } => self.on_tick(now, wall),
-            Event::Receive { from, message } => self.on_receive(from, &message),
-            Event::Persisted { token } => self.on_persisted(token),
-            Event::Read { ids } => self.on_read(ids),
-            Event::SnapshotInstalled { base } => self.on_snapshot_installed(base),
-            Event::SnapshotEnded { to } => self.on_snapshot_ended(to),
-            Event::Compact { slot, retain } => self.on_compact(slot, retain),
-            Event::Trim { slot, retain } => self.on_trim(slot, retain),
-            Event::TransferLeadership { to } => self.on_transfer(to),
-            Event::Submit { .. }
-            | Event::Verified(_)
-            | Event::StateRoot { .. }
-            | Event::StateDamaged { .. }
-            | Event::TurnEnded { .. } => {}
-        }
-        invariants::check(self);
-    }
+    type Own = Own;
 
-    fn propose(&mut self, proposal: Proposal) -> Result<Slot, ProposeError> {
-        let slot = self.try_propose(proposal)?;
-        invariants::check(self);
-        Ok(slot)
+    fn step(&mut self, event: Event) {
+        self.unless_halted(|replica| match event {
+            Event::Tick { now, wall } => replica.on_tick(now, wall),
+            Event::Receive { from, message } => replica.on_receive(from, &message),
+            Event::Persisted { token } => replica.on_persisted(token),
+            Event::SnapshotInstalled { base } => replica.on_snapshot_installed(base),
+            Event::Compact { slot, retain } => replica.on_compact(slot, retain),
+            Event::Trim { slot, retain } => replica.on_trim(slot, retain),
+        });
     }
 
     fn take_effects(&mut self) -> Vec<Effect> {
@@ -399,9 +392,9 @@ impl Engine for Replica {
         effects.extend(self.effects.drain(..).map(|note| match note {
             Note::Send { to, message, after } => Effect::Send { to, message, after },
             Note::Apply(entry) => Effect::Apply(entry.decided()),
-            Note::ReadReady { id, slot } => Effect::ReadReady { id, slot },
-            Note::ReadRefused { id } => Effect::ReadRefused { id },
-            Note::SendSnapshot { to } => Effect::SendSnapshot { to },
+            Note::ReadReady { id, slot } => Effect::Own(Own::ReadReady { id, slot }),
+            Note::ReadRefused { id } => Effect::Own(Own::ReadRefused { id }),
+            Note::SendSnapshot { to } => Effect::Own(Own::SendSnapshot { to }),
             Note::LeaderChanged { leader } => Effect::LeaderChanged { leader },
             Note::EpochEnded { slot, next } => Effect::EpochEnded { slot, next },
             Note::Fatal { reason } => Effect::Fatal { reason },
@@ -418,13 +411,6 @@ impl Engine for Replica {
             decided: self.decided,
             last: log.last().slot,
             base: log.base().slot,
-            stable: Slot::ZERO,
-            suspects: Vec::new(),
-            rejected: 0,
-            view: View(0),
-            is_repairing: false,
-            signatures_made: 0,
-            signatures_checked: 0,
             undecided: self.undecided(),
             log_bytes: self.log_bytes(),
         }
@@ -439,11 +425,6 @@ impl Engine for Replica {
         let Role::Leader(leader) = &self.role else { return None };
         let peer = leader.peers.get(&replica)?;
         Some(Reached { slot: peer.durable, heard_at: peer.contact? })
-    }
-
-    fn undecided(&self) -> usize {
-        let undecided = self.acceptor.log().last().slot.0 - self.decided.0;
-        usize::try_from(undecided).expect("a log in memory has fewer entries")
     }
 
     fn log_bytes(&self) -> usize {

@@ -4,10 +4,11 @@ use super::leader::{Leader, Stage};
 use super::message::{LogView, Message, Reason};
 use super::replica::{Replica, Role};
 use crate::codec::PROPOSAL_BYTES_MAX;
-use crate::engine::{Proposal, ProposeError};
+use crate::engine::Proposal;
 use crate::mutation::mutated;
 use crate::paxos::ballot::Ballot;
 use crate::paxos::entry::{Body, Entry};
+use crate::paxos::face::ProposeError;
 use crate::types::{ReplicaId, Slot};
 
 impl Replica {

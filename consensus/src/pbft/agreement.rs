@@ -4,12 +4,12 @@
 //! order. Nothing is sent before its record is durable; this replica's own COMMIT counts, here too, only when the
 //! certificate behind it is durable: else a crash could take one certificate from a quorum that was counted on.
 
-use crate::engine::{Effect, SubmitRefusal};
 use crate::mutation::mutated;
 use crate::pbft::batch::{Batch, may_be_ordered};
 use crate::pbft::catch_up::HELP_WINDOWS;
 use crate::pbft::custody::Taken;
 use crate::pbft::evidence::{Evidence, VoteKind};
+use crate::pbft::face::{Own, SubmitRefusal};
 use crate::pbft::message::{CommitCertificate, Message, PreparedCertificate, Vote};
 use crate::pbft::record::Record;
 use crate::pbft::replica::Replica;
@@ -45,7 +45,7 @@ impl Replica {
                 Taken::Full if is_too_large => Err(SubmitRefusal::Invalid("too large for one batch")),
                 Taken::Full => Err(SubmitRefusal::Full),
             };
-            self.effect(Effect::Submitted { id, result });
+            self.ask(Own::Submitted { id, result });
             if taken == Taken::New && !self.is_active {
                 // Whoever is in a view may order it meanwhile.
                 self.broadcast(&Message::Requests(bundle.bytes().clone()), None);
@@ -371,7 +371,7 @@ impl Replica {
             self.missing.remove(&slot);
             self.note_progress(is_fresh, is_stale);
             if self.is_checkpoint(slot) {
-                self.effect(Effect::Checkpoint { slot });
+                self.ask(Own::Checkpoint { slot });
             }
             if let Some(next) = next_epoch {
                 self.end_epoch(slot, next);

@@ -7,9 +7,9 @@
 //!
 //! Answers are bounded: a few for each peer in each interval, and so many bytes.
 
-use crate::engine::Effect;
 use crate::pbft::batch::Batch;
 use crate::pbft::evidence::VoteKind;
+use crate::pbft::face::{Effect, Own};
 use crate::pbft::message::{CommitCertificate, Message, Status, Vote};
 use crate::pbft::replica::Replica;
 use crate::pbft::slot::SlotState;
@@ -449,7 +449,7 @@ impl Replica {
         }
         let turn = usize::try_from(self.fetch_turn % sources.len() as u64).expect("few peers");
         self.fetch_turn = self.fetch_turn.wrapping_add(1);
-        self.effect(Effect::FetchState { from: sources[turn], at_least });
+        self.ask(Own::FetchState { from: sources[turn], at_least });
     }
 }
 

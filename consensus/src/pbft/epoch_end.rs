@@ -9,8 +9,8 @@
 //!
 //! What is not here: how the next epoch begins.
 
-use crate::engine::{Effect, SubmitRefusal};
 use crate::pbft::custody::Custody;
+use crate::pbft::face::{Effect, Own, SubmitRefusal};
 use crate::pbft::replica::Replica;
 use crate::pbft::verify::Origin;
 use crate::types::Slot;
@@ -34,7 +34,7 @@ impl Replica {
     pub(super) fn refuse_behind_stop_sign(&mut self, origin: Origin) {
         if let Some(id) = origin.submission() {
             let result = Err(SubmitRefusal::Invalid("this epoch of the group has ended"));
-            self.effect(Effect::Submitted { id, result });
+            self.ask(Own::Submitted { id, result });
         }
     }
 }

@@ -37,7 +37,7 @@
 //! | [`sign`] | statements, keys, domains |
 //! | [`request`], [`batch`] | what clients sign, what a slot orders |
 //! | [`message`], [`verify`] | messages, and the only door into the core |
-//! | [`replica`] | state, dispatch |
+//! | [`replica`], [`face`] | state, dispatch; what only this order takes and asks for |
 //! | [`agreement`], [`checkpoint`], [`view_change`], [`new_view`], [`suspicion`], [`catch_up`], [`repair`] | the rules |
 //! | [`epoch_end`] | the last slot of an epoch |
 //! | [`pace`] | whether a primary is slow on purpose |
@@ -71,6 +71,7 @@ mod config;
 mod custody;
 mod epoch_end;
 pub mod evidence;
+mod face;
 mod invariants;
 pub mod liar;
 pub mod message;
@@ -91,6 +92,7 @@ pub use agreement::NOT_AFTER_MICROS_MAX;
 pub use batch::Batch;
 pub use config::{Config, Options, Window};
 pub use evidence::Evidence;
+pub use face::{Condition, Effect, Own, SubmitRefusal};
 pub use liar::{Liar, Lie};
 pub use message::Message;
 pub use record::{Record, RecoverError, Recovered};

@@ -13,7 +13,7 @@
 //!
 //! Damage to the vote log itself is not repaired: what was promised is lost then, and the replica must not vote.
 
-use crate::engine::Effect;
+use crate::pbft::face::Own;
 use crate::pbft::replica::Replica;
 use crate::types::{LogBase, Slot};
 
@@ -30,7 +30,7 @@ impl Replica {
         for state in self.slots.values_mut() {
             (state.end, state.is_fresh, state.is_stale) = (None, false, false);
         }
-        self.effect(Effect::StateLost { reason, base: self.base.slot });
+        self.ask(Own::StateLost { reason, base: self.base.slot });
     }
 
     /// Others have proved that the state after this slot is another.

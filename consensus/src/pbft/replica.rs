@@ -5,13 +5,12 @@
 //! After every event the named checks of [`super::invariants`] run.
 
 use crate::codec;
-use crate::engine::{
-    Decided, Effect, Engine, EngineStatus, Event, Proposal, ProposeError, Reached, SubmitRefusal,
-};
+use crate::engine::{Decided, Engine, EngineStatus, Event, Proposal, Reached};
 use crate::pbft::catch_up::{Missing, Peer};
 use crate::pbft::config::{Config, Options};
 use crate::pbft::custody::Custody;
 use crate::pbft::evidence::Evidence;
+use crate::pbft::face::{Effect, Own};
 use crate::pbft::invariants;
 use crate::pbft::message::{
     CheckpointVote, Message, NewView, StableCertificate, ViewChange, ViewChangeBody, Vote,
@@ -21,7 +20,7 @@ use crate::pbft::record::{Record, RecoverError, Recovered, VoteLog};
 use crate::pbft::sign::{Signature, Signer, Statement};
 use crate::pbft::slot::SlotState;
 use crate::pbft::suspicion::Waiting;
-use crate::pbft::verify::{Checked, Help, Origin, SubmitId, Unverified};
+use crate::pbft::verify::{Help, Unverified};
 use crate::types::{Digest, LogBase, PersistToken, ReplicaId, Slot, Ticks, Timestamp, View};
 use bytes::Bytes;
 use std::cell::Cell;
@@ -79,7 +78,7 @@ pub struct Replica {
     pub(super) custody: Custody,
     pub(super) peers: BTreeMap<ReplicaId, Peer>,
     /// Bytes of clients' bundles that are being checked.
-    client_bytes_in_check: usize,
+    pub(super) client_bytes_in_check: usize,
     pub(super) missing: BTreeMap<Slot, Missing>,
     pub(super) status_at: Ticks,
     pub(super) progress_at: Ticks,
@@ -94,7 +93,7 @@ pub struct Replica {
     pub(super) rejected: BTreeMap<ReplicaId, u64>,
     /// Signatures that were made and checked in this life.
     signed: Cell<u64>,
-    checked: u64,
+    pub(super) checked: u64,
     is_halted: bool,
     /// Whom the caller was told to be primary.
     announced: Option<ReplicaId>,
@@ -127,7 +126,7 @@ impl Replica {
                 }
                 None => "the state cannot be read".to_string(),
             };
-            replica.effect(Effect::StateLost { reason, base: base.slot });
+            replica.ask(Own::StateLost { reason, base: base.slot });
         }
         invariants::check(&replica);
         Ok(replica)
@@ -277,6 +276,23 @@ impl Replica {
         self.effects.push(effect);
     }
 
+    /// Asks the caller for something that only this order wants.
+    pub(super) fn ask(&mut self, own: Own) {
+        self.effects.push(Effect::Own(own));
+    }
+
+    /// Does it, and checks what must always hold; a replica that has stopped does nothing.
+    pub(super) fn unless_halted(&mut self, act: impl FnOnce(&mut Self)) {
+        if !self.is_halted {
+            act(self);
+            invariants::check(self);
+        }
+    }
+
+    pub(super) fn signatures_made(&self) -> u64 {
+        self.signed.get()
+    }
+
     /// Remembers a lie: so many for each liar, and one that is large.
     pub(super) fn convict(&mut self, evidence: Evidence) {
         const EVIDENCE_MAX: usize = 64;
@@ -314,60 +330,9 @@ impl Replica {
                 peer.help_in_check.extend(Help::of(&message));
                 self.note_in_check(&message);
                 let unverified = Unverified::message(from, self.now, message, bytes.len());
-                self.effects.push(Effect::Verify(Box::new(unverified)));
+                self.ask(Own::Verify(Box::new(unverified)));
             }
             _ => {}
-        }
-    }
-
-    fn on_verified(&mut self, origin: Origin, came_at: Ticks, content: Checked) {
-        match content {
-            Checked::PrePrepare { vote, batch } => self.on_pre_prepare(vote, batch, came_at),
-            Checked::Prepare(vote) => self.on_prepare(vote),
-            Checked::Commit(vote) => self.on_commit(vote),
-            Checked::Checkpoint(vote) => self.on_checkpoint(vote),
-            Checked::ViewChange { message, body } => self.on_view_change(message, body),
-            Checked::NewView { message, plan, signatures } => self.on_new_view(message, plan, &signatures),
-            Checked::Certified { certificate, batch } => self.on_certified(certificate, batch),
-            Checked::Stable(certificate) => self.adopt_stable(certificate),
-            Checked::Body { slot, batch } => self.on_body(slot, batch),
-            Checked::Requests(bundle) => self.on_requests(origin, bundle),
-        }
-    }
-
-    fn on_submit(&mut self, id: SubmitId, bundle: Bytes, is_passed_on: bool) {
-        // Whose they are is not known here: whoever brings them shares this out among clients.
-        if self.client_bytes_in_check + bundle.len() > self.options.custody_bytes {
-            return self.effect(Effect::Submitted { id, result: Err(SubmitRefusal::Full) });
-        }
-        self.client_bytes_in_check += bundle.len();
-        let origin = if is_passed_on { Origin::Node(id) } else { Origin::Client(id) };
-        self.effects.push(Effect::Verify(Box::new(Unverified::bundle(origin, self.now, bundle))));
-    }
-
-    /// A check is done: its message is off the pool.
-    fn on_verdict(&mut self, origin: Origin, help: Option<Help>, bytes: usize, checks: u32) {
-        self.checked += u64::from(checks);
-        let in_check = match origin {
-            Origin::Replica(from) => {
-                let peer = self.peers.get_mut(&from).expect("every other replica is a peer");
-                if let Some(help) = help {
-                    peer.help_in_check.remove(&help);
-                }
-                &mut peer.bytes_in_check
-            }
-            Origin::Client(_) | Origin::Node(_) => &mut self.client_bytes_in_check,
-        };
-        // A check that was begun in an earlier life was never counted in this one.
-        *in_check = in_check.saturating_sub(bytes);
-    }
-
-    fn on_rejected(&mut self, origin: Origin, reason: &'static str) {
-        match origin {
-            Origin::Replica(from) => *self.rejected.entry(from).or_default() += 1,
-            Origin::Client(id) | Origin::Node(id) => {
-                self.effects.push(Effect::Submitted { id, result: Err(SubmitRefusal::Invalid(reason)) });
-            }
         }
     }
 
@@ -386,47 +351,17 @@ impl Replica {
 }
 
 impl Engine for Replica {
-    fn step(&mut self, event: Event) {
-        if self.is_halted {
-            return;
-        }
-        match event {
-            Event::Tick { now, wall } => self.on_tick(now, wall),
-            Event::Receive { from, message } => self.on_receive(from, &message),
-            Event::Submit { id, bundle, is_passed_on } => self.on_submit(id, bundle, is_passed_on),
-            Event::Verified(result) => match *result {
-                Ok(verified) => {
-                    let (origin, came_at) = (verified.origin(), verified.came_at());
-                    self.on_verdict(origin, verified.help(), verified.bytes(), verified.checks());
-                    self.on_verified(origin, came_at, verified.into_content());
-                }
-                Err(rejected) => {
-                    self.on_verdict(rejected.origin, rejected.help, rejected.bytes, rejected.checks);
-                    self.on_rejected(rejected.origin, rejected.reason);
-                }
-            },
-            Event::TurnEnded { may_propose, may_execute } => {
-                self.is_stalled = !may_execute;
-                self.execute();
-                self.on_turn_ended(may_propose);
-            }
-            Event::StateRoot { slot, root } => self.on_state_root(slot, root),
-            Event::StateDamaged { reason } => self.lose_state(reason),
-            Event::Persisted { token } => self.on_persisted(token),
-            Event::SnapshotInstalled { base } => self.on_installed(base),
-            Event::Compact { slot, retain } => self.on_compact(slot, retain),
-            Event::Trim { slot, retain } => self.on_trim(slot, retain),
-            // Reads are ordered like everything else; views change by suspicion alone.
-            Event::Read { ids } => {
-                self.effects.extend(ids.into_iter().map(|id| Effect::ReadRefused { id }));
-            }
-            Event::SnapshotEnded { .. } | Event::TransferLeadership { .. } => {}
-        }
-        invariants::check(self);
-    }
+    type Own = Own;
 
-    fn propose(&mut self, _: Proposal) -> Result<Slot, ProposeError> {
-        Err(ProposeError::Unsigned)
+    fn step(&mut self, event: Event) {
+        self.unless_halted(|replica| match event {
+            Event::Tick { now, wall } => replica.on_tick(now, wall),
+            Event::Receive { from, message } => replica.on_receive(from, &message),
+            Event::Persisted { token } => replica.on_persisted(token),
+            Event::SnapshotInstalled { base } => replica.on_installed(base),
+            Event::Compact { slot, retain } => replica.on_compact(slot, retain),
+            Event::Trim { slot, retain } => replica.on_trim(slot, retain),
+        });
     }
 
     fn take_effects(&mut self) -> Vec<Effect> {
@@ -455,13 +390,6 @@ impl Engine for Replica {
             base: self.base.slot,
             undecided: self.undecided(),
             log_bytes: self.log_bytes(),
-            stable: self.stable_slot(),
-            suspects: self.suspects(),
-            rejected: self.rejected.values().sum(),
-            view: self.view,
-            is_repairing: self.is_repairing,
-            signatures_made: self.signed.get(),
-            signatures_checked: self.checked,
         }
     }
 
@@ -475,35 +403,12 @@ impl Engine for Replica {
         Some(Reached { slot: peer.status?.executed, heard_at: peer.answered_at })
     }
 
-    fn is_settled(&self, slot: Slot) -> bool {
-        slot <= self.stable_slot()
-    }
-
-    fn stable_proof(&self, slot: Slot) -> Option<Bytes> {
-        self.stable_at(slot).map(|stable| codec::encode(&Message::Stable(stable.clone())))
-    }
-
-    fn undecided(&self) -> usize {
-        let open = |state: &SlotState| state.decided.is_none() && state.accepted_in(self.view).is_some();
-        self.slots.range(self.executed.slot.next()..).filter(|(_, state)| open(state)).count()
-    }
-
     fn log_bytes(&self) -> usize {
         self.slots.values().map(SlotState::bytes).sum()
     }
 }
 
 impl Replica {
-    /// What is known against others, in words.
-    fn suspects(&self) -> Vec<String> {
-        let lies = self.evidence.iter().map(ToString::to_string);
-        let refused = self
-            .rejected
-            .iter()
-            .map(|(from, count)| format!("{from} sent {count} messages that do not hold"));
-        lies.chain(refused).collect()
-    }
-
     /// Turns a decided slot into what the state machine sees.
     pub(super) fn hand_out(&mut self, base: LogBase, batch: &crate::pbft::batch::Batch) {
         let is_null = batch.bytes().is_empty();

@@ -3,10 +3,9 @@
 
 use super::rules::ballot;
 use bytes::Bytes;
-use tetrachord_consensus::paxos::{Ballot, Body, Entry, LogView, Message, Reason, Record, Replica};
+use tetrachord_consensus::paxos::{Ballot, Body, Effect, Entry, LogView, Message, Reason, Record, Replica};
 use tetrachord_consensus::{
-    Effect, Engine, Epoch, Event, GroupConfig, LogBase, Options, Quorums, ReplicaId, Slot, Ticks, Timestamp,
-    codec,
+    Engine, Epoch, Event, GroupConfig, LogBase, Options, Quorums, ReplicaId, Slot, Ticks, Timestamp, codec,
 };
 
 pub(crate) struct Alone {

@@ -13,10 +13,10 @@ pub(crate) mod schedule;
 use bytes::Bytes;
 pub(crate) use random::Random;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use tetrachord_consensus::paxos::{Ballot, Message, Recovered, Replica};
+use tetrachord_consensus::paxos::{Ballot, Effect, Message, Own, ProposeError, Recovered, Replica};
 use tetrachord_consensus::{
-    Decided, Effect, Engine, Epoch, Event, GroupConfig, LogBase, Options, PersistToken, Proposal,
-    ProposeError, Quorums, ReadId, ReplicaId, Retain, Slot, Ticks, Timestamp, codec,
+    Decided, Engine, Epoch, Event, GroupConfig, LogBase, Options, PersistToken, Proposal, Quorums, ReadId,
+    ReplicaId, Retain, Slot, Ticks, Timestamp, codec,
 };
 
 /// A message under way.
@@ -185,7 +185,7 @@ impl Cluster {
         self.transfers = others;
         for Transfer { from, to, .. } in ended {
             // Who gave it gives it up, sooner or later.
-            self.step(from, Event::SnapshotEnded { to: ReplicaId(to as u8) });
+            self.act(from, |replica| replica.snapshot_ended(ReplicaId(to as u8)));
         }
         let node = &mut self.nodes[index];
         node.replica = None;
@@ -228,10 +228,14 @@ impl Cluster {
     }
 
     pub(crate) fn step(&mut self, index: usize, event: Event) {
+        self.act(index, |replica| replica.step(event));
+    }
+
+    pub(crate) fn act(&mut self, index: usize, act: impl FnOnce(&mut Replica)) {
         let Some(replica) = self.nodes[index].replica.as_mut() else {
             return;
         };
-        replica.step(event);
+        act(replica);
         self.collect(index);
     }
 
@@ -262,7 +266,7 @@ impl Cluster {
         let id = ReadId(self.next_read);
         let acknowledged = self.acknowledged;
         self.nodes[index].reads.insert(id, acknowledged);
-        self.step(index, Event::Read { ids: vec![id] });
+        self.act(index, |replica| replica.read(vec![id]));
         id
     }
 
@@ -397,7 +401,7 @@ impl Cluster {
             self.step(to, Event::SnapshotInstalled { base });
         }
         let to = ReplicaId(to as u8);
-        self.step(from, Event::SnapshotEnded { to });
+        self.act(from, |replica| replica.snapshot_ended(to));
     }
 
     fn note(&mut self, line: impl FnOnce() -> String) {
@@ -463,7 +467,7 @@ impl Cluster {
                 }
             }
             Effect::Apply(decided) => self.apply(index, decided),
-            Effect::ReadReady { id, slot } => {
+            Effect::Own(Own::ReadReady { id, slot }) => {
                 self.note(|| format!("r{index} read {id} at {slot}"));
                 if let Some(expected) = self.nodes[index].reads.remove(&id) {
                     self.reads_served += 1;
@@ -476,21 +480,16 @@ impl Cluster {
                 }
                 self.nodes[index].ready.push((id, slot));
             }
-            Effect::ReadRefused { id } => {
+            Effect::Own(Own::ReadRefused { id }) => {
                 self.note(|| format!("r{index} read {id} refused"));
                 self.nodes[index].reads.remove(&id);
             }
-            Effect::SendSnapshot { to } => snapshots.push(usize::from(to.0)),
+            Effect::Own(Own::SendSnapshot { to }) => snapshots.push(usize::from(to.0)),
             Effect::LeaderChanged { leader } => {
                 self.note(|| {
                     format!("r{index} leader is {}", leader.map_or("unknown".into(), |l| l.to_string()))
                 });
             }
-            Effect::Verify(_)
-            | Effect::Submitted { .. }
-            | Effect::Checkpoint { .. }
-            | Effect::FetchState { .. }
-            | Effect::StateLost { .. } => unreachable!("only Byzantine mode asks for it"),
             Effect::EpochEnded { slot, .. } => self.note(|| format!("r{index} epoch ended at {slot}")),
             Effect::Fatal { reason } => {
                 self.note(|| format!("r{index} fatal: {reason}"));

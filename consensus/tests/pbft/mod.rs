@@ -13,12 +13,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use tetrachord_consensus::pbft::message::{NewView, NewViewBody, ViewChange, ViewChangeBody, Vote};
 use tetrachord_consensus::pbft::{
-    Batch, Bundle, ClientSigner, Config, Domain, Keyring, Liar, Lie, Message, Options, Record, Replica,
-    RequestName, SignedRequest, Signer, SubmitId, Unverified, Verifier, Window,
+    Batch, Bundle, ClientSigner, Config, Domain, Effect, Keyring, Liar, Lie, Message, Options, Own, Record,
+    Replica, RequestName, SignedRequest, Signer, SubmitId, Unverified, Verifier, Window,
 };
 use tetrachord_consensus::{
-    ByzantineQuorum, Decided, Digest, Effect, Engine, Epoch, Event, LogBase, PersistToken, Proposal,
-    ReplicaId, Retain, Slot, Ticks, Timestamp, View, codec,
+    ByzantineQuorum, Decided, Digest, Engine, Epoch, Event, LogBase, PersistToken, Proposal, ReplicaId,
+    Retain, Slot, Ticks, Timestamp, View, codec,
 };
 
 /// A message under way to one process.
@@ -260,14 +260,18 @@ impl Group {
     }
 
     pub(crate) fn step(&mut self, index: usize, event: Event) {
+        self.act(index, |replica| replica.step(event));
+    }
+
+    pub(crate) fn act(&mut self, index: usize, act: impl FnOnce(&mut Replica)) {
         let Some(replica) = self.nodes[index].replica.as_mut() else { return };
-        replica.step(event);
+        act(replica);
         self.collect(index);
     }
 
     /// Ends a turn: the primary may propose.
     pub(crate) fn flush(&mut self, index: usize) {
-        self.step(index, Event::TurnEnded { may_propose: true, may_execute: true });
+        self.act(index, |replica| replica.turn_ended(true, true));
     }
 
     pub(crate) fn request(&mut self, client: u8, number: u64, operation: &str) -> Bundle {
@@ -296,7 +300,7 @@ impl Group {
     pub(crate) fn submit(&mut self, index: usize, bundle: &Bundle) {
         self.next_submit += 1;
         let id = SubmitId(self.next_submit);
-        self.step(index, Event::Submit { id, bundle: bundle.bytes().clone(), is_passed_on: false });
+        self.act(index, |replica| replica.submit(id, bundle.bytes().clone(), false));
     }
 
     /// The pool does the oldest check of a process.
@@ -308,7 +312,7 @@ impl Group {
             self.reached.rejected += 1;
             self.note(|| format!("r{index} rejects: {}", rejected.reason));
         }
-        self.step(index, Event::Verified(Box::new(result)));
+        self.act(index, |replica| replica.verified(result));
         self.flush(index);
         true
     }
@@ -444,17 +448,18 @@ impl Group {
                 }
             }
             Effect::Apply(decided) => self.apply(index, decided),
-            Effect::Verify(unverified) => self.nodes[index].checks.push_back(*unverified),
-            Effect::Submitted { result, .. } => self.nodes[index].refused += usize::from(result.is_err()),
-            Effect::Checkpoint { slot } => {
+            Effect::Own(Own::Verify(unverified)) => self.nodes[index].checks.push_back(*unverified),
+            Effect::Own(Own::Submitted { result, .. }) => {
+                self.nodes[index].refused += usize::from(result.is_err())
+            }
+            Effect::Own(Own::Checkpoint { slot }) => {
                 let root = self.root(index, slot);
                 let replica = self.nodes[index].replica.as_mut().expect("it has just asked");
-                replica.step(Event::StateRoot { slot, root });
+                replica.state_root(slot, root);
             }
-            Effect::StateLost { base, .. } => self.lose_state(index, base),
-            Effect::FetchState { from, at_least } => self.transfer(from, index, at_least),
+            Effect::Own(Own::StateLost { base, .. }) => self.lose_state(index, base),
+            Effect::Own(Own::FetchState { from, at_least }) => self.transfer(from, index, at_least),
             Effect::Fatal { reason } => self.on_fatal(index, reason),
-            Effect::ReadReady { .. } | Effect::ReadRefused { .. } | Effect::SendSnapshot { .. } => {}
             Effect::EpochEnded { slot, .. } => {
                 self.reached.epochs_ended += 1;
                 self.note(|| format!("r{index} has come to the end of the epoch in slot {slot}"));
@@ -531,7 +536,7 @@ impl Group {
             let node = &mut self.nodes[to];
             let unverified = node.checks.pop_front().unwrap();
             let result = node.verifier.verify(unverified);
-            node.replica.as_mut().unwrap().step(Event::Verified(Box::new(result)));
+            node.replica.as_mut().unwrap().verified(result);
         }
         let base = state.last().expect("a checkpoint is above slot 0").base;
         let proven = self.replica(to).stable().filter(|stable| stable.slot == certificate.slot);

@@ -4,7 +4,7 @@ use super::{CLIENTS, Group, Random, Reached, Violation};
 use std::collections::BTreeSet;
 use tetrachord_consensus::pbft::sign::TOY_ADMINISTRATOR;
 use tetrachord_consensus::pbft::{Bundle, Liar, Lie, Options, RequestName, Signer, Window};
-use tetrachord_consensus::{Event, Mutation, ReplicaId};
+use tetrachord_consensus::{Mutation, ReplicaId};
 
 /// What a run is made of.
 #[derive(Clone, Debug)]
@@ -194,7 +194,7 @@ impl Run {
         self.victims.insert(index);
         self.group.nodes[index].is_rotten = true;
         if self.random.chance(50) {
-            self.group.step(index, Event::StateDamaged { reason: "a scrub found it".to_string() });
+            self.group.act(index, |replica| replica.state_damaged("a scrub found it".to_string()));
         }
     }
 

@@ -129,7 +129,7 @@ impl Chaos {
 impl Group {
     /// Whether this replica takes no notice of requests that their client brings.
     pub(in crate::group) fn leaves_out(&mut self, bundle: &[u8]) -> bool {
-        let is_primary = self.seat.engine.is_leader();
+        let is_primary = self.seat.is_leader();
         let chaos = self.signed.as_mut().and_then(|signed| signed.chaos.as_mut());
         chaos.is_some_and(|chaos| chaos.leaves_out(bundle, is_primary))
     }

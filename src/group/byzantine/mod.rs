@@ -14,7 +14,7 @@ mod source;
 
 use crate::error::StorageError;
 use crate::group::state::Purpose;
-use crate::group::{Group, OpenError, Outcome, Ticket};
+use crate::group::{Group, OpenError, Outcome, Output, Ticket};
 use crate::kv::{self, Client, Input};
 use crate::limits::SIGNED_BATCH_BYTES_MAX;
 use crate::proof::{domain_of, keyring_of};
@@ -29,11 +29,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use tetrachord_consensus::pbft::{
-    Batch, Config, Keyring, Lie, Rejected, Replica, Signer, SubmitId, Verified, Verifier, Window,
+    Batch, Config, Keyring, Lie, Own, Rejected, Replica, Signer, SubmitId, SubmitRefusal, Verified, Verifier,
+    Window,
 };
 use tetrachord_consensus::{
-    ByzantineQuorum, Decided, Digest, Epoch, Event, LogBase, Options, Proposal, ReplicaId, Slot,
-    SubmitRefusal, Ticks, pbft,
+    ByzantineQuorum, Decided, Digest, Epoch, LogBase, Options, Proposal, ReplicaId, Slot, Ticks, pbft,
 };
 
 /// What a node needs to take part in groups of which some replicas may lie.
@@ -175,7 +175,9 @@ impl Group {
             self.answer(ticket, Outcome::Kept);
             return Ok(());
         }
-        self.seat.engine.step(Event::Submit { id: SubmitId(ticket.0), bundle, is_passed_on });
+        if let Some(pbft) = self.seat.pbft() {
+            pbft.submit(SubmitId(ticket.0), bundle, is_passed_on);
+        }
         self.carry_out(storage)
     }
 
@@ -187,7 +189,9 @@ impl Group {
     ) -> Result<(), StorageError> {
         // Also while a state is being put in place: the engine counts what is being checked, and what it decides meanwhile
         // waits to be applied.
-        self.seat.engine.step(Event::Verified(result));
+        if let Some(pbft) = self.seat.pbft() {
+            pbft.verified(*result);
+        }
         self.carry_out(storage)?;
         self.release_checkpoints();
         Ok(())
@@ -200,11 +204,24 @@ impl Group {
         // What waits here waits for room to be frozen, and that for the tree. What is decided behind it stays with the engine,
         // which takes in no more than a window of it.
         let may_execute = self.signed.as_ref().is_some_and(|signed| signed.held.is_empty());
-        self.seat.engine.step(Event::TurnEnded { may_propose: may_execute, may_execute });
+        if let Some(pbft) = self.seat.pbft() {
+            pbft.turn_ended(may_execute, may_execute);
+        }
         self.carry_out(storage)
     }
 
-    pub(in crate::group) fn on_submitted(&mut self, id: SubmitId, result: Result<(), SubmitRefusal>) {
+    /// What the order of Byzantine mode asks for.
+    pub(in crate::group) fn carry_out_signed(&mut self, own: Own) {
+        match own {
+            Own::Verify(job) => self.outputs.push(Output::Verify(job)),
+            Own::Submitted { id, result } => self.on_submitted(id, result),
+            Own::Checkpoint { slot } => self.hold_root(slot),
+            Own::StateLost { reason, base } => self.on_state_lost(reason, base),
+            Own::FetchState { from, at_least } => self.fetch_state(from, at_least),
+        }
+    }
+
+    fn on_submitted(&mut self, id: SubmitId, result: Result<(), SubmitRefusal>) {
         let outcome = match result {
             Ok(()) => Outcome::Kept,
             Err(SubmitRefusal::Full) => Outcome::Busy,
@@ -218,7 +235,7 @@ impl Group {
         signed.held.push_back(Held::Apply(decided));
     }
 
-    pub(in crate::group) fn hold_root(&mut self, slot: Slot) {
+    fn hold_root(&mut self, slot: Slot) {
         let signed = self.signed.as_mut().expect("only a Byzantine engine makes checkpoints");
         signed.held.push_back(Held::Root(slot));
     }
@@ -262,7 +279,9 @@ impl Group {
         let signed = self.signed.as_mut().expect("the caller has asked");
         signed.unsettled.push_back((writes, slot.0));
         self.release_checkpoints();
-        self.seat.engine.step(Event::StateRoot { slot, root: Digest(root) });
+        if let Some(pbft) = self.seat.pbft() {
+            pbft.state_root(slot, Digest(root));
+        }
         self.carry_out(storage)
     }
 
@@ -271,7 +290,7 @@ impl Group {
     pub(in crate::group) fn release_checkpoints(&mut self) {
         let Some(signed) = self.signed.as_mut() else { return };
         while let Some((writes, slot)) = signed.unsettled.pop_front() {
-            if !self.seat.engine.is_settled(Slot(slot)) {
+            if !self.seat.as_pbft().is_some_and(|pbft| pbft.is_settled(Slot(slot))) {
                 signed.unsettled.push_front((writes, slot));
                 break;
             }
@@ -334,7 +353,7 @@ impl Group {
     /// the proof of it. One that asks for what does not exist keeps nobody else waiting.
     pub(in crate::group) fn first_to_serve(&self) -> Option<(usize, Option<Bytes>)> {
         let Some(signed) = &self.signed else { return Some((0, None)) };
-        let proof = self.seat.engine.stable_proof(Slot(self.tree.durable_slot))?;
+        let proof = self.seat.as_pbft()?.stable_proof(Slot(self.tree.durable_slot))?;
         let is_served =
             |to: &ReplicaId| signed.wanted.get(to).is_none_or(|at_least| self.tree.durable_slot >= *at_least);
         Some((self.giving.wanted.iter().position(is_served)?, Some(proof)))
@@ -381,7 +400,7 @@ impl Group {
     pub fn suspects(&self) -> Vec<String> {
         let bad_states = self.signed.iter().flat_map(|signed| signed.sources.liars());
         let told = bad_states.map(|node| format!("{node} sent a state that no checkpoint proves"));
-        self.seat.engine.status().suspects.into_iter().chain(told).collect()
+        self.condition().into_iter().flat_map(|condition| condition.suspects).chain(told).collect()
     }
 }
 

@@ -16,7 +16,7 @@ use crate::kv::{self, Machine, Reached, StateRoot};
 use crate::storage::{CommitId, StateWrite, Storage, keys};
 use bytes::Bytes;
 use std::sync::Arc;
-use tetrachord_consensus::{Event, Slot};
+use tetrachord_consensus::Slot;
 
 /// A repair under way.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ impl Group {
         error: StorageError,
     ) -> Result<(), StorageError> {
         match error {
-            StorageError::Corrupt { what, reason } if self.signed.is_some() => {
+            StorageError::Corrupt { what, reason } if self.can_be_repaired() => {
                 self.state_damaged(storage, format!("{what} is damaged: {reason}"))
             }
             error => Err(error),
@@ -80,7 +80,9 @@ impl Group {
             self.outputs.push(Output::RebuildTree { reason });
             return Ok(());
         }
-        self.seat.engine.step(Event::StateDamaged { reason });
+        if let Some(pbft) = self.seat.pbft() {
+            pbft.state_damaged(reason);
+        }
         self.carry_out(storage)
     }
 
@@ -159,7 +161,9 @@ impl Group {
         {
             tracing::warn!(group = %self.tenure().group(), parts = install.parts(), "a state that was being put in place is lost");
         }
-        self.seat.engine.step(Event::StateDamaged { reason: reason.to_string() });
+        if let Some(pbft) = self.seat.pbft() {
+            pbft.state_damaged(reason.to_string());
+        }
         self.carry_out(storage)?;
         self.tree.replace(commit);
         let repair = self.signed.as_mut().and_then(|signed| signed.repair.as_mut());

@@ -10,7 +10,7 @@ use crate::kv::{self, PartSet, Parts, StateRoot};
 use crate::storage::Storage;
 use bytes::Bytes;
 use std::collections::VecDeque;
-use tetrachord_consensus::{Event, Ticks};
+use tetrachord_consensus::Ticks;
 
 /// Bytes of rows that are read at a time, about: a millisecond of the node's thread.
 const STEP_BYTES: usize = 256 << 10;
@@ -116,8 +116,7 @@ impl Group {
             Ok(true) if walk.found.agrees(root, scrub.part) => {}
             Ok(true) => {
                 let reason = format!("a scrub found that part {} of it is not what was written", scrub.part);
-                self.seat.engine.step(Event::StateDamaged { reason });
-                return self.carry_out(storage);
+                return self.state_damaged(storage, reason);
             }
             Err(error) => return self.on_damage(storage, error),
         }

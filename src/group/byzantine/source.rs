@@ -20,7 +20,7 @@ use crate::storage::Storage;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tetrachord_consensus::pbft::Verified;
-use tetrachord_consensus::{Digest, Event, Mutation, ReplicaId, Slot, Ticks};
+use tetrachord_consensus::{Digest, Mutation, ReplicaId, Slot, Ticks};
 
 /// Replicas that may give a whole state.
 #[derive(Debug, Default)]
@@ -176,7 +176,9 @@ impl Group {
         };
         // The engine must know of the checkpoint before the state is in place. As a message it would wait until it is checked, which may
         // take longer than the state, or be left alone, if much of that replica waits already.
-        self.seat.engine.step(Event::Verified(Box::new(Ok(proof))));
+        if let Some(pbft) = self.seat.pbft() {
+            pbft.verified(Ok(proof));
+        }
         self.carry_out(storage)?;
         if self.tree.is_quiet() { self.begin_taking(storage, from, offer, root) } else { Ok(()) }
     }

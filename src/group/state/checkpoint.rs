@@ -81,7 +81,7 @@ impl Group {
     pub fn compact(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         let retain = self.retain();
         self.retention.compacted_slot = self.tree.durable_slot;
-        self.seat.engine.step(Event::Compact { slot: Slot(self.tree.durable_slot), retain });
+        self.seat.step(Event::Compact { slot: Slot(self.tree.durable_slot), retain });
         self.note_cut(retain);
         self.note_rewritten();
         self.carry_out(storage)
@@ -96,6 +96,6 @@ impl Group {
 
     /// Whether the tree should be brought up to date as soon as there is time. In Byzantine mode checkpoints decide when.
     pub(in crate::group) fn wants_checkpoint(&self) -> bool {
-        self.signed.is_none() && self.machine.wants_checkpoint() && self.giving.transfer.is_none()
+        self.chooses_checkpoints() && self.machine.wants_checkpoint() && self.giving.transfer.is_none()
     }
 }

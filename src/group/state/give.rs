@@ -9,7 +9,7 @@ use crate::kv::{self, PartSet, StateRoot};
 use crate::storage::Storage;
 use bytes::Bytes;
 use std::collections::VecDeque;
-use tetrachord_consensus::{Event, ReplicaId};
+use tetrachord_consensus::ReplicaId;
 
 /// To whom a state is given, and who waits for one.
 #[derive(Debug, Default)]
@@ -50,7 +50,8 @@ impl Giving {
 impl Group {
     pub(in crate::group) fn tick_transfer(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
         // The log cannot be dropped behind what the tree holds, and may grow where the state does not.
-        let log_bytes = if self.signed.is_none() { self.log_bytes_since_cut() } else { 0 };
+        let log_bytes = if self.waits_for_its_tree() { self.log_bytes_since_cut() } else { 0 };
+        let must_hurry = self.hurries_receivers() && !self.giving.wanted.is_empty();
         let Some(transfer) = self.giving.transfer.as_mut() else {
             return self.start_transfer(storage);
         };
@@ -61,7 +62,7 @@ impl Group {
         let waiting_bytes = self.machine.unwritten_bytes().max(log_bytes);
         let (mut progress, mut messages) = transfer.check(self.now, waiting_bytes);
         let to = transfer.to;
-        if self.signed.is_some() && !self.giving.wanted.is_empty() && transfer.is_slow(self.now) {
+        if must_hurry && transfer.is_slow(self.now) {
             progress = Progress::GivenUp;
         }
         if progress == Progress::UnderWay {
@@ -89,7 +90,9 @@ impl Group {
         self.note_transfer();
         self.giving.transfer = None;
         self.release_checkpoints();
-        self.seat.engine.step(Event::SnapshotEnded { to });
+        if let Some(paxos) = self.seat.paxos() {
+            paxos.snapshot_ended(to);
+        }
         self.carry_out(storage)
     }
 

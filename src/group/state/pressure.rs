@@ -10,7 +10,7 @@ use crate::error::StorageError;
 use crate::group::Group;
 use crate::limits::LOG_OVERLAYS_MAX;
 use crate::storage::{CommitId, Storage};
-use tetrachord_consensus::{Event, Ticks};
+use tetrachord_consensus::Ticks;
 
 /// A leader's tree may take nothing for so long while the group waits for it.
 const STUCK_MILLIS: u64 = 5_000;
@@ -36,7 +36,7 @@ impl Group {
     /// state does not. It may take more: where much is overwritten, a tree that is written seldom is written less. What is not applied
     /// yet waits for something else: to hold it up would be to wait for ever.
     fn is_log_backed_up(&self, checkpoints: usize) -> bool {
-        let waits = self.signed.is_none() && self.tree.durable_slot < self.machine.reached().slot;
+        let waits = self.waits_for_its_tree() && self.tree.durable_slot < self.machine.reached().slot;
         waits && self.log_bytes_since_cut() >= checkpoints * LOG_OVERLAYS_MAX * self.tree.overlay_bytes_max
     }
 
@@ -57,7 +57,7 @@ impl Group {
     /// acknowledgements. It does not hold back while it may be needed to elect. In Byzantine mode nobody holds back: a CHECKPOINT
     /// is what lets the tree be written, and the window is what bounds memory.
     fn holds_back(&self) -> bool {
-        self.signed.is_none() && self.seat.leader.is_some() && !self.is_leading() && self.is_backed_up(4)
+        self.waits_for_its_tree() && self.seat.leader.is_some() && !self.is_leading() && self.is_backed_up(4)
     }
 
     /// Whether the engine is not told yet that this commit is durable.
@@ -76,7 +76,7 @@ impl Group {
 
     /// Lets another lead if the group waits for this replica's tree alone, as far as one can tell from here.
     pub(in crate::group) fn tick_pressure(&mut self) {
-        let is_waiting = self.signed.is_none() && self.is_leading() && self.is_backed_up(2);
+        let is_waiting = self.waits_for_its_tree() && self.is_leading() && self.is_backed_up(2);
         if !is_waiting {
             self.pressure.stuck_since = None;
             return;
@@ -84,7 +84,9 @@ impl Group {
         let since: Ticks = *self.pressure.stuck_since.get_or_insert(self.now);
         if self.now.since(since) >= STUCK_MILLIS {
             self.pressure.stuck_since = Some(self.now);
-            self.seat.engine.step(Event::TransferLeadership { to: None });
+            if let Some(paxos) = self.seat.paxos() {
+                paxos.transfer_leadership(None);
+            }
         }
     }
 }

@@ -125,20 +125,20 @@ impl Group {
     pub(in crate::group) fn trim(&mut self) {
         if !self.is_installing() {
             let retain = self.retain();
-            self.seat.engine.step(Event::Trim { slot: Slot(self.tree.durable_slot), retain });
+            self.seat.step(Event::Trim { slot: Slot(self.tree.durable_slot), retain });
             self.note_cut(retain);
         }
     }
 
     /// The log was cut: what is left of it for others waits for nothing here.
     pub(in crate::group) fn note_cut(&mut self, retain: Retain) {
-        self.retention.left_bytes = self.seat.engine.log_bytes().min(retain.bytes_max());
+        self.retention.left_bytes = self.seat.log_bytes().min(retain.bytes_max());
     }
 
     /// Bytes of the log that have gathered since it was last cut, besides what is always kept. A pin that ends changes nothing before the
     /// next cut: else what it kept would count as waiting at once, and stop a leader.
     pub(in crate::group) fn log_bytes_since_cut(&self) -> usize {
-        self.seat.engine.log_bytes().saturating_sub(self.retention.left_bytes.max(self.retention.usual_bytes))
+        self.seat.log_bytes().saturating_sub(self.retention.left_bytes.max(self.retention.usual_bytes))
     }
 
     /// Whether what somebody lacks is pinned, of what the tree durably holds.
@@ -177,13 +177,13 @@ impl Group {
         let durable = Slot(self.tree.durable_slot);
         for index in 0..self.tenure().members.len() {
             let replica = ReplicaId(u8::try_from(index).expect("a group has few replicas"));
-            if let Some(reached) = self.seat.engine.reached(replica) {
+            if let Some(reached) = self.seat.reached(replica) {
                 self.retention.note(replica, reached, durable);
             }
         }
         self.note_transfer();
         self.retention.look(self.now);
-        let more = || self.seat.engine.log_bytes().saturating_sub(self.retention.usual_bytes);
+        let more = || self.seat.log_bytes().saturating_sub(self.retention.usual_bytes);
         self.retention.lacked_bytes = if self.is_pinned() { more() } else { 0 };
         if self.retention.left_bytes > self.retain_bytes() {
             self.trim();

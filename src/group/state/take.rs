@@ -61,8 +61,8 @@ impl Group {
         }
         let transfer = piece.transfer;
         if !self.taking.is_of(from, transfer) {
-            // In Byzantine mode what is taken was offered first.
-            if !self.tree.is_quiet() || self.signed.is_some() {
+            // Where it is not believed, what is taken was offered first.
+            if !self.tree.is_quiet() || !self.believes_states() {
                 return Ok(());
             }
             // A first piece that is late, or comes twice, must not begin again what is over, or take the place of what goes on:
@@ -125,12 +125,12 @@ impl Group {
         if !self.tree.is_quiet() {
             return Ok(());
         }
-        let is_settled = self.signed.is_none() && self.seat.engine.is_leader();
+        let is_settled = self.knows_all_decided();
         let is_behind = !self.is_repairing() && slot <= self.machine.reached().slot;
         let fits = match self.machine.root_of_tree() {
             // What was executed while the state came may have changed parts that were not taken.
             Some(root) => self.is_repairing() || install.still_fits(root),
-            None if self.signed.is_some() && !self.is_repairing() => return Ok(()),
+            None if !self.believes_states() && !self.is_repairing() => return Ok(()),
             None => true,
         };
         if is_behind || is_settled || !fits {
@@ -150,7 +150,7 @@ impl Group {
 
     fn load_installed(&self, storage: &dyn Storage) -> Result<Machine, StorageError> {
         let machine = Machine::load(storage, Arc::clone(self.tenure()), self.rules)?;
-        if self.signed.is_some() { machine.with_root(storage) } else { Ok(machine) }
+        if self.believes_states() { Ok(machine) } else { machine.with_root(storage) }
     }
 
     pub(in crate::group) fn continue_install(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
@@ -181,7 +181,7 @@ impl Group {
             signed.sources.reset();
         }
         self.end_repair();
-        self.seat.engine.step(Event::SnapshotInstalled { base: base_of(self.machine.tenure(), &applied) });
+        self.seat.step(Event::SnapshotInstalled { base: base_of(self.machine.tenure(), &applied) });
         self.note_cut(self.retain());
         self.carry_out(storage)
     }

@@ -133,7 +133,7 @@ impl Invariants {
         for group in core.groups() {
             let status = group.engine();
             let (name, last) = (group.tenure().group().0, status.last.0);
-            if self.keeps_view && status.view.0 > 0 {
+            if self.keeps_view && group.view() > 0 {
                 told.violation = Some(format!(
                     "n{} leaves the first view of g{name}, and nothing is wrong but clients",
                     index + 1
@@ -258,12 +258,12 @@ impl Invariants {
         let seen = self.seen.entry((index, name)).or_default();
         seen.leads = group.is_leading();
         let status = group.engine();
-        if status.view.0 > seen.view {
+        if group.view() > seen.view {
             told.reached.push("a view was entered behind the first");
-            if status.view.0 > seen.view + 1 {
+            if group.view() > seen.view + 1 {
                 told.reached.push("a view had to be skipped");
             }
-            seen.view = status.view.0;
+            seen.view = group.view();
         }
         if !seen.leads {
             return;

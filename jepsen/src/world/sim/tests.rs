@@ -230,7 +230,7 @@ fn beside_a_flood(mutation: Mutation, is_flooded: bool) -> (u64, u64) {
     let refused = world.strikes[&Nemesis::Flood].1;
     assert!(refused > 10_000 || !is_flooded || mutation != Mutation::None, "{refused} were refused");
     let groups = (0..world.nodes.len()).filter_map(|index| replica(&world, index));
-    let view = groups.map(|group| group.engine().view.0).max().unwrap_or(0);
+    let view = groups.map(|group| group.view()).max().unwrap_or(0);
     (view, answered(&world) - before)
 }
 
@@ -262,7 +262,7 @@ fn beside_a_hung_disk(mode: Mode, keys: u64, mutation: Mutation) -> (Option<u64>
     run(&mut world, 3_000);
     let orders = |world: &World| {
         let leads = |index: &usize| replica(world, *index).is_some_and(Group::is_leading);
-        let by_ballot = |index: &usize| replica(world, *index).map(|group| group.engine().view);
+        let by_ballot = |index: &usize| replica(world, *index).map(Group::view);
         (0..world.nodes.len()).filter(leads).max_by_key(by_ballot)
     };
     let victim = orders(&world).expect("somebody orders");
