@@ -178,7 +178,7 @@ fn the_client_alone_needs_few_libraries() {
 fn files_and_functions_stay_small() {
     let mut wrong = Vec::new();
     for (folder, file_max, function_max) in
-        [("consensus/src", 500, 70), ("src", 700, 120), ("jepsen", 700, 120)]
+        [("consensus/src", 500, 70), ("src", 500, 100), ("jepsen", 500, 100)]
     {
         for (name, text) in production(folder) {
             let count = code_lines(&text).count();
@@ -194,21 +194,16 @@ fn files_and_functions_stay_small() {
 fn long_functions(name: &str, text: &str, lines_max: usize) -> Vec<String> {
     let lines: Vec<&str> = text.lines().collect();
     let is_start = |line: &str| {
-        let words = line.trim_start();
-        [
-            "fn ",
-            "pub fn ",
-            "pub(crate) fn ",
-            "pub(super) fn ",
-            "async fn ",
-            "pub async fn ",
-            "pub(crate) async fn ",
-            "pub(super) async fn ",
-            "const fn ",
-            "pub const fn ",
-        ]
-        .iter()
-        .any(|start| words.starts_with(start))
+        let mut words = line.trim_start();
+        if let Some(rest) = words.strip_prefix("pub") {
+            words =
+                rest.strip_prefix('(').and_then(|rest| rest.split_once(") ")).map_or(rest, |(_, rest)| rest);
+        }
+        let before: &[char] = &[' '];
+        for word in ["const ", "async "] {
+            words = words.trim_start_matches(before).strip_prefix(word).unwrap_or(words);
+        }
+        words.trim_start_matches(before).starts_with("fn ")
     };
     let mut wrong = Vec::new();
     for (start, line) in lines.iter().enumerate().filter(|(_, line)| is_start(line) && !line.ends_with(';')) {

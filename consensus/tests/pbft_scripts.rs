@@ -24,7 +24,7 @@ use pbft::Group;
 use std::fmt::Write;
 use stories::{Story, index};
 use tetrachord_consensus::pbft::{Liar, Lie, Options, Signer, Window};
-use tetrachord_consensus::{Engine, Event, ReplicaId};
+use tetrachord_consensus::{Engine, ReplicaId};
 
 struct Told {
     group: Group,
@@ -113,14 +113,14 @@ impl Told {
     fn status(&self) -> String {
         let line = |at: usize| {
             let Some(replica) = &self.group.nodes[at].replica else { return format!("r{at} down\n") };
-            let status = replica.status();
+            let (status, condition) = (replica.status(), replica.condition());
             let role = if status.is_leader { "primary" } else { "backup" };
-            let state = if status.is_repairing { ", repairing" } else { "" };
+            let state = if condition.is_repairing { ", repairing" } else { "" };
             format!(
                 "r{at} {role} in {}, executed {}, stable {}, log {}..{}{state}\n",
                 status.ballot,
                 replica.executed(),
-                status.stable,
+                condition.stable,
                 status.base,
                 status.last
             )
