@@ -8,7 +8,7 @@ use harness::alone::{Alone, end_of, entries, later, needs, view};
 use harness::rules::{ballot, inject, led, options, passes_only_with_the_rule};
 use harness::{Cluster, Envelope, describe};
 use tetrachord_consensus::paxos::{Ballot, Entry, LogView, Message, Reason, Role};
-use tetrachord_consensus::{LogBase, Mutation, Options, Slot, Timestamp};
+use tetrachord_consensus::{LogBase, Mutation, Options, ReplicaId, Slot, Timestamp};
 
 /// Where it asks to go on.
 fn fetched_from(sent: &[(u8, Message)]) -> Option<Slot> {
@@ -206,6 +206,46 @@ fn an_attempt_that_always_fails_does_not_keep_others_from_trying() {
         }
     }
     assert_eq!(cluster.leader(), Some(3 - old), "the one that has the log");
+}
+
+/// Seed 96001170 of the simulator: all that was on its way had come, the answer that said so was lost, and nothing more was sent, ever.
+#[test]
+fn a_log_moves_on_although_an_answer_to_a_piece_is_lost() {
+    // One entry in a message, and one message on its way.
+    let one_by_one = Options { message_bytes: 4, window_bytes: 4, ..options(Mutation::None) };
+    let mut cluster = led(3, one_by_one);
+    cluster.partition(&[2], &[0, 1]);
+    for number in 0..8 {
+        cluster.propose(0, &format!("v{number}")).unwrap();
+        cluster.settle();
+    }
+    cluster.run(100);
+    cluster.act(0, |replica| replica.transfer_leadership(Some(ReplicaId(1))));
+    cluster.settle();
+    assert_eq!(cluster.leader(), Some(1));
+    cluster.heal();
+    let answers = |envelope: &Envelope| {
+        envelope.from == ReplicaId(2) && describe(&envelope.message).starts_with("Reject")
+    };
+    let mut lost = 0;
+    for _ in 0..200 {
+        cluster.advance(10);
+        for _ in 0..50 {
+            (0..3).for_each(|index| cluster.persist_all(index));
+            let before = cluster.network.len();
+            let is_told =
+                cluster.network.iter().any(|envelope| describe(&envelope.message).contains("NeedSync"));
+            cluster.network.retain(|envelope| !is_told || !answers(envelope));
+            lost += before - cluster.network.len();
+            if !cluster.network.is_empty() {
+                cluster.deliver(0);
+            }
+        }
+    }
+    assert!(lost > 2, "{lost} answers were lost");
+    let log = |index: usize| cluster.replica(index).acceptor().log().last();
+    assert_eq!(log(2), log(1), "heartbeats tell what has come");
+    assert!(cluster.violations.is_empty(), "{:?}", cluster.violations);
 }
 
 /// The pieces of a log with which the leader of `ballot` brings a replica up to date.

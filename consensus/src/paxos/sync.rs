@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Pieces follow one another as long as [`super::flow`] allows. A piece that was lost is noticed by the heartbeat sent behind it: its answer
-//! does not hold what was sent before.
+//! does not hold what was sent before. Where it does, the answer tells as much as the NeedSync that may have been lost.
 
 use super::leader::Stage;
 use super::message::{LogView, Message};
@@ -37,8 +37,8 @@ impl Replica {
                 peer.replicate_from(view.last.slot.next());
                 self.replicate_to(from);
             }
-            // What is lost of it is noticed by heartbeats.
-            Stage::Sync { .. } => {}
+            // What it has gathered, it may have said before in an answer that was lost.
+            Stage::Sync { .. } => self.on_need_sync(from, view),
             Stage::Prepare | Stage::Replicate { .. } => self.begin_sync(from, view),
         }
     }
