@@ -10,9 +10,9 @@
 
 use super::scrub::Walk;
 use crate::error::StorageError;
-use crate::group::state::Install;
+use crate::group::state::install::{Install, Own};
 use crate::group::{Group, Output};
-use crate::kv::{self, Machine, Reached, StateRoot};
+use crate::kv::{self, Machine, Reached};
 use crate::storage::{CommitId, StateWrite, Storage, keys};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -30,9 +30,11 @@ pub(in crate::group) struct Repair {
 }
 
 impl Repair {
-    /// What the tree holds, once it was walked: the hashes of its parts, and whether a value of several records is there.
-    pub(in crate::group) fn found(&self) -> Option<(&StateRoot, bool)> {
-        self.walk.as_ref().filter(|_| self.is_walked).map(|walk| (&walk.found, walk.has_pieces))
+    /// What the tree holds, once it was walked.
+    pub(in crate::group) fn found(&self) -> Option<Own> {
+        let walk = self.walk.as_ref().filter(|_| self.is_walked)?;
+        let (root, has_pieces, unreadable) = (walk.found.clone(), walk.has_pieces, walk.unreadable);
+        Some(Own { root, has_pieces, unreadable })
     }
 }
 

@@ -26,12 +26,14 @@ pub(in crate::group) struct Walk {
     pub(in crate::group) found: StateRoot,
     /// Whether a value of several records was among them.
     pub(in crate::group) has_pieces: bool,
+    /// Parts with a row that cannot be read. Their sums say nothing of it, and agree with the right ones where it should not be there.
+    pub(in crate::group) unreadable: PartSet,
 }
 
 impl Walk {
     pub(in crate::group) fn over(some: PartSet, parts: Parts) -> Self {
         let rest = parts.bounds_of(some).into();
-        Self { rest, found: StateRoot::empty(parts), has_pieces: false }
+        Self { rest, found: StateRoot::empty(parts), has_pieces: false, unreadable: PartSet::default() }
     }
 
     /// Reads a little more; whether that was all.
@@ -52,6 +54,8 @@ impl Walk {
                 // What has a wrong checksum is missing: the sum of its part may say nothing of it.
                 if kv::is_sealed(raw, record) {
                     self.found.change(raw, None, Some(record));
+                } else if let Some(part) = self.found.parts().part_of(raw) {
+                    self.unreadable.insert(part);
                 }
             }
         }
@@ -113,7 +117,7 @@ impl Group {
         let Some((walk, root)) = &mut scrub.under_way else { return Ok(()) };
         match walk.step(storage) {
             Ok(false) => return Ok(()),
-            Ok(true) if walk.found.agrees(root, scrub.part) => {}
+            Ok(true) if walk.found.agrees(root, scrub.part) && !walk.unreadable.contains(scrub.part) => {}
             Ok(true) => {
                 let reason = format!("a scrub found that part {} of it is not what was written", scrub.part);
                 return self.state_damaged(storage, reason);

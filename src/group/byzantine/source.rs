@@ -11,7 +11,7 @@
 
 use crate::error::StorageError;
 use crate::group::message::{GroupMessage, Offer, encode};
-use crate::group::state::Install;
+use crate::group::state::install::{Install, Own};
 use crate::group::{Group, Output};
 use crate::kv::{PartSet, StateRoot};
 use crate::limits::{SOURCE_BYTES_PER_SECOND, SOURCE_PATIENCE_MILLIS};
@@ -153,11 +153,7 @@ impl Group {
         // One at a time, and one offer of each: to begin anew costs more than to offer.
         let is_given = self.taking.install.as_ref().is_some_and(|install| install.source().is_some());
         let is_news = self.is_repairing() || offer.applied.slot > self.machine.reached().slot;
-        if is_given
-            || self.taking.is_gathered()
-            || !is_news
-            || !self.tree.is_quiet()
-            || self.own_sums().is_none()
+        if is_given || self.taking.is_gathered() || !is_news || !self.tree.is_quiet() || self.own().is_none()
         {
             return Ok(());
         }
@@ -183,12 +179,19 @@ impl Group {
         if self.tree.is_quiet() { self.begin_taking(storage, from, offer, root) } else { Ok(()) }
     }
 
-    /// What the parts of the state that is here come to, and whether a value of several records may be in it; none yet if the
-    /// tree is still being walked for that, or written to. The offer will come again.
-    fn own_sums(&self) -> Option<(&StateRoot, bool)> {
+    /// The state that is here, to which an offered one is held; none yet if the tree is still being walked for that, or written to. The offer
+    /// will come again.
+    fn own(&self) -> Option<Own> {
         match self.signed.as_ref().and_then(|signed| signed.repair.as_ref()) {
             Some(repair) => repair.found(),
-            None => self.machine.root_of_tree().map(|root| (root, self.machine.reached().has_pieces)),
+            None => {
+                let root = self.machine.root_of_tree()?.clone();
+                Some(Own {
+                    root,
+                    has_pieces: self.machine.reached().has_pieces,
+                    unreadable: PartSet::default(),
+                })
+            }
         }
     }
 
@@ -200,12 +203,9 @@ impl Group {
         root: StateRoot,
     ) -> Result<(), StorageError> {
         let parts = self.machine.parts();
-        let Some((own, has_pieces)) = self.own_sums().map(|(own, pieces)| (own.clone(), pieces)) else {
-            return Ok(());
-        };
+        let Some(own) = self.own() else { return Ok(()) };
         let earlier = self.taking.install.take();
-        let (install, clearing) =
-            Install::offered(storage, parts, (from, offer), root, (&own, has_pieces), earlier)?;
+        let (install, clearing) = Install::offered(storage, parts, (from, offer), root, &own, earlier)?;
         let parts = install.asked();
         self.taking.install = Some(install);
         self.tree.write_before(clearing);

@@ -55,6 +55,16 @@ pub(in crate::group) struct Install {
     rest: Option<VecDeque<(Bytes, Bytes)>>,
 }
 
+/// Byzantine mode: the state that is here, to which an offered one is held.
+#[derive(Clone, Debug)]
+pub(in crate::group) struct Own {
+    pub(in crate::group) root: StateRoot,
+    /// Whether values of several records may be in it.
+    pub(in crate::group) has_pieces: bool,
+    /// Parts with rows that cannot be read: they are taken whatever their sums are.
+    pub(in crate::group) unreadable: PartSet,
+}
+
 /// Byzantine mode: what the gathered state must come to, and what it has come to so far.
 #[derive(Debug)]
 struct Proven {
@@ -168,17 +178,18 @@ impl Install {
         Ok((install, writes))
     }
 
-    /// Begins to gather those parts of an offered state that differ from what is here, `own`. What an earlier attempt gathered
-    /// and is in the offered state too, stays. `has_pieces` tells whether the rest may hold values of several records.
+    /// Begins to gather those parts of an offered state that differ from what is here, `own`, or cannot be read here. What an earlier attempt
+    /// gathered and is in the offered state too, stays.
     pub(in crate::group) fn offered(
         storage: &dyn Storage,
         of: Parts,
         (from, offer): (NodeId, &Offer),
         root: StateRoot,
-        (own, has_pieces): (&StateRoot, bool),
+        own: &Own,
         earlier: Option<Self>,
     ) -> Result<(Self, Vec<Vec<StateWrite>>), StorageError> {
-        let parts = root.differing(own);
+        let differing = root.differing(&own.root);
+        let parts = PartSet::of(|part| differing.contains(*part) || own.unreadable.contains(*part));
         let earlier = earlier.and_then(|install| install.proven);
         let is_kept = |earlier: &Proven, part| {
             parts.contains(part) && earlier.held.contains(part) && earlier.root.agrees(&root, part)
@@ -189,7 +200,7 @@ impl Install {
         let staged =
             bounds.map(|(from, to)| (keys::staged(of.group(), &from), keys::staged(of.group(), &to)));
         let writes = removals(storage, staged)?;
-        let has_pieces = has_pieces || earlier.is_some_and(|earlier| earlier.has_pieces);
+        let has_pieces = own.has_pieces || earlier.is_some_and(|earlier| earlier.has_pieces);
         let (applied, gathered) = (offer.applied.clone(), StateRoot::empty(of));
         let proven = Proven { applied, root, gathered, held, earlier: held, at: None, has_pieces };
         let install =
