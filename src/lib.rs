@@ -11,7 +11,7 @@
 //! * [`client`] asks, retries, and knows what it does not know.
 //! * [`transport`] moves frames over QUIC; [`wire`] says what they mean.
 //! * [`node`] is the whole node: [`node::core`] a pure machine, [`node::run`] the shell around it.
-//! * [`gateway`] lets requests in; [`router`] finds their group.
+//! * [`gateway`] lets requests in; [`router`] says where they go; a [`ticket`] leads the answer back.
 //! * [`group`] is one replica of one group: it drives an engine of `tetrachord-consensus` and applies what is decided.
 //! * [`kv`] is what commands mean; [`storage`] is what survives.
 //! * [`ring`] says who owns what; [`config`] reads files; [`cli`] is the command line.
@@ -41,6 +41,8 @@ pub mod router;
 pub mod shares;
 #[cfg(feature = "server")]
 pub mod storage;
+#[cfg(feature = "server")]
+pub mod ticket;
 pub mod transport;
 pub mod wire;
 

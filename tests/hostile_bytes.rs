@@ -9,7 +9,6 @@ use bytes::Bytes;
 use peak_alloc::PeakAlloc;
 use std::collections::{BTreeMap, BTreeSet};
 use tetrachord::config::{ClusterConfig, Genesis, NodeConfig};
-use tetrachord::gateway::ConnectionId;
 use tetrachord::group::Settings;
 use tetrachord::kv::{Batch, Envelope, Expect, Operation, Reply, RequestId, SessionId, Write};
 use tetrachord::limits::{Limits, PEER_FRAME_BYTES_MAX};
@@ -17,6 +16,7 @@ use tetrachord::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};
 use tetrachord::ring::{GroupId, NodeId, found_without_keys};
 use tetrachord::shares::ClientId;
 use tetrachord::storage::memory::MemoryDisk;
+use tetrachord::ticket::ConnectionId;
 use tetrachord::wire::{
     self, Answer, AnswerFrame, Consistency, Hello, PeerMessage, ProcessStats, Request, RequestFrame,
 };

@@ -1,8 +1,9 @@
 //! What a group tells its node.
 
-use super::{Outcomes, Ticket};
+use super::Outcomes;
 use crate::kv::{Record, Reply};
 use crate::ring::NodeId;
+use crate::ticket::Ticket;
 use bytes::Bytes;
 use tetrachord_consensus::pbft::Unverified;
 

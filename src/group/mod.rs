@@ -33,13 +33,13 @@ pub use byzantine::outcomes::Outcomes;
 pub use driver::Records;
 pub use face::{Freshness, Outcome, Output};
 pub use open::{OpenError, Settings};
-pub use pipeline::Ticket;
 
 use crate::error::StorageError;
 use crate::kv::{self, Batch, Machine};
 use crate::limits::CHECKPOINT_MILLIS;
 use crate::ring::{NodeId, Tenure};
 use crate::storage::{CommitId, Storage};
+use crate::ticket::Ticket;
 use bytes::Bytes;
 #[cfg(test)]
 pub(crate) use message::parts_taken;

@@ -8,16 +8,13 @@ use crate::limits::{
     BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, BATCHES_IN_FLIGHT_MAX, QUEUED_BYTES_MAX, QUEUED_COMMANDS_MAX,
 };
 use crate::shares::{Account, Shares, Turns};
+use crate::ticket::Ticket;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use tetrachord_consensus::{ReadId, Slot};
 
 /// So many bytes of a command count as much as another command.
 const COST_BYTES: usize = 1 << 10;
-
-/// The node's name for a request that somebody waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket(pub u64);
 
 /// See the module's essay.
 #[derive(Debug)]

@@ -3,12 +3,13 @@
 //! A command that was taken waits for its turn ([`super::pipeline`]), then for its outcome. Whoever leads no more answers all that wait: what
 //! was never proposed may be asked elsewhere, and of what was, nobody here knows.
 
-use super::{Freshness, Group, Outcome, Ticket};
+use super::{Freshness, Group, Outcome};
 use crate::error::StorageError;
 use crate::kv::{Command, Found, Operation, Reply};
 use crate::limits::BATCHES_IN_FLIGHT_MAX;
 use crate::shares::Account;
 use crate::storage::Storage;
+use crate::ticket::Ticket;
 use bytes::Bytes;
 use tetrachord_consensus::paxos::Own;
 use tetrachord_consensus::{Proposal, ReplicaId};

@@ -4,8 +4,8 @@
 //! while, longer each time: what it brings meanwhile is refused without a look. Others do not notice, also on the same node. An
 //! account is the key of a connection, never the name in a bundle: that anybody can write there.
 
-use crate::group::Ticket;
 use crate::shares::{Account, Shares};
+use crate::ticket::Ticket;
 use std::collections::BTreeMap;
 use tetrachord_consensus::Ticks;
 

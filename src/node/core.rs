@@ -13,6 +13,7 @@
 //! * replicas take part in their groups only once others know which store they have, and hear only nodes whose store they
 //!   know ([`super::roster`]).
 
+mod answers;
 mod compaction;
 mod requests;
 mod verdicts;
@@ -25,14 +26,11 @@ use super::roster::{self, NOTE, OWN, Roster};
 use super::{status, tenures};
 use crate::error::StorageError;
 use crate::gateway::{Gateway, Origin, Watchers};
-use crate::group::{Freshness, Group, OpenError, Outcome, Outcomes, Output, Ticket};
+use crate::group::{Group, OpenError, Output};
 use crate::ring::{Atlas, GroupId, NodeId, TenureId};
 use crate::shares::Account;
 use crate::storage::{Commit, CommitId, LogRecord, Recovery, Storage};
-use crate::wire::{
-    self, Answer, AnswerFrame, Consistency, GroupBody, NodeStatus, Opening, PeerMessage, ProcessStats,
-    RetryReason, Served,
-};
+use crate::wire::{self, Answer, GroupBody, NodeStatus, Opening, PeerMessage, ProcessStats, RetryReason};
 use compaction::Compaction;
 use requests::Waiting;
 use std::collections::BTreeMap;
@@ -476,66 +474,11 @@ impl NodeCore {
         rebuild
     }
 
-    fn tell_watchers(&mut self, group: GroupId, outcomes: Outcomes) {
-        let Outcomes { client, slot, replies } = outcomes;
-        let mut watching = self.watchers.of(&client).peekable();
-        if watching.peek().is_some() {
-            let answer = Answer::Outcomes { group, slot, replies };
-            let frame = wire::encode(&AnswerFrame { id: 0, answer });
-            let answers = watching.map(|connection| NodeEffect::Answer { connection, frame: frame.clone() });
-            self.effects.extend(answers);
-        }
-    }
-
     /// What checks the messages of each group, in Byzantine mode.
     #[must_use]
     pub fn verifiers(&self) -> BTreeMap<TenureId, Verifier> {
         let verifier = |group: &Group| Some((group.tenure().id, group.verifier()?));
         self.groups.values().filter_map(verifier).collect()
-    }
-
-    fn answer_of(&self, group: GroupId, outcome: Outcome) -> Answer {
-        let leader = self.groups.get(&group).and_then(Group::leader);
-        let retry = |reason, maybe_applied| Answer::Retry { reason, leader, maybe_applied };
-        match outcome {
-            Outcome::Applied { reply, slot } => Answer::Reply { reply, slot, leader },
-            Outcome::Value { found, slot, freshness } => {
-                let consistency = match freshness {
-                    Freshness::Linearizable => Consistency::Linearizable,
-                    Freshness::AtLeast(0) => Consistency::Eventual,
-                    Freshness::AtLeast(at_least) => Consistency::Session { at_least },
-                };
-                let found = found.map(|found| (found.version, found.value));
-                Answer::Value { found, served: Served { group, slot, consistency }, leader }
-            }
-            Outcome::WrongGroup => Answer::Refused { error: format!("group {group} does not own the key") },
-            Outcome::NotLeader if leader.is_none() => retry(RetryReason::NoLeader, false),
-            Outcome::NotLeader => retry(RetryReason::NotLeader, false),
-            Outcome::Busy => retry(RetryReason::Busy, false),
-            Outcome::LeadershipLost => retry(RetryReason::LeadershipLost, true),
-            Outcome::Behind => retry(RetryReason::Behind, false),
-            Outcome::Kept => Answer::Kept { group, leader },
-            Outcome::Invalid(reason) => Answer::Refused { error: reason.to_string() },
-        }
-    }
-
-    fn finish(&mut self, ticket: Ticket, answer: Answer) {
-        if let Some(origin) = self.gateway.finish(ticket) {
-            self.send_answer(origin, answer);
-        }
-    }
-
-    fn send_answer(&mut self, origin: Origin, answer: Answer) {
-        match origin {
-            Origin::Client { connection, id } => {
-                let frame = wire::encode(&AnswerFrame { id, answer });
-                self.effects.push(NodeEffect::Answer { connection, frame });
-            }
-            Origin::Peer { node, id } => {
-                let frame = wire::encode(&PeerMessage::Forwarded { id, answer });
-                self.effects.push(NodeEffect::Send { to: node, class: Class::Request, frame });
-            }
-        }
     }
 
     /// What the node knows of itself.

@@ -2,11 +2,11 @@
 
 use super::checks::Line;
 use crate::error::StorageError;
-use crate::gateway::ConnectionId;
 use crate::group::Settings;
 use crate::ring::{NodeId, Tenure, TenureId};
 use crate::shares::ClientId;
 use crate::storage::CommitId;
+use crate::ticket::ConnectionId;
 use crate::wire::ProcessStats;
 use bytes::Bytes;
 use std::collections::BTreeSet;

@@ -5,9 +5,9 @@
 //!
 //! Numbers never repeat, also not over a restart: an answer to an earlier life may still be on its way.
 
-use crate::group::Ticket;
 use crate::ring::{GroupId, NodeId};
 use crate::shares::Account;
+use crate::ticket::Ticket;
 use std::collections::{BTreeMap, btree_map};
 use tetrachord_consensus::Ticks;
 

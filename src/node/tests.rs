@@ -5,7 +5,6 @@ mod repair;
 mod sim;
 
 use super::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};
-use crate::gateway::ConnectionId;
 use crate::group::Settings;
 use crate::kv::{Envelope, Operation, RequestId, SessionId};
 use crate::limits::Limits;
@@ -13,6 +12,7 @@ use crate::ring::{Atlas, GroupId, NodeId, Position, Tenure, found_without_keys};
 use crate::shares::ClientId;
 use crate::storage::CommitId;
 use crate::storage::memory::MemoryDisk;
+use crate::ticket::ConnectionId;
 use crate::wire::{
     self, Answer, AnswerFrame, Consistency, Introduction, Life, Opening, PeerMessage, Request, RequestFrame,
     RetryReason,

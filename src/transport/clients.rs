@@ -6,8 +6,8 @@
 
 use super::outbox::{Outbox, Pushed};
 use super::tls::PublicKey;
-use crate::gateway::ConnectionId;
 use crate::limits::CLIENT_FRAME_BYTES_MAX;
+use crate::ticket::ConnectionId;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};

@@ -10,10 +10,10 @@ use super::protocol::{
 use super::reading::{Allowance, frames_of};
 use super::tls::{Identity, PublicKey, peer_key, server_crypto};
 use super::watch::{Watch, WatchedRuntime};
-use crate::gateway::ConnectionId;
 use crate::limits::CLIENT_FRAME_BYTES_MAX;
 use crate::ring::NodeId;
 use crate::shares::ClientId;
+use crate::ticket::ConnectionId;
 use bytes::Bytes;
 use quinn_proto::HashedConnectionIdGenerator;
 use std::collections::{BTreeMap, BTreeSet};

@@ -14,12 +14,13 @@ mod source;
 
 use crate::error::StorageError;
 use crate::group::state::Purpose;
-use crate::group::{Group, OpenError, Outcome, Output, Ticket};
+use crate::group::{Group, OpenError, Outcome, Output};
 use crate::kv::{self, Client, Input};
 use crate::limits::SIGNED_BATCH_BYTES_MAX;
 use crate::proof::{domain_of, keyring_of};
 use crate::ring::{Tenure, TenureId};
 use crate::storage::{StateWrite, Storage};
+use crate::ticket::Ticket;
 use bytes::Bytes;
 use chaos::Chaos;
 use repair::Repair;

@@ -6,15 +6,15 @@
 
 use super::NodeCore;
 use crate::error::StorageError;
-use crate::gateway::{self, ConnectionId, Origin};
-use crate::group::{Group, Ticket};
+use crate::gateway::{Origin, native};
 use crate::kv::{self, Command};
 use crate::limits::WAITING_BYTES_MAX;
 use crate::node::face::{Class, NodeEffect, Room};
 use crate::node::forwards::Forward;
 use crate::ring::{GroupId, NodeId};
-use crate::router::{self, Route};
+use crate::router::{self, Replica, Route, View};
 use crate::shares::{Account, ClientId, Shares, Turns};
+use crate::ticket::{ConnectionId, Ticket};
 use crate::wire::{self, Answer, Consistency, PeerMessage, Request, RequestFrame, RetryReason};
 
 /// What requests may cost that are begun before the node turns to other things: a few milliseconds' work. More wait for the next flush.
@@ -58,7 +58,7 @@ fn bytes_of(request: &Request) -> usize {
 
 impl NodeCore {
     pub(super) fn on_client(&mut self, connection: ConnectionId, client: ClientId, body: &[u8]) {
-        match wire::decode::<RequestFrame>(body) {
+        match native::read(body) {
             Ok(RequestFrame { id, request }) => {
                 let who = (Account::Client(client), Some(&client.0));
                 self.take_request(Origin::Client { connection, id }, who, request);
@@ -76,7 +76,7 @@ impl NodeCore {
         (account, client): (Account, Option<&kv::Client>),
         mut request: Request,
     ) {
-        let command = match gateway::check(&mut request, client, &self.settings.group.limits) {
+        let command = match native::check(&mut request, client, &self.settings.group.limits) {
             Ok(command) => command,
             Err(error) => return self.send_answer(origin, Answer::Refused { error }),
         };
@@ -136,9 +136,34 @@ impl NodeCore {
             return Ok(());
         }
         let operation = command.as_ref().map(|command| &command.operation);
-        match router::route(&self.atlas, &request, operation) {
-            Route::Group(owner) => return self.route(ticket, origin, owner, request, command),
+        let is_passed_on = matches!(origin, Origin::Peer { .. });
+        let route = self.view().route(&request, operation, is_passed_on);
+        self.follow(route, ticket, request, command)
+    }
+
+    /// A request goes where the router says.
+    fn follow(
+        &mut self,
+        route: Route,
+        ticket: Ticket,
+        request: Request,
+        command: Option<Command>,
+    ) -> Result<(), StorageError> {
+        let retry = |reason, leader| Answer::Retry { reason, leader, maybe_applied: false };
+        match route {
+            Route::Here(group) => return self.serve(ticket, group, request, command),
+            Route::Leader(group, node) => {
+                let account = self.gateway.account(ticket).expect("what is served is open");
+                if self.forwards.has_room(account) {
+                    self.forward(ticket, group, node, request);
+                } else {
+                    self.finish(ticket, retry(RetryReason::NotLeader, Some(node)));
+                }
+            }
+            Route::Elsewhere(group) => self.forward_to_stranger(ticket, group, request),
             Route::Moved(place) => self.finish(ticket, Answer::Moved { places: vec![place] }),
+            Route::NoLeader => self.finish(ticket, retry(RetryReason::NoLeader, None)),
+            Route::NotHere => self.finish(ticket, retry(RetryReason::NotLeader, None)),
             Route::Nowhere => {
                 let error = "there is no such group in this cluster".to_string();
                 self.finish(ticket, Answer::Refused { error });
@@ -148,6 +173,13 @@ impl NodeCore {
         Ok(())
     }
 
+    /// What the router knows of this node.
+    fn view(&self) -> View<'_, impl Fn(GroupId) -> Option<Replica>> {
+        let may_vote = self.roster.may_vote();
+        let replica = move |group| Some(Replica { leader: self.groups.get(&group)?.leader(), may_vote });
+        View { me: self.settings.node, atlas: &self.atlas, replica }
+    }
+
     fn watch(&mut self, ticket: Ticket, origin: Origin, client: kv::Client) {
         let is_told = match origin {
             Origin::Client { connection, .. } => self.watchers.watch(connection, client),
@@ -155,61 +187,6 @@ impl NodeCore {
         };
         let error = "a connection may watch few clients, and only its own node".to_string();
         self.finish(ticket, if is_told { Answer::Watching } else { Answer::Refused { error } });
-    }
-
-    /// Serves here what can be served here; passes a client's request on to the node that leads, once.
-    fn route(
-        &mut self,
-        ticket: Ticket,
-        origin: Origin,
-        owner: GroupId,
-        request: Request,
-        command: Option<Command>,
-    ) -> Result<(), StorageError> {
-        let me = self.settings.node;
-        let leader = self.groups.get(&owner).map(Group::leader);
-        let is_local_read =
-            matches!(&request, Request::Get { consistency, .. } if *consistency != Consistency::Linearizable);
-        let is_client = matches!(origin, Origin::Client { .. });
-        // Signed requests are kept by every replica that they are brought to; the primary is not trusted to.
-        let is_signed = matches!(request, Request::Submit { .. });
-        let no_leader = Answer::Retry { reason: RetryReason::NoLeader, leader: None, maybe_applied: false };
-        match leader {
-            // A replica that may not vote yet knows nothing, not even what is old.
-            Some(_) if !self.roster.may_vote() => {
-                self.finish(ticket, no_leader);
-                Ok(())
-            }
-            Some(_) if is_signed => self.serve(ticket, owner, request, command),
-            Some(Some(node)) if node == me || is_local_read || !is_client => {
-                self.serve(ticket, owner, request, command)
-            }
-            Some(None) if is_local_read || !is_client => self.serve(ticket, owner, request, command),
-            Some(leader @ Some(node)) => {
-                let account = self.gateway.account(ticket).expect("what is served is open");
-                if self.forwards.has_room(account) {
-                    self.forward(ticket, owner, node, request);
-                } else {
-                    let reason = RetryReason::NotLeader;
-                    self.finish(ticket, Answer::Retry { reason, leader, maybe_applied: false });
-                }
-                Ok(())
-            }
-            Some(None) => {
-                self.finish(ticket, no_leader);
-                Ok(())
-            }
-            None if is_client => {
-                self.forward_to_stranger(ticket, owner, request);
-                Ok(())
-            }
-            None => {
-                let answer =
-                    Answer::Retry { reason: RetryReason::NotLeader, leader: None, maybe_applied: false };
-                self.finish(ticket, answer);
-                Ok(())
-            }
-        }
     }
 
     fn serve(
@@ -276,12 +253,9 @@ impl NodeCore {
 
     /// No replica of the group is here: its replicas are asked in turn, those first to which there is a link.
     fn forward_to_stranger(&mut self, ticket: Ticket, owner: GroupId, request: Request) {
-        let nodes = self.atlas.group(owner).map(|place| place.nodes.clone()).unwrap_or_default();
-        let turn =
-            usize::try_from(self.forwards.count() % nodes.len().max(1) as u64).expect("a small remainder");
-        let in_turn = nodes.iter().cycle().skip(turn).take(nodes.len());
-        let chosen = in_turn.clone().find(|node| self.linked.contains_key(node)).or(nodes.first()).copied();
-        match chosen {
+        let nodes = self.atlas.group(owner).map_or(&[][..], |place| &place.nodes);
+        let is_linked = |node| self.linked.contains_key(&node);
+        match router::choose(nodes, self.forwards.count(), is_linked) {
             Some(node) => self.forward(ticket, owner, node, request),
             None => self.finish(ticket, Answer::Refused { error: "the group has no replicas".to_string() }),
         }

@@ -1,12 +1,12 @@
 //! What a node has checked for whom: where a check waits, and what becomes of whoever brought what does not hold.
 
 use super::NodeCore;
-use crate::group::Ticket;
 use crate::node::askers::Denied;
 use crate::node::checks::Line;
 use crate::node::face::NodeEffect;
 use crate::ring::GroupId;
 use crate::shares::Account;
+use crate::ticket::Ticket;
 use crate::wire::{Answer, RetryReason};
 use tetrachord_consensus::pbft::{Rejected, Unverified, Verified};
 

@@ -2,7 +2,6 @@
 //! clients that sign and believe `f + 1`. Honest nodes never stop, their roots agree, and what clients saw is linearizable.
 
 use super::sim::Random;
-use crate::gateway::ConnectionId;
 use crate::group::{Byzantine, Settings};
 use crate::kv::{Operation, Reply, RequestId, SessionId, Write};
 use crate::limits::Limits;
@@ -10,6 +9,7 @@ use crate::node::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};
 use crate::ring::{GroupId, Member, NodeId, QuorumRule, TenureId, found};
 use crate::shares::ClientId;
 use crate::storage::memory::MemoryDisk;
+use crate::ticket::ConnectionId;
 use crate::wire::{self, Answer, AnswerFrame, Request, RequestFrame};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

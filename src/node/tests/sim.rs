@@ -1,7 +1,6 @@
 //! The world around the nodes: virtual time, a bag of frames, disks that are flushed when chance wills it, clients that
 //! retry, and watchers.
 
-use crate::gateway::ConnectionId;
 use crate::group::{Group, Settings, engine_message};
 use crate::kv::{self, Envelope, Reply, RequestId, SessionId, Write};
 use crate::limits::Limits;
@@ -10,6 +9,7 @@ use crate::node::roster::OWN;
 use crate::ring::{Atlas, GroupId, NodeId, Position, Tenure, TenureId, found_without_keys};
 use crate::shares::ClientId;
 use crate::storage::memory::MemoryDisk;
+use crate::ticket::ConnectionId;
 use crate::wire::{self, Answer, AnswerFrame, Consistency, PeerMessage, ProcessStats, Request, RequestFrame};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};

@@ -17,11 +17,11 @@ use tetrachord::client::ClientOptions;
 use tetrachord::client::core::{
     Ask, CallId, Core, Effect, Heard, LinkId, Now, Setup, Signing, ToSign, Unreachable,
 };
-use tetrachord::gateway::ConnectionId;
 use tetrachord::kv::{self, Failure, Reply};
 use tetrachord::limits::Limits;
 use tetrachord::node::core::NodeEvent;
 use tetrachord::ring::{GroupId, NodeId, Place, Tenure};
+use tetrachord::ticket::ConnectionId;
 use tetrachord::wire::{self, Answer, AnswerFrame, Hello, Request, RequestFrame};
 use tetrachord_consensus::Digest;
 use tetrachord_consensus::pbft::{Bundle, ClientSigner};

@@ -9,9 +9,9 @@ use super::{Event, World};
 use crate::nemesis::Nemesis;
 use crate::plan::Mode;
 use bytes::Bytes;
-use tetrachord::gateway::ConnectionId;
 use tetrachord::kv::{Envelope, Operation, RequestId, SessionId, Write};
 use tetrachord::ring::NodeId;
+use tetrachord::ticket::ConnectionId;
 use tetrachord::wire::{self, Answer, AnswerFrame, Consistency, Request, RequestFrame};
 
 /// It sends this often, in microseconds, and so many times in a row.

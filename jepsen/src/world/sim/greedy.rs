@@ -8,11 +8,11 @@ use super::{Event, World};
 use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
 use bytes::Bytes;
-use tetrachord::gateway::ConnectionId;
 use tetrachord::kv::{self, Envelope, Failure, Operation, Reply, RequestId, SessionId};
 use tetrachord::limits::{CLIENT_SHARE, SESSIONS_MAX};
 use tetrachord::node::core::{NodeCore, NodeEvent};
 use tetrachord::ring::GroupId;
+use tetrachord::ticket::ConnectionId;
 use tetrachord::wire::{self, Answer, AnswerFrame, Request, RequestFrame};
 use tetrachord_consensus::pbft::ClientSigner;
 

@@ -7,10 +7,10 @@ use super::{Event, World};
 use crate::nemesis::Nemesis;
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use tetrachord::gateway::ConnectionId;
 use tetrachord::node::core::{Class, NodeEvent};
 use tetrachord::ring::NodeId;
 use tetrachord::shares::ClientId;
+use tetrachord::ticket::ConnectionId;
 
 /// A frame on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,10 +8,10 @@ use super::network::{Parcel, index_of};
 use super::{Event, World};
 use crate::nemesis::Nemesis;
 use std::collections::{BTreeMap, VecDeque};
-use tetrachord::gateway::ConnectionId;
 use tetrachord::node::core::Class;
 use tetrachord::ring::{GroupId, NodeId, Tenure};
 use tetrachord::shares::ClientId;
+use tetrachord::ticket::ConnectionId;
 use tetrachord::wire::{self, Answer, AnswerFrame, PeerMessage, Request, RequestFrame};
 
 /// Something is shown this often, in microseconds; so many of each group's requests are remembered.
