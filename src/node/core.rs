@@ -14,34 +14,31 @@
 //!   know ([`super::roster`]).
 
 mod answers;
-mod compaction;
+mod commits;
+mod life;
+mod log_rewrite;
+mod peers;
 mod requests;
 mod verdicts;
 
-use super::askers::Askers;
 pub use super::face::{Class, NodeEffect, NodeEvent, NodeSettings, Room};
-use super::forwards::{Forward, Forwards};
 use super::frames::Frames;
-use super::roster::{self, NOTE, OWN, Roster};
-use super::{status, tenures};
+use super::roster::{self, OWN, Roster};
+use super::tenures;
 use crate::error::StorageError;
-use crate::gateway::{Gateway, Origin, Watchers};
 use crate::group::{Group, OpenError, Output};
 use crate::ring::{Atlas, GroupId, NodeId, TenureId};
-use crate::shares::Account;
-use crate::storage::{Commit, CommitId, LogRecord, Recovery, Storage};
-use crate::wire::{self, Answer, GroupBody, NodeStatus, Opening, PeerMessage, ProcessStats, RetryReason};
-use compaction::Compaction;
-use requests::Waiting;
+use crate::storage::{Commit, CommitId, Recovery, Storage};
+use crate::wire::{self, GroupBody, Opening, PeerMessage};
+use life::Life;
+use log_rewrite::{LogRewrite, Stage};
+use requests::Door;
 use std::collections::BTreeMap;
 use tetrachord_consensus::pbft::Verifier;
 use tetrachord_consensus::{Ticks, Timestamp};
 
 /// The commit of a node's first tenures.
 const FOUNDING: CommitId = CommitId(1);
-
-/// A forwarded request is given up after this many milliseconds without an answer.
-const FORWARD_PATIENCE_MILLIS: u64 = 3_000;
 
 /// The node. See the module's essay.
 pub struct NodeCore {
@@ -50,35 +47,19 @@ pub struct NodeCore {
     storage: Box<dyn Storage + Send>,
     roster: Roster,
     groups: BTreeMap<GroupId, Group>,
-    gateway: Gateway,
-    watchers: Watchers,
-    askers: Askers,
-    waiting: Waiting,
-    forwards: Forwards,
+    /// Requests of clients, and who waits for what.
+    door: Door,
     leaders: BTreeMap<GroupId, Option<NodeId>>,
     last_commit: CommitId,
     /// The commit that brings the first tenures to the tree, until it is there: nothing is logged before.
     founding: Option<CommitId>,
     /// The links that are up.
     linked: BTreeMap<NodeId, u64>,
-    compaction: Compaction,
-    compact_above: u64,
-    /// Bytes of the log, and since when they have been the same.
-    log_grown: (u64, Ticks),
+    rewrite: LogRewrite,
     now: Ticks,
-    /// For status requests alone.
-    wall: Timestamp,
-    started: Option<Ticks>,
-    incarnation: u64,
-    process: ProcessStats,
-    room: Room,
-    /// When leadership was last given away for want of room.
-    yielded_at: Option<Ticks>,
+    life: Life,
     effects: Vec<NodeEffect>,
 }
-
-/// A node whose disk is almost full gives leadership away at most this often.
-const YIELD_TICKS: u64 = 10_000;
 
 impl std::fmt::Debug for NodeCore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -106,8 +87,8 @@ impl NodeCore {
             let group = Group::open(storage.as_ref(), tenure, settings.node, &group_settings, &records)?;
             groups.insert(id.group, group);
         }
-        let compact_above = settings.log_bytes_max;
-        let askers = Askers::new(settings.group.options.mutation.checks_in_one_line());
+        let (rewrite, mutation) =
+            (LogRewrite::above(settings.log_bytes_max), settings.group.options.mutation);
         let founding = (!opened.to_write.is_empty()).then_some(FOUNDING);
         if founding.is_some() {
             let state = vec![opened.to_write];
@@ -119,25 +100,14 @@ impl NodeCore {
             storage,
             roster,
             groups,
-            gateway: Gateway::default(),
-            watchers: Watchers::default(),
-            askers,
-            waiting: Waiting::default(),
-            forwards: Forwards::of_life(recovery.incarnation),
+            door: Door::new(recovery.incarnation, mutation),
             leaders: BTreeMap::new(),
             last_commit: founding.unwrap_or_default(),
             founding,
             linked: BTreeMap::new(),
-            compaction: Compaction::Idle,
-            compact_above,
-            log_grown: (0, Ticks(0)),
+            rewrite,
             now: Ticks(0),
-            wall: Timestamp(0),
-            started: None,
-            incarnation: recovery.incarnation,
-            process: ProcessStats::default(),
-            room: Room::Enough,
-            yielded_at: None,
+            life: Life::new(recovery.incarnation),
             effects: Vec::new(),
         })
     }
@@ -162,26 +132,11 @@ impl NodeCore {
                     self.on_peer(from, &body)?;
                 }
             }
-            // Two tasks may tell of two connections, the older one last.
-            NodeEvent::PeerLink { node, link, is_up: true }
-                if self.linked.get(&node).is_some_and(|current| *current > link) => {}
-            NodeEvent::PeerLink { node, link, is_up: true } => {
-                if self.linked.insert(node, link).is_some_and(|before| before != link) {
-                    self.give_up_forwards(|forward| forward.to == node);
-                }
-                self.roster.on_link(node, true);
-            }
-            NodeEvent::PeerLink { node, link, is_up: false } => {
-                if self.linked.get(&node).is_none_or(|current| *current == link) {
-                    self.linked.remove(&node);
-                    self.roster.on_link(node, false);
-                    self.give_up_forwards(|forward| forward.to == node);
-                }
-            }
+            NodeEvent::PeerLink { node, link, is_up } => self.on_link(node, link, is_up),
             NodeEvent::Client { connection, client, body } => self.on_client(connection, client, &body),
             NodeEvent::ClientGone { connection } => {
-                self.gateway.close(connection);
-                self.watchers.close(connection);
+                self.door.gateway.close(connection);
+                self.door.watchers.close(connection);
             }
             NodeEvent::Lie(lie) => self.groups.values_mut().for_each(|group| group.tell(lie)),
             NodeEvent::Verified { tenure, result } => {
@@ -201,7 +156,7 @@ impl NodeCore {
             }
             NodeEvent::TreeDamaged { error } => self.on_tree_damaged(error)?,
             NodeEvent::Process(process, room) => {
-                (self.process, self.room) = (process, room);
+                (self.life.process, self.life.room) = (process, room);
                 self.yield_to_those_with_room()?;
             }
             NodeEvent::HandOver => self.hand_over()?,
@@ -211,18 +166,6 @@ impl NodeCore {
 
     fn hand_over(&mut self) -> Result<(), StorageError> {
         self.groups.values_mut().try_for_each(|group| group.hand_over(self.storage.as_ref()))
-    }
-
-    /// A leader that must refuse writes gives others the chance to take them. If their disks are full too, it may come back here: so
-    /// not too often.
-    fn yield_to_those_with_room(&mut self) -> Result<(), StorageError> {
-        let has_just = self.yielded_at.is_some_and(|at| self.now.since(at) < YIELD_TICKS);
-        let leads = self.groups.values().any(Group::is_leading);
-        if self.room == Room::Enough || has_just || !leads {
-            return Ok(());
-        }
-        self.yielded_at = Some(self.now);
-        self.hand_over()
     }
 
     /// Orders and logs what has gathered since the last call, and hands out what must be done.
@@ -252,45 +195,9 @@ impl NodeCore {
         Ok(())
     }
 
-    /// Hands everything that should become durable to the store as one commit. It replaces the log if it should and holds the
-    /// whole state of every engine: one that has stopped gives nothing any more, and what it promised stands in the old log
-    /// alone.
-    fn submit(&mut self, should_replace_log: bool) {
-        if self.founding.is_some() {
-            return;
-        }
-        let id = CommitId(self.last_commit.0 + 1);
-        let mut commit = Commit { id, ..Commit::default() };
-        let mut is_whole = true;
-        let own = self.roster.take_records(id, should_replace_log);
-        commit.promises = !own.is_empty();
-        commit.log.extend(own.into_iter().map(|body| LogRecord { tenure: OWN, kind: NOTE, body }));
-        for group in self.groups.values_mut() {
-            let taken = group.take_records();
-            is_whole &= taken.as_ref().is_some_and(|taken| taken.is_whole);
-            if let Some(taken) = taken {
-                self.roster.on_logged();
-                let tenure = group.tenure().id;
-                let record = |body| LogRecord { tenure, kind: tenures::ENGINE, body };
-                commit.log.extend(taken.records.into_iter().map(record));
-                commit.promises |= taken.promises;
-                group.submitted(id);
-            }
-            commit.state.extend(group.take_writes(id));
-        }
-        let is_careless = self.settings.group.options.mutation.replaces_without_all();
-        commit.replaces_log = should_replace_log && (is_whole || is_careless);
-        if commit.log.is_empty() && commit.state.is_empty() {
-            return;
-        }
-        self.last_commit = id;
-        assert!(!commit.replaces_log || !commit.log.is_empty(), "a log is replaced by something");
-        self.storage.submit(commit);
-    }
-
     fn on_tick(&mut self, now: Ticks, wall: Timestamp) -> Result<(), StorageError> {
-        (self.now, self.wall, self.askers.now) = (now, wall, now);
-        self.started.get_or_insert(now);
+        (self.now, self.life.wall, self.door.askers.now) = (now, wall, now);
+        self.life.started.get_or_insert(now);
         self.roster.tick(now, self.storage.log_end());
         if self.roster.may_vote() {
             for group in self.groups.values_mut() {
@@ -298,137 +205,7 @@ impl NodeCore {
             }
             self.share_pins();
         }
-        self.give_up_forwards(|forward| now.since(forward.since) >= FORWARD_PATIENCE_MILLIS);
-        Ok(())
-    }
-
-    /// Requests that were passed on and will hardly be answered: who asked may try again elsewhere. They may have been
-    /// applied.
-    fn give_up_forwards(&mut self, is_hopeless: impl Fn(&Forward) -> bool) {
-        for forward in self.forwards.take_hopeless(is_hopeless) {
-            let leader = self
-                .groups
-                .get(&forward.owner)
-                .and_then(Group::leader)
-                .filter(|leader| *leader != forward.to);
-            let reason = if leader.is_some() { RetryReason::NotLeader } else { RetryReason::NoLeader };
-            self.finish(forward.ticket, Answer::Retry { reason, leader, maybe_applied: true });
-        }
-    }
-
-    /// A group has another leader, or none: what was passed on to the old one may never be answered.
-    fn watch_leaders(&mut self) {
-        let now: BTreeMap<GroupId, Option<NodeId>> =
-            self.groups.iter().map(|(name, group)| (*name, group.leader())).collect();
-        if now != self.leaders {
-            self.tell_leaders(&now);
-            self.give_up_forwards(|forward| {
-                now.get(&forward.owner).is_some_and(|leader| *leader != Some(forward.to))
-            });
-            self.leaders = now;
-        }
-    }
-
-    /// Elections and view changes are what an operator looks for first.
-    fn tell_leaders(&self, now: &BTreeMap<GroupId, Option<NodeId>>) {
-        let node = self.settings.node;
-        for (group, leader) in now {
-            let before = self.leaders.get(group).copied().flatten();
-            if before == *leader {
-                continue;
-            }
-            let attempt = self.groups.get(group).map(|group| group.engine().ballot).unwrap_or_default();
-            match (before, leader) {
-                (_, Some(leader)) if *leader == node => {
-                    tracing::info!(%group, %attempt, "this node leads");
-                }
-                (_, Some(leader)) => tracing::info!(%group, %leader, %attempt, "a leader was found"),
-                (Some(before), None) => tracing::info!(%group, %before, %attempt, "the leader was lost"),
-                (None, None) => {}
-            }
-        }
-    }
-
-    fn on_peer(&mut self, from: NodeId, body: &[u8]) -> Result<(), StorageError> {
-        match wire::decode::<PeerMessage>(body) {
-            Ok(PeerMessage::Groups(said)) if self.roster.may_vote() && self.roster.hears(from) => {
-                said.iter().try_for_each(|said| self.on_said(from, said))
-            }
-            Ok(PeerMessage::Groups(_)) => Ok(()),
-            Ok(PeerMessage::Introduction(said)) => {
-                self.roster.on_said(from, said);
-                Ok(())
-            }
-            Ok(PeerMessage::Forward { id, client, request }) => {
-                // Where nodes may lie, one answers itself for what it passes on.
-                let is_trusted = self.settings.group.byzantine.is_none();
-                let account = if is_trusted { Account::Client(client) } else { Account::Node(from) };
-                self.take_request(Origin::Peer { node: from, id }, (account, None), request);
-                Ok(())
-            }
-            Ok(PeerMessage::Forwarded { id, answer }) => {
-                self.on_forwarded(from, id, answer);
-                Ok(())
-            }
-            // A peer of the same cluster and version sends nothing else; what it may mean is not for us to guess.
-            Err(_) => Ok(()),
-        }
-    }
-
-    /// A replica speaks to one of the same group. What was said in another epoch of it means nothing here.
-    fn on_said(&mut self, from: NodeId, said: &GroupBody) -> Result<(), StorageError> {
-        let group = self.groups.get_mut(&said.tenure.group);
-        match group.filter(|group| group.tenure().id == said.tenure) {
-            Some(group) => group.receive(self.storage.as_ref(), from, &said.body),
-            None => Ok(()),
-        }
-    }
-
-    /// The answer to a request that was passed on. It goes to the client in this node's name, so it counts only from the node that
-    /// was asked, and only if it is an answer: what replicas tell of outcomes, and nodes of themselves, each says itself.
-    fn on_forwarded(&mut self, from: NodeId, id: u64, answer: Answer) {
-        let is_answer = match &answer {
-            Answer::Reply { .. } | Answer::Value { .. } | Answer::Retry { .. } | Answer::Moved { .. } => true,
-            Answer::Refused { .. } | Answer::Unavailable { .. } | Answer::Kept { .. } => true,
-            Answer::Status(_) | Answer::Watching | Answer::Outcomes { .. } => false,
-        };
-        if is_answer && let Some(forward) = self.forwards.answered(id, from) {
-            self.finish(forward.ticket, answer);
-        }
-    }
-
-    fn on_durable(&mut self, commit: CommitId) -> Result<(), StorageError> {
-        self.roster.durable(commit);
-        for group in self.groups.values_mut() {
-            group.durable(self.storage.as_ref(), commit)?;
-        }
-        if matches!(self.compaction, Compaction::Submitted(submitted) if submitted <= commit) {
-            self.compaction = Compaction::Idle;
-            // If much had to be kept, because trees or replicas lag, rewriting it again at once would only cost more.
-            self.compact_above = self.settings.log_bytes_max.max(2 * self.storage.log_bytes());
-        }
-        Ok(())
-    }
-
-    /// The tree cannot be read. In crash mode nobody can prove another state: the node must stop.
-    fn on_tree_damaged(&mut self, error: StorageError) -> Result<(), StorageError> {
-        match self.settings.group.byzantine {
-            Some(_) => self.rebuild_tree(&error.to_string()),
-            None => Err(error),
-        }
-    }
-
-    /// All groups give their state up for lost, and repair it from other replicas in a new tree.
-    fn rebuild_tree(&mut self, reason: &str) -> Result<(), StorageError> {
-        tracing::warn!(%reason, "the tree is given up; all groups repair their state in a new one");
-        self.submit(false);
-        let id = CommitId(self.last_commit.0 + 1);
-        let mut marks = Vec::new();
-        for group in self.groups.values_mut() {
-            marks.extend(group.tree_lost(self.storage.as_ref(), id, reason)?);
-        }
-        self.last_commit = id;
-        self.storage.submit(Commit { id, state: vec![marks], replaces_tree: true, ..Commit::default() });
+        self.give_up_old_forwards();
         Ok(())
     }
 
@@ -456,7 +233,7 @@ impl NodeCore {
                         frames.push(to, class, GroupBody { tenure, body });
                     }
                     Output::Answer { ticket, outcome } => {
-                        self.askers.release(ticket);
+                        self.door.askers.release(ticket);
                         let answer = self.answer_of(name, outcome);
                         self.finish(ticket, answer);
                     }
@@ -481,29 +258,10 @@ impl NodeCore {
         self.groups.values().filter_map(verifier).collect()
     }
 
-    /// What the node knows of itself.
-    #[must_use]
-    pub fn status(&self) -> NodeStatus {
-        let told = |(name, group): (&GroupId, &Group)| status::group_status(*name, group);
-        NodeStatus {
-            node: self.settings.node,
-            incarnation: self.incarnation,
-            uptime_millis: self.started.map_or(0, |started| self.now.since(started)),
-            connected: self.linked.keys().copied().collect(),
-            awaits: self.roster.awaited(),
-            refuses_writes: self.room != Room::Enough,
-            wall_micros: self.wall.0,
-            open_requests: self.gateway.open_requests() as u64,
-            log_bytes: self.storage.log_bytes(),
-            process: self.process,
-            groups: self.groups.iter().map(told).collect(),
-        }
-    }
-
     /// Whether the log is rewritten as soon as the trees hold enough, for watchers.
     #[must_use]
     pub fn is_about_to_rewrite(&self) -> bool {
-        matches!(self.compaction, Compaction::Hastened(_))
+        matches!(self.rewrite.stage, Stage::Hastened(_))
     }
 
     /// The node's replicas, for watchers.

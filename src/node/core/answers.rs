@@ -37,7 +37,7 @@ impl NodeCore {
 
     /// A request has its answer, which finds its way back if anybody still waits.
     pub(super) fn finish(&mut self, ticket: Ticket, answer: Answer) {
-        if let Some(origin) = self.gateway.finish(ticket) {
+        if let Some(origin) = self.door.gateway.finish(ticket) {
             self.send_answer(origin, answer);
         }
     }
@@ -58,7 +58,7 @@ impl NodeCore {
     /// Byzantine mode: what requests of a client came to, for every connection that wants to know.
     pub(super) fn tell_watchers(&mut self, group: GroupId, outcomes: Outcomes) {
         let Outcomes { client, slot, replies } = outcomes;
-        let mut watching = self.watchers.of(&client).peekable();
+        let mut watching = self.door.watchers.of(&client).peekable();
         if watching.peek().is_some() {
             let answer = Answer::Outcomes { group, slot, replies };
             let frame = native::news(answer);

@@ -6,16 +6,18 @@
 
 use super::NodeCore;
 use crate::error::StorageError;
-use crate::gateway::{Origin, native};
+use crate::gateway::{Gateway, Origin, Watchers, native};
 use crate::kv::{self, Command};
 use crate::limits::WAITING_BYTES_MAX;
+use crate::node::askers::Askers;
 use crate::node::face::{Class, NodeEffect, Room};
-use crate::node::forwards::Forward;
+use crate::node::forwards::{Forward, Forwards};
 use crate::ring::{GroupId, NodeId};
 use crate::router::{self, Replica, Route, View};
 use crate::shares::{Account, ClientId, Shares, Turns};
 use crate::ticket::{ConnectionId, Ticket};
 use crate::wire::{self, Answer, Consistency, PeerMessage, Request, RequestFrame, RetryReason};
+use tetrachord_consensus::Mutation;
 
 /// What requests may cost that are begun before the node turns to other things: a few milliseconds' work. More wait for the next flush.
 const TURN_COST_MAX: u32 = 256;
@@ -35,7 +37,7 @@ struct Asked {
 
 /// Requests that wait for their turn.
 #[derive(Debug)]
-pub(super) struct Waiting {
+struct Waiting {
     turns: Turns<Account, Asked>,
     bytes: Shares,
 }
@@ -43,6 +45,29 @@ pub(super) struct Waiting {
 impl Default for Waiting {
     fn default() -> Self {
         Self { turns: Turns::default(), bytes: Shares::of(WAITING_BYTES_MAX) }
+    }
+}
+
+/// Where requests come in: who is let in, what waits, what is checked or was passed on, and who is told what came of it.
+#[derive(Debug)]
+pub(super) struct Door {
+    pub(super) gateway: Gateway,
+    pub(super) watchers: Watchers,
+    pub(super) askers: Askers,
+    pub(super) forwards: Forwards,
+    waiting: Waiting,
+}
+
+impl Door {
+    /// The door of this life of a node.
+    pub(super) fn new(incarnation: u64, mutation: Mutation) -> Self {
+        Self {
+            gateway: Gateway::default(),
+            watchers: Watchers::default(),
+            askers: Askers::new(mutation.checks_in_one_line()),
+            forwards: Forwards::of_life(incarnation),
+            waiting: Waiting::default(),
+        }
     }
 }
 
@@ -80,23 +105,23 @@ impl NodeCore {
             Ok(command) => command,
             Err(error) => return self.send_answer(origin, Answer::Refused { error }),
         };
-        let ticket = match self.gateway.admit(origin, account) {
+        let ticket = match self.door.gateway.admit(origin, account) {
             Ok(ticket) => ticket,
             Err(answer) => return self.send_answer(origin, answer),
         };
         let bytes = bytes_of(&request);
-        if !self.waiting.bytes.take(account, bytes) {
+        if !self.door.waiting.bytes.take(account, bytes) {
             let answer = Answer::Retry { reason: RetryReason::Busy, leader: None, maybe_applied: false };
             return self.finish(ticket, answer);
         }
         let cost = u32::try_from(1 + bytes / COST_BYTES).expect("frames are small");
-        self.waiting.turns.push(account, cost, Asked { origin, ticket, account, request, command });
+        self.door.waiting.turns.push(account, cost, Asked { origin, ticket, account, request, command });
     }
 
     /// Whether requests wait that the last flush has left for the next.
     #[must_use]
     pub fn has_waiting(&self) -> bool {
-        !self.waiting.turns.is_empty()
+        !self.door.waiting.turns.is_empty()
     }
 
     /// Gives requests to the groups that they are for: clients in turn, and not too many at a time, so that what replicas say to one
@@ -104,12 +129,12 @@ impl NodeCore {
     pub(super) fn take_turns(&mut self) -> Result<(), StorageError> {
         let mut left = TURN_COST_MAX;
         while left > 0
-            && let Some((cost, asked)) = self.waiting.turns.pop()
+            && let Some((cost, asked)) = self.door.waiting.turns.pop()
         {
             left = left.saturating_sub(cost);
-            self.waiting.bytes.give_back(asked.account, bytes_of(&asked.request));
+            self.door.waiting.bytes.give_back(asked.account, bytes_of(&asked.request));
             // Else nobody waits for it any more.
-            if self.gateway.account(asked.ticket).is_some() {
+            if self.door.gateway.account(asked.ticket).is_some() {
                 self.begin(asked)?;
             }
         }
@@ -153,8 +178,8 @@ impl NodeCore {
         match route {
             Route::Here(group) => return self.serve(ticket, group, request, command),
             Route::Leader(group, node) => {
-                let account = self.gateway.account(ticket).expect("what is served is open");
-                if self.forwards.has_room(account) {
+                let account = self.door.gateway.account(ticket).expect("what is served is open");
+                if self.door.forwards.has_room(account) {
                     self.forward(ticket, group, node, request);
                 } else {
                     self.finish(ticket, retry(RetryReason::NotLeader, Some(node)));
@@ -182,7 +207,7 @@ impl NodeCore {
 
     fn watch(&mut self, ticket: Ticket, origin: Origin, client: kv::Client) {
         let is_told = match origin {
-            Origin::Client { connection, .. } => self.watchers.watch(connection, client),
+            Origin::Client { connection, .. } => self.door.watchers.watch(connection, client),
             Origin::Peer { .. } => false,
         };
         let error = "a connection may watch few clients, and only its own node".to_string();
@@ -197,7 +222,7 @@ impl NodeCore {
         command: Option<Command>,
     ) -> Result<(), StorageError> {
         let is_write = command.is_some() || matches!(request, Request::Submit { .. });
-        if let (Room::Short { reserve_bytes }, true) = (self.room, is_write) {
+        if let (Room::Short { reserve_bytes }, true) = (self.life.room, is_write) {
             let reason = format!(
                 "the disk of {} is almost full: less than {} MiB are free. Reads go on; writes do when there is space \
                  on the file system of its data directory",
@@ -207,9 +232,9 @@ impl NodeCore {
             self.finish(ticket, Answer::Unavailable { reason });
             return Ok(());
         }
-        let account = self.gateway.account(ticket).expect("what is served is open");
+        let account = self.door.gateway.account(ticket).expect("what is served is open");
         if let Request::Submit { bundle, .. } = &request
-            && let Err(denied) = self.askers.admit(ticket, account, bundle.len())
+            && let Err(denied) = self.door.askers.admit(ticket, account, bundle.len())
         {
             self.deny(ticket, denied);
             return Ok(());
@@ -232,7 +257,7 @@ impl NodeCore {
                 group.read_applied(storage, ticket, &key, 0)
             }
             (Request::Submit { bundle, .. }, _) => {
-                let is_passed_on = !self.gateway.is_of_client(ticket);
+                let is_passed_on = !self.door.gateway.is_of_client(ticket);
                 group.submit(storage, ticket, bundle, is_passed_on)
             }
             (Request::Command { .. }, None) | (Request::Status | Request::Watch { .. }, _) => {
@@ -242,11 +267,11 @@ impl NodeCore {
     }
 
     fn forward(&mut self, ticket: Ticket, owner: GroupId, to: NodeId, request: Request) {
-        let account = self.gateway.account(ticket);
+        let account = self.door.gateway.account(ticket);
         let Some(account @ Account::Client(client)) = account else {
             unreachable!("only what a client brought here is passed on")
         };
-        let id = self.forwards.add(Forward { ticket, account, since: self.now, owner, to });
+        let id = self.door.forwards.add(Forward { ticket, account, since: self.now, owner, to });
         let frame = wire::encode(&PeerMessage::Forward { id, client, request });
         self.effects.push(NodeEffect::Send { to, class: Class::Request, frame });
     }
@@ -255,7 +280,7 @@ impl NodeCore {
     fn forward_to_stranger(&mut self, ticket: Ticket, owner: GroupId, request: Request) {
         let nodes = self.atlas.group(owner).map_or(&[][..], |place| &place.nodes);
         let is_linked = |node| self.linked.contains_key(&node);
-        match router::choose(nodes, self.forwards.count(), is_linked) {
+        match router::choose(nodes, self.door.forwards.count(), is_linked) {
             Some(node) => self.forward(ticket, owner, node, request),
             None => self.finish(ticket, Answer::Refused { error: "the group has no replicas".to_string() }),
         }

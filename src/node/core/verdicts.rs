@@ -16,7 +16,7 @@ impl NodeCore {
         let answer = match denied {
             Denied::Busy => Answer::Retry { reason: RetryReason::Busy, leader: None, maybe_applied: false },
             Denied::LeftOut => {
-                if let Some(Account::Client(client)) = self.gateway.account(ticket) {
+                if let Some(Account::Client(client)) = self.door.gateway.account(ticket) {
                     self.effects.push(NodeEffect::Slow { client });
                 }
                 let error = "bundles that this client brought lately were not signed; no more are checked for a while";
@@ -31,8 +31,8 @@ impl NodeCore {
         let origin = result.as_ref().map_or_else(|rejected| rejected.origin, Verified::origin);
         let Some(ticket) = origin.submission().map(|id| Ticket(id.0)) else { return };
         if result.is_ok() {
-            self.askers.release(ticket);
-        } else if let Some((account, millis)) = self.askers.refute(ticket) {
+            self.door.askers.release(ticket);
+        } else if let Some((account, millis)) = self.door.askers.refute(ticket) {
             tracing::warn!(
                 ?account,
                 millis,
@@ -44,7 +44,7 @@ impl NodeCore {
     /// Where a check waits for its turn.
     pub(super) fn line_of(&self, group: GroupId, job: &Unverified) -> Line {
         if let Some(id) = job.origin().submission() {
-            let account = self.askers.account(Ticket(id.0));
+            let account = self.door.askers.account(Ticket(id.0));
             return Line::Bundles(account.unwrap_or(Account::Node(self.settings.node)));
         }
         let members = &self.groups[&group].tenure().members;

@@ -13,12 +13,29 @@ const LOG_IDLE_BYTES: u64 = 1 << 20;
 
 /// Where the rewriting of the log stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Compaction {
+pub(super) enum Stage {
     Idle,
     /// Groups bring their trees up to date.
     Hastened(Ticks),
     /// The replacing commit is on its way.
     Submitted(CommitId),
+}
+
+/// When the log is rewritten, and where that stands.
+#[derive(Debug)]
+pub(super) struct LogRewrite {
+    pub(super) stage: Stage,
+    /// When it has grown to so many bytes.
+    pub(super) above_bytes: u64,
+    /// Its bytes, and since when they have been the same.
+    grown: (u64, Ticks),
+}
+
+impl LogRewrite {
+    /// A log that is rewritten when it has grown to so many bytes.
+    pub(super) fn above(bytes: u64) -> Self {
+        Self { stage: Stage::Idle, above_bytes: bytes, grown: (0, Ticks(0)) }
+    }
 }
 
 /// So much is divided among those that need these bytes: nobody gets less than another who gets less than it needs, and what nobody needs
@@ -41,11 +58,11 @@ impl NodeCore {
     /// costs nobody anything, and disk and the next start gain.
     fn is_log_idle(&mut self) -> bool {
         let bytes = self.storage.log_bytes();
-        if bytes != self.log_grown.0 {
-            self.log_grown = (bytes, self.now);
+        if bytes != self.rewrite.grown.0 {
+            self.rewrite.grown = (bytes, self.now);
         }
         let kept: usize = self.groups.values().map(Group::retain_bytes).sum();
-        self.now.since(self.log_grown.1) >= LOG_IDLE_MILLIS && bytes > 2 * kept as u64 + LOG_IDLE_BYTES
+        self.now.since(self.rewrite.grown.1) >= LOG_IDLE_MILLIS && bytes > 2 * kept as u64 + LOG_IDLE_BYTES
     }
 
     /// The groups in which somebody lags share what a node keeps for such replicas. Those that need little leave it to the others.
@@ -61,20 +78,20 @@ impl NodeCore {
     pub(super) fn compact_if_ready(&mut self) -> Result<(), StorageError> {
         const PATIENCE_MILLIS: u64 = 1_000;
         let is_idle = self.is_log_idle();
-        match self.compaction {
-            Compaction::Idle if self.storage.log_bytes() > self.compact_above || is_idle => {
-                self.compaction = Compaction::Hastened(self.now);
+        match self.rewrite.stage {
+            Stage::Idle if self.storage.log_bytes() > self.rewrite.above_bytes || is_idle => {
+                self.rewrite.stage = Stage::Hastened(self.now);
                 for group in self.groups.values_mut() {
                     group.hasten_checkpoint(self.storage.as_ref())?;
                 }
             }
             // A node that has just started knows of nothing that it may drop, however long its log is.
-            Compaction::Hastened(_) if !self.groups.values().any(Group::has_gained) => {
+            Stage::Hastened(_) if !self.groups.values().any(Group::has_gained) => {
                 for group in self.groups.values_mut() {
                     group.hasten_checkpoint(self.storage.as_ref())?;
                 }
             }
-            Compaction::Hastened(since) => {
+            Stage::Hastened(since) => {
                 let is_ready = self.groups.values().all(Group::is_checkpointed);
                 if is_ready || self.now.since(since) >= PATIENCE_MILLIS {
                     // What was logged before must be in an earlier commit: this one stands for all of it.
@@ -83,10 +100,10 @@ impl NodeCore {
                         group.compact(self.storage.as_ref())?;
                     }
                     self.submit(true);
-                    self.compaction = Compaction::Submitted(self.last_commit);
+                    self.rewrite.stage = Stage::Submitted(self.last_commit);
                 }
             }
-            Compaction::Idle | Compaction::Submitted(_) => {}
+            Stage::Idle | Stage::Submitted(_) => {}
         }
         Ok(())
     }
