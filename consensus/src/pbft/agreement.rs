@@ -59,7 +59,7 @@ impl Replica {
     /// Everything that arrived together was told: the primary proposes what has gathered.
     pub(super) fn on_turn_ended(&mut self, may_propose: bool) {
         if !may_propose {
-            self.pace.excuse(self.now);
+            self.suspicion.pace.excuse(self.now);
         }
         while may_propose && self.may_propose() && self.custody.has_queued() {
             let bundles = self.custody.next_bundles(&self.options);
@@ -115,7 +115,7 @@ impl Replica {
             return;
         }
         let is_old = batch.time().is_some_and(|time| time.0.saturating_add(lag) < wall);
-        let is_stale = is_old && self.now >= self.judges_time_from;
+        let is_stale = is_old && self.now >= self.suspicion.judges_time_from;
         (state.is_fresh, state.is_stale) = (true, is_stale);
         state.times.proposed_at = came_at;
         state.batches.insert(batch);
@@ -364,11 +364,11 @@ impl Replica {
             self.hand_out(self.executed, &batch);
             let told_at: Vec<Ticks> =
                 batch.bundles().iter().filter_map(|bundle| self.custody.executed(bundle)).collect();
-            self.pace.decided(decided_at);
+            self.suspicion.pace.decided(decided_at);
             if let Some(times) = times {
-                self.pace.executed(times, &told_at);
+                self.suspicion.pace.executed(times, &told_at);
             }
-            self.missing.remove(&slot);
+            self.catch_up.missing.remove(&slot);
             self.note_progress(is_fresh, is_stale);
             if self.is_checkpoint(slot) {
                 self.ask(Own::Checkpoint { slot });

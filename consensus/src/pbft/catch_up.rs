@@ -16,7 +16,7 @@ use crate::pbft::slot::SlotState;
 use crate::pbft::suspicion::EXPIRY_SLACK_MICROS;
 use crate::pbft::verify::Help;
 use crate::types::{Digest, ReplicaId, Slot, Ticks, Timestamp};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What is known of another replica.
@@ -41,6 +41,24 @@ pub(super) struct Missing {
     digest: Digest,
     asked_at: Option<Ticks>,
     turn: u64,
+}
+
+/// What this replica has missed, and whom it asks for it.
+#[derive(Clone, Debug)]
+pub(super) struct CatchUp {
+    pub(super) missing: BTreeMap<Slot, Missing>,
+    /// When others were last told how far this replica is.
+    pub(super) status_at: Ticks,
+    /// When a whole state was last asked for, and who is asked next.
+    pub(super) fetch_at: Ticks,
+    fetch_turn: u64,
+}
+
+impl CatchUp {
+    /// Nothing is missing. Of a state it would ask whose turn this is.
+    pub(super) fn from_turn(fetch_turn: u64) -> Self {
+        Self { missing: BTreeMap::new(), status_at: Ticks(0), fetch_at: Ticks(0), fetch_turn }
+    }
 }
 
 /// Bytes of one peer's messages that are checked at a time, unless a single one is larger; more are dropped, they will come
@@ -121,7 +139,7 @@ impl Replica {
                 self.is_vote_in_reach(vote) && vote.signer == from && is_news
             }
             Message::Checkpoint(vote) => {
-                let known = self.checkpoint_votes.get(&vote.slot).and_then(|votes| votes.get(&from));
+                let known = self.checkpoints.votes.get(&vote.slot).and_then(|votes| votes.get(&from));
                 let is_news = known.is_none_or(|known| known.root != vote.root);
                 vote.signer == from && self.is_checkpoint_in_reach(vote.slot) && is_news
             }
@@ -146,7 +164,7 @@ impl Replica {
                 is_ahead && is_news
             }
             Message::Stable(certificate) => certificate.slot > self.stable_slot(),
-            Message::Body { slot, .. } => self.missing.contains_key(slot),
+            Message::Body { slot, .. } => self.catch_up.missing.contains_key(slot),
             Message::Requests(bytes) => !self.custody.knows(bytes, &self.options),
             Message::Status(_) | Message::Fetch { .. } => false,
         }
@@ -189,8 +207,8 @@ impl Replica {
     /// Says how far this replica is, asks for what is missing.
     pub(super) fn tick_catch_up(&mut self) {
         let interval = if self.misses_something() { 1 } else { 10 };
-        if self.now.since(self.status_at) >= interval * self.options.status_ticks {
-            self.status_at = self.now;
+        if self.now.since(self.catch_up.status_at) >= interval * self.options.status_ticks {
+            self.catch_up.status_at = self.now;
             self.log.hurry();
             let is_over = self.wall.0.saturating_sub(EXPIRY_SLACK_MICROS);
             self.custody.expire(self.executed.time.max(Timestamp(is_over)));
@@ -259,7 +277,7 @@ impl Replica {
             self.send_when_durable(from, &Message::NewView(message));
         }
         if status.stable < self.stable_slot()
-            && let Some(certificate) = self.stable.clone()
+            && let Some(certificate) = self.checkpoints.stable.clone()
         {
             self.send(from, &Message::Stable(certificate));
         }
@@ -304,7 +322,8 @@ impl Replica {
     /// This replica's own statements about slots that the other has not executed.
     fn send_own_votes(&mut self, to: ReplicaId, status: Status) {
         let own: Vec<Message> = self
-            .own_checkpoints
+            .checkpoints
+            .own_votes
             .range(status.stable.next()..)
             .map(|(_, vote)| Message::Checkpoint(*vote))
             .collect();
@@ -355,7 +374,7 @@ impl Replica {
     /// A batch is needed that is not here.
     pub(super) fn want_batch(&mut self, slot: Slot, digest: Digest) {
         let wanted = Missing { digest, asked_at: None, turn: u64::from(self.me.0) };
-        let entry = self.missing.entry(slot).or_insert(wanted);
+        let entry = self.catch_up.missing.entry(slot).or_insert(wanted);
         if entry.digest != digest {
             *entry = wanted;
         }
@@ -366,7 +385,7 @@ impl Replica {
         let (now, pause) = (self.now, self.options.status_ticks);
         let peers: Vec<ReplicaId> = self.peers.keys().copied().collect();
         let mut asks = Vec::new();
-        for (slot, missing) in self.missing.iter_mut().take(ANSWER_SLOTS) {
+        for (slot, missing) in self.catch_up.missing.iter_mut().take(ANSWER_SLOTS) {
             if missing.asked_at.is_none_or(|asked| now.since(asked) >= pause) {
                 let turn = usize::try_from(missing.turn % peers.len() as u64).expect("few peers");
                 asks.push((peers[turn], Message::Fetch { slot: *slot, digest: missing.digest }));
@@ -398,10 +417,10 @@ impl Replica {
 
     /// A batch that may be the one that is missing; its digest says.
     pub(super) fn on_body(&mut self, slot: Slot, batch: Arc<Batch>) {
-        if self.missing.get(&slot).is_none_or(|missing| missing.digest != batch.digest()) {
+        if self.catch_up.missing.get(&slot).is_none_or(|missing| missing.digest != batch.digest()) {
             return;
         }
-        self.missing.remove(&slot);
+        self.catch_up.missing.remove(&slot);
         let (view, is_active) = (self.view, self.is_active);
         let state = self.slots.entry(slot).or_default();
         state.batches.insert(batch);
@@ -428,7 +447,8 @@ impl Replica {
     /// The stable checkpoint is ahead and no log leads there: a state is fetched, from one replica after the other.
     fn ask_for_state(&mut self) {
         let pause = FETCH_STATUSES * self.options.status_ticks;
-        let is_stuck = self.now.since(self.progress_at) >= pause && self.now.since(self.fetch_at) >= pause;
+        let is_stuck = self.now.since(self.suspicion.progress_at) >= pause
+            && self.now.since(self.catch_up.fetch_at) >= pause;
         let is_wanted = match self.is_repairing {
             true => self.base.slot > Slot::ZERO,
             // What it cannot take from the log it cannot take at once either.
@@ -438,7 +458,7 @@ impl Replica {
             return;
         }
         let at_least = if self.is_repairing { self.base.slot } else { self.executed.slot.next() };
-        self.fetch_at = self.now;
+        self.catch_up.fetch_at = self.now;
         // Whoever had a stable checkpoint above this replica's state when it was last heard of. What it has by now may be
         // newer; asking only those known to have the newest would find none while the group moves on.
         let has_it = |peer: &Peer| peer.status.is_some_and(|status| status.stable >= at_least);
@@ -447,8 +467,8 @@ impl Replica {
         if sources.is_empty() {
             return;
         }
-        let turn = usize::try_from(self.fetch_turn % sources.len() as u64).expect("few peers");
-        self.fetch_turn = self.fetch_turn.wrapping_add(1);
+        let turn = usize::try_from(self.catch_up.fetch_turn % sources.len() as u64).expect("few peers");
+        self.catch_up.fetch_turn = self.catch_up.fetch_turn.wrapping_add(1);
         self.ask(Own::FetchState { from: sources[turn], at_least });
     }
 }

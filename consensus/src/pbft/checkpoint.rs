@@ -14,7 +14,23 @@ use crate::pbft::record::Record;
 use crate::pbft::replica::Replica;
 use crate::pbft::sign::Statement;
 use crate::types::{Digest, ReplicaId, Slot};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// What is known of the state's roots.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Checkpoints {
+    pub(super) stable: Option<StableCertificate>,
+    /// Stable checkpoints before the last one: a state that was written to the tree meanwhile needs its proof.
+    pub(super) recent: VecDeque<StableCertificate>,
+    /// Roots that were signed, in any life: never signed otherwise.
+    pub(super) own_votes: BTreeMap<Slot, CheckpointVote>,
+    /// Roots of the state as it is in this life, above the stable checkpoint.
+    pub(super) own_roots: BTreeMap<Slot, Digest>,
+    /// The last slot whose root others refuted.
+    pub(super) refuted: Option<Slot>,
+    /// Those of others, above the stable checkpoint.
+    pub(super) votes: BTreeMap<Slot, BTreeMap<ReplicaId, CheckpointVote>>,
+}
 
 impl Replica {
     /// The state after `slot` has this root, and can be recovered.
@@ -31,17 +47,17 @@ impl Replica {
         if slot <= self.stable_slot() {
             return;
         }
-        self.own_roots.insert(slot, root);
-        if let Some(known) = self.own_checkpoints.get(&slot).map(|vote| vote.root) {
+        self.checkpoints.own_roots.insert(slot, root);
+        if let Some(known) = self.checkpoints.own_votes.get(&slot).map(|vote| vote.root) {
             // After a repair it is the signed root that was wrong.
-            if known != root && self.refuted.is_none_or(|refuted| refuted < slot) {
+            if known != root && self.checkpoints.refuted.is_none_or(|refuted| refuted < slot) {
                 self.refute(slot, "it is not what this replica signed before");
             }
             return;
         }
         let signature = self.sign(Statement::Checkpoint(slot, root));
         let vote = CheckpointVote { signer: self.me, slot, root, signature };
-        self.own_checkpoints.insert(slot, vote);
+        self.checkpoints.own_votes.insert(slot, vote);
         let token = self.record(&Record::Checkpoint(vote));
         self.broadcast(&Message::Checkpoint(vote), Some(token));
         self.try_stable(slot);
@@ -52,7 +68,7 @@ impl Replica {
         if !self.is_checkpoint_in_reach(vote.slot) {
             return;
         }
-        let votes = self.checkpoint_votes.entry(vote.slot).or_default();
+        let votes = self.checkpoints.votes.entry(vote.slot).or_default();
         let known = *votes.entry(vote.signer).or_insert(vote);
         if known.root != vote.root {
             self.convict(Evidence::Checkpoints { one: known, other: vote });
@@ -75,11 +91,11 @@ impl Replica {
     fn try_stable(&mut self, slot: Slot) {
         // This replica may be far ahead of its stable checkpoint while it catches up: its own votes are not kept with the
         // few of others.
-        let own_vote = self.own_checkpoints.get(&slot).map(|vote| (self.me, *vote));
-        let others = self.checkpoint_votes.get(&slot).into_iter().flatten();
+        let own_vote = self.checkpoints.own_votes.get(&slot).map(|vote| (self.me, *vote));
+        let others = self.checkpoints.votes.get(&slot).into_iter().flatten();
         let votes: BTreeMap<ReplicaId, CheckpointVote> =
             others.map(|(signer, vote)| (*signer, *vote)).chain(own_vote).collect();
-        let own = self.own_roots.get(&slot).copied();
+        let own = self.checkpoints.own_roots.get(&slot).copied();
         let one_honest = self.config.quorum.one_honest();
         let needed = if mutated!(self.options, StableTooSoon) { one_honest } else { self.quorum() };
         for root in votes.values().map(|vote| vote.root).collect::<BTreeSet<Digest>>() {
@@ -101,15 +117,15 @@ impl Replica {
         if slot <= self.stable_slot() {
             return;
         }
-        let is_refuted = self.own_roots.get(&slot).is_some_and(|own| *own != certificate.root);
+        let is_refuted = self.checkpoints.own_roots.get(&slot).is_some_and(|own| *own != certificate.root);
         self.record(&Record::Stable(certificate.clone()));
-        self.recent_stables.extend(self.stable.replace(certificate));
-        while self.recent_stables.len() > RECENT_MAX {
-            self.recent_stables.pop_front();
+        self.checkpoints.recent.extend(self.checkpoints.stable.replace(certificate));
+        while self.checkpoints.recent.len() > RECENT_MAX {
+            self.checkpoints.recent.pop_front();
         }
-        self.checkpoint_votes = self.checkpoint_votes.split_off(&slot.next());
-        self.own_checkpoints = self.own_checkpoints.split_off(&slot);
-        self.own_roots = self.own_roots.split_off(&slot.next());
+        self.checkpoints.votes = self.checkpoints.votes.split_off(&slot.next());
+        self.checkpoints.own_votes = self.checkpoints.own_votes.split_off(&slot);
+        self.checkpoints.own_roots = self.checkpoints.own_roots.split_off(&slot.next());
         self.next = self.next.max(slot.next());
         assert!(self.stable_slot() == slot, "the window moves up");
         if is_refuted {

@@ -26,7 +26,7 @@ impl Replica {
 
     /// Nothing that waits will be ordered in this epoch.
     pub(super) fn close_custody(&mut self) {
-        self.waiting = None;
+        self.suspicion.waiting = None;
         self.custody = Custody::default();
         self.custody.now = self.now;
     }

@@ -49,7 +49,7 @@ fn a_primary_assigns_above_what_the_view_began_with(replica: &Replica) {
 fn a_state_that_is_repaired_is_not_built_on(replica: &Replica) {
     if replica.is_repairing {
         assert!(replica.executed.slot == replica.base.slot, "something was executed on a damaged state");
-        assert!(replica.own_roots.is_empty(), "a root of a damaged state is believed");
+        assert!(replica.checkpoints.own_roots.is_empty(), "a root of a damaged state is believed");
     }
 }
 
@@ -67,5 +67,5 @@ fn what_is_kept_is_bounded(replica: &Replica) {
     let last = replica.slots.last_key_value().map_or(Slot::ZERO, |(slot, _)| *slot);
     assert!(last.0 <= reach, "a slot beyond all bounds is kept");
     assert!(replica.view_changes.len() <= replica.config.quorum.n(), "one view change for each replica");
-    assert!(replica.checkpoint_votes.len() <= 4 * 4, "few checkpoints wait for their quorum");
+    assert!(replica.checkpoints.votes.len() <= 4 * 4, "few checkpoints wait for their quorum");
 }

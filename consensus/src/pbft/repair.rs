@@ -25,8 +25,8 @@ impl Replica {
         }
         self.is_repairing = true;
         self.executed = self.base;
-        self.own_roots.clear();
-        self.waiting = None;
+        self.checkpoints.own_roots.clear();
+        self.suspicion.waiting = None;
         for state in self.slots.values_mut() {
             (state.end, state.is_fresh, state.is_stale) = (None, false, false);
         }
@@ -36,13 +36,13 @@ impl Replica {
     /// Others have proved that the state after this slot is another.
     pub(super) fn refute(&mut self, slot: Slot, why: &str) {
         let reason = format!("the state after slot {slot} is wrong: {why}");
-        if self.refuted == Some(slot) {
+        if self.checkpoints.refuted == Some(slot) {
             return self.fail(format!(
                 "{reason}, and so it was after a repair. This node executes otherwise than the others; it needs the same \
                  build and genesis record"
             ));
         }
-        self.refuted = Some(slot);
+        self.checkpoints.refuted = Some(slot);
         self.lose_state(reason);
     }
 
@@ -66,7 +66,7 @@ impl Replica {
         }
         if let Some(last) = last {
             self.slots.retain(|slot, _| *slot <= from || *slot > last);
-            self.missing.retain(|slot, _| *slot <= from || *slot > last);
+            self.catch_up.missing.retain(|slot, _| *slot <= from || *slot > last);
         }
     }
 

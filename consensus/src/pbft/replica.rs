@@ -6,22 +6,20 @@
 
 use crate::codec;
 use crate::engine::{Decided, Engine, EngineStatus, Event, Proposal, Reached};
-use crate::pbft::catch_up::{Missing, Peer};
+use crate::pbft::catch_up::{CatchUp, Peer};
+use crate::pbft::checkpoint::Checkpoints;
 use crate::pbft::config::{Config, Options};
 use crate::pbft::custody::Custody;
 use crate::pbft::evidence::Evidence;
 use crate::pbft::face::{Effect, Own};
 use crate::pbft::invariants;
-use crate::pbft::message::{
-    CheckpointVote, Message, NewView, StableCertificate, ViewChange, ViewChangeBody, Vote,
-};
-use crate::pbft::pace::Pace;
+use crate::pbft::message::{Message, NewView, StableCertificate, ViewChange, ViewChangeBody, Vote};
 use crate::pbft::record::{Record, RecoverError, Recovered, VoteLog};
 use crate::pbft::sign::{Signature, Signer, Statement};
 use crate::pbft::slot::SlotState;
-use crate::pbft::suspicion::Waiting;
+use crate::pbft::suspicion::Suspicion;
 use crate::pbft::verify::{Help, Unverified};
-use crate::types::{Digest, LogBase, PersistToken, ReplicaId, Slot, Ticks, Timestamp, View};
+use crate::types::{LogBase, PersistToken, ReplicaId, Slot, Ticks, Timestamp, View};
 use bytes::Bytes;
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
@@ -48,44 +46,19 @@ pub struct Replica {
     pub(super) base: LogBase,
     pub(super) slots: BTreeMap<Slot, SlotState>,
     pub(super) executed: LogBase,
-    pub(super) stable: Option<StableCertificate>,
-    /// Stable checkpoints before the last one: a state that was written to the tree meanwhile needs its proof.
-    pub(super) recent_stables: VecDeque<StableCertificate>,
-    /// Roots that were signed, in any life: never signed otherwise.
-    pub(super) own_checkpoints: BTreeMap<Slot, CheckpointVote>,
-    /// Roots of the state as it is in this life, above the stable checkpoint.
-    pub(super) own_roots: BTreeMap<Slot, Digest>,
+    pub(super) checkpoints: Checkpoints,
     /// Whether the state is not to be believed, and another is being put in its place ([`super::repair`]).
     pub(super) is_repairing: bool,
     /// Whether the state machine can take no more for now.
     pub(super) is_stalled: bool,
-    /// The last slot whose root others refuted.
-    pub(super) refuted: Option<Slot>,
-    pub(super) checkpoint_votes: BTreeMap<Slot, BTreeMap<ReplicaId, CheckpointVote>>,
     /// For each replica its view change of the highest view.
     pub(super) view_changes: BTreeMap<ReplicaId, (ViewChange, ViewChangeBody)>,
-    pub(super) new_view_deadline: Option<Ticks>,
-    /// Views that failed lately; patience doubles with each.
-    pub(super) failures: u32,
-    /// Slots executed since patience was last halved.
-    pub(super) calm_slots: u64,
-    /// Since when nothing waits in a view that has begun.
-    pub(super) calm_since: Ticks,
-    pub(super) waiting: Option<Waiting>,
-    /// Slots executed in this life that were proposed to this replica in their view.
-    pub(super) fresh_slots: u64,
-    pub(super) pace: Pace,
+    pub(super) suspicion: Suspicion,
     pub(super) custody: Custody,
     pub(super) peers: BTreeMap<ReplicaId, Peer>,
     /// Bytes of clients' bundles that are being checked.
     pub(super) client_bytes_in_check: usize,
-    pub(super) missing: BTreeMap<Slot, Missing>,
-    pub(super) status_at: Ticks,
-    pub(super) progress_at: Ticks,
-    /// Before, old times are not held against a primary: this replica was stopped for long.
-    pub(super) judges_time_from: Ticks,
-    pub(super) fetch_at: Ticks,
-    pub(super) fetch_turn: u64,
+    pub(super) catch_up: CatchUp,
     pub(super) log: VoteLog,
     /// Own COMMITs that count as soon as their records are durable.
     pub(super) own_commits: VecDeque<(PersistToken, Vote)>,
@@ -151,31 +124,15 @@ impl Replica {
             base: LogBase::default(),
             slots: BTreeMap::new(),
             executed: applied,
-            stable: None,
-            recent_stables: VecDeque::new(),
-            own_checkpoints: BTreeMap::new(),
-            own_roots: BTreeMap::new(),
+            checkpoints: Checkpoints::default(),
             is_repairing: false,
             is_stalled: false,
-            refuted: None,
-            checkpoint_votes: BTreeMap::new(),
             view_changes: BTreeMap::new(),
-            new_view_deadline: None,
-            failures: 0,
-            calm_slots: 0,
-            calm_since: Ticks(0),
-            waiting: None,
-            fresh_slots: 0,
-            pace: Pace::default(),
+            suspicion: Suspicion::default(),
             custody: Custody::default(),
             peers: peers.collect(),
             client_bytes_in_check: 0,
-            missing: BTreeMap::new(),
-            status_at: Ticks(0),
-            progress_at: Ticks(0),
-            judges_time_from: Ticks(0),
-            fetch_at: Ticks(0),
-            fetch_turn,
+            catch_up: CatchUp::from_turn(fetch_turn),
             log: VoteLog::default(),
             own_commits: VecDeque::new(),
             evidence: Vec::new(),
@@ -191,18 +148,18 @@ impl Replica {
     /// The last stable checkpoint; slot 0 at the start of the epoch.
     #[must_use]
     pub fn stable_slot(&self) -> Slot {
-        self.stable.as_ref().map_or(Slot::ZERO, |stable| stable.slot)
+        self.checkpoints.stable.as_ref().map_or(Slot::ZERO, |stable| stable.slot)
     }
 
     /// The certificate of this checkpoint, if it is one of the last few stable ones.
     pub(super) fn stable_at(&self, slot: Slot) -> Option<&StableCertificate> {
-        self.stable.iter().chain(&self.recent_stables).find(|stable| stable.slot == slot)
+        self.checkpoints.stable.iter().chain(&self.checkpoints.recent).find(|stable| stable.slot == slot)
     }
 
     /// The certificate of the last stable checkpoint.
     #[must_use]
     pub fn stable(&self) -> Option<&StableCertificate> {
-        self.stable.as_ref()
+        self.checkpoints.stable.as_ref()
     }
 
     /// The view, and whether it has begun here.

@@ -22,8 +22,8 @@ impl Replica {
         self.is_active = found.left.is_none();
         self.new_view = found.entered;
         self.slots = found.slots;
-        self.own_checkpoints = found.checkpoints;
-        self.stable = found.stable;
+        self.checkpoints.own_votes = found.checkpoints;
+        self.checkpoints.stable = found.stable;
         self.evidence = found.evidence;
         if let Some(message) = found.left {
             self.restore_view_change(message);
@@ -40,7 +40,7 @@ impl Replica {
         self.restore_view();
         self.execute();
         let stable = self.stable_slot();
-        self.own_checkpoints = self.own_checkpoints.split_off(&stable);
+        self.checkpoints.own_votes = self.checkpoints.own_votes.split_off(&stable);
     }
 
     /// Where the log may be cut: behind every slot that was executed, as far as the log tells all of them.
@@ -118,7 +118,7 @@ impl Replica {
     /// Everything that remains, as new records that stand for all before.
     fn rewrite_log(&mut self) {
         self.record(&Record::Begin { base: self.base });
-        if let Some(certificate) = self.stable.clone() {
+        if let Some(certificate) = self.checkpoints.stable.clone() {
             self.record(&Record::Stable(certificate));
         }
         if let Some(message) = self.new_view.clone() {
@@ -128,7 +128,7 @@ impl Replica {
         if let Some(message) = own.filter(|message| !self.is_active && message.view == self.view) {
             self.record(&Record::Left(message));
         }
-        for vote in self.own_checkpoints.values().copied().collect::<Vec<_>>() {
+        for vote in self.checkpoints.own_votes.values().copied().collect::<Vec<_>>() {
             self.record(&Record::Checkpoint(vote));
         }
         for evidence in self.evidence.clone() {
@@ -232,9 +232,9 @@ impl Replica {
         let later = self.slots.split_off(&base.slot.next());
         let in_state = std::mem::replace(&mut self.slots, later);
         self.be_done_with(&in_state);
-        self.missing = self.missing.split_off(&base.slot.next());
+        self.catch_up.missing = self.catch_up.missing.split_off(&base.slot.next());
         self.next = self.next.max(base.slot.next());
-        self.progress_at = self.now;
+        self.suspicion.progress_at = self.now;
         self.custody.forget_told();
         if base.sealed {
             self.close_custody();

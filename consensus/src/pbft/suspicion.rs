@@ -22,6 +22,7 @@ use crate::mutation::mutated;
 use crate::pbft::catch_up::Peer;
 use crate::pbft::custody::Arrival;
 use crate::pbft::message::Message;
+use crate::pbft::pace::Pace;
 use crate::pbft::replica::Replica;
 use crate::types::{Slot, Ticks, Timestamp, View};
 
@@ -78,18 +79,40 @@ impl Waiting {
     }
 }
 
+/// Whether the primary of this view does its work, as far as one can tell from here.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Suspicion {
+    /// Until when the next view should have begun.
+    pub(super) new_view_deadline: Option<Ticks>,
+    /// Views that failed lately; patience doubles with each.
+    failures: u32,
+    /// Slots executed since patience was last halved.
+    calm_slots: u64,
+    /// Since when nothing waits in a view that has begun.
+    calm_since: Ticks,
+    pub(super) waiting: Option<Waiting>,
+    /// Slots executed in this life that were proposed to this replica in their view.
+    fresh_slots: u64,
+    pub(super) pace: Pace,
+    /// Before, old times are not held against a primary: this replica was stopped for long.
+    pub(super) judges_time_from: Ticks,
+    /// When a slot was last executed.
+    pub(super) progress_at: Ticks,
+}
+
 impl Replica {
     pub(super) fn on_tick(&mut self, now: Ticks, wall: Timestamp) {
         assert!(now >= self.now, "ticks never go back");
         if self.now == Ticks(0) && now > Ticks(0) {
             // The first tick of the process: timers were set against an origin that meant nothing.
-            (self.status_at, self.progress_at, self.fetch_at) = (Ticks(0), now, now);
+            (self.catch_up.status_at, self.suspicion.progress_at, self.catch_up.fetch_at) =
+                (Ticks(0), now, now);
         }
         let elapsed = now.since(self.now);
         self.now = now;
         if elapsed.saturating_mul(2_000) > self.options.lag_micros {
             // It was stopped, and what came meanwhile comes now.
-            self.judges_time_from = now.plus(self.options.request_ticks);
+            self.suspicion.judges_time_from = now.plus(self.options.request_ticks);
         }
         self.custody.now = now;
         self.wall = wall;
@@ -97,7 +120,8 @@ impl Replica {
         self.calm_down();
         if self.is_active && !self.executed.sealed {
             self.watch_primary(elapsed);
-        } else if !self.is_active && self.new_view_deadline.is_some_and(|deadline| now >= deadline) {
+        } else if !self.is_active && self.suspicion.new_view_deadline.is_some_and(|deadline| now >= deadline)
+        {
             self.give_up();
         }
         self.tick_catch_up();
@@ -118,7 +142,7 @@ impl Replica {
 
     /// How long a request may wait now, in milliseconds.
     pub(super) fn patience(&self) -> u64 {
-        let doubled = self.options.request_ticks.saturating_mul(1 << self.failures.min(16));
+        let doubled = self.options.request_ticks.saturating_mul(1 << self.suspicion.failures.min(16));
         doubled.min(self.options.request_ticks_max)
     }
 
@@ -126,46 +150,48 @@ impl Replica {
     /// halves it. Else one that orders little, each time just before the end of a patience that had grown, would keep it that long.
     fn calm_down(&mut self) {
         if !self.is_active || mutated!(self.options, PatienceOnlyGrows) {
-            self.calm_since = self.now;
+            self.suspicion.calm_since = self.now;
         }
-        let is_calm = self.waiting.is_none() || self.progress_at > self.calm_since;
-        if is_calm && self.now.since(self.calm_since) >= self.patience() {
-            self.failures = self.failures.saturating_sub(1);
-            self.calm_since = self.now;
+        let is_calm =
+            self.suspicion.waiting.is_none() || self.suspicion.progress_at > self.suspicion.calm_since;
+        if is_calm && self.now.since(self.suspicion.calm_since) >= self.patience() {
+            self.suspicion.failures = self.suspicion.failures.saturating_sub(1);
+            self.suspicion.calm_since = self.now;
         }
     }
 
     /// The wait for the oldest request begins.
     pub(super) fn start_waiting(&mut self) {
-        self.waiting = self.custody.oldest().map(Waiting::begin);
+        self.suspicion.waiting = self.custody.oldest().map(Waiting::begin);
     }
 
     fn watch_primary(&mut self, elapsed: u64) {
         // A process that was held up did not watch meanwhile.
         let mut elapsed = elapsed.min(self.options.request_ticks / 4);
-        if self.waiting.map(|waiting| waiting.arrival) != self.custody.oldest() {
+        if self.suspicion.waiting.map(|waiting| waiting.arrival) != self.custody.oldest() {
             self.start_waiting();
             elapsed = 0;
         }
         let (standing, patience) = (self.standing(), self.patience());
         if mutated!(self.options, RestartWait) && standing != Standing::UpToDate {
-            return self.waiting = None;
+            return self.suspicion.waiting = None;
         }
-        let Some(mut waiting) = self.waiting else { return };
+        let Some(mut waiting) = self.suspicion.waiting else { return };
         waiting.pass(elapsed, standing, patience);
-        self.waiting = Some(waiting);
+        self.suspicion.waiting = Some(waiting);
         if waiting.stands_still {
             return;
         }
         let Waiting { arrival, waited, shown_at, .. } = waiting;
         let is_overtaken = shown_at.is_some_and(|(then, slots)| {
-            waited >= then + patience / 4 && self.fresh_slots > slots + self.config.window.interval
+            waited >= then + patience / 4 && self.suspicion.fresh_slots > slots + self.config.window.interval
         });
         if waited >= patience || is_overtaken || self.is_primary_slow(patience) {
             return self.give_up();
         }
         if waited >= patience / 2 && shown_at.is_none() {
-            self.waiting = Some(Waiting { shown_at: Some((waited, self.fresh_slots)), ..waiting });
+            self.suspicion.waiting =
+                Some(Waiting { shown_at: Some((waited, self.suspicion.fresh_slots)), ..waiting });
             if let Some(bytes) = self.custody.bytes_of(arrival) {
                 self.broadcast(&Message::Requests(bytes), None);
                 self.custody.told(Some(arrival));
@@ -175,32 +201,32 @@ impl Replica {
 
     fn is_primary_slow(&mut self, patience: u64) -> bool {
         // Each view that failed makes slower primaries bearable.
-        let shortest = self.options.pace_ticks.saturating_mul(1 << self.failures.min(16));
+        let shortest = self.options.pace_ticks.saturating_mul(1 << self.suspicion.failures.min(16));
         let shortest = shortest.min(self.options.request_ticks_max.max(self.options.pace_ticks));
         let gathered = if mutated!(self.options, PaceOfManyAlone) { 1 } else { PACE_INTERVALS_MAX };
         let interval = shortest..=shortest.saturating_mul(gathered);
-        self.primary() != self.me && self.pace.is_slow(self.now, interval, patience)
+        self.primary() != self.me && self.suspicion.pace.is_slow(self.now, interval, patience)
     }
 
     /// The primary of this view, or of the one that should begin, is given up.
     pub(super) fn give_up(&mut self) {
         // What grows no more has not to shrink either.
-        self.failures += u32::from(self.patience() < self.options.request_ticks_max);
+        self.suspicion.failures += u32::from(self.patience() < self.options.request_ticks_max);
         self.leave_for(View(self.view.0 + 1));
     }
 
     /// The next slot was executed; `is_fresh` if this view's primary proposed it freely, `is_stale` if that came with an old time.
     pub(super) fn note_progress(&mut self, is_fresh: bool, is_stale: bool) {
         assert!(is_fresh || !is_stale, "the time of what was proposed anew says nothing");
-        self.progress_at = self.now;
-        self.fresh_slots += u64::from(is_fresh);
-        if let Some(waiting) = &mut self.waiting {
+        self.suspicion.progress_at = self.now;
+        self.suspicion.fresh_slots += u64::from(is_fresh);
+        if let Some(waiting) = &mut self.suspicion.waiting {
             waiting.missed |= !is_fresh;
         }
-        self.calm_slots += 1;
-        if self.calm_slots >= self.config.window.interval {
-            self.calm_slots = 0;
-            self.failures = self.failures.saturating_sub(1);
+        self.suspicion.calm_slots += 1;
+        if self.suspicion.calm_slots >= self.config.window.interval {
+            self.suspicion.calm_slots = 0;
+            self.suspicion.failures = self.suspicion.failures.saturating_sub(1);
         }
         if is_stale && self.is_active && self.primary() != self.me {
             self.give_up();

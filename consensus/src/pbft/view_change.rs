@@ -25,8 +25,8 @@ impl Replica {
         self.view = view;
         self.is_active = false;
         self.new_view = None;
-        self.new_view_deadline = None;
-        self.waiting = None;
+        self.suspicion.new_view_deadline = None;
+        self.suspicion.waiting = None;
         self.slots.values_mut().for_each(crate::pbft::slot::SlotState::leave_view);
         if mutated!(self.options, ForgetPrepared) {
             self.slots.values_mut().for_each(|state| state.prepared = None);
@@ -43,7 +43,7 @@ impl Replica {
         let above = self.slots.range(self.stable_slot().next()..);
         let in_window = above.filter(|(slot, _)| self.config.is_in_window(self.stable_slot(), **slot));
         let prepared = in_window.filter_map(|(_, state)| state.prepared.clone()).collect();
-        let body = ViewChangeBody { stable: self.stable.clone(), prepared };
+        let body = ViewChangeBody { stable: self.checkpoints.stable.clone(), prepared };
         let bytes = codec::encode(&body);
         let signature = self.sign(Statement::ViewChange(view, body_digest(&bytes)));
         (ViewChange { signer: self.me, view, body: bytes, signature }, body)
@@ -88,8 +88,8 @@ impl Replica {
             return self.begin_view();
         }
         let gone = self.view_changes.values().filter(|(message, _)| message.view >= self.view).count();
-        if self.new_view_deadline.is_none() && gone >= self.quorum() {
-            self.new_view_deadline = Some(self.now.plus(self.patience()));
+        if self.suspicion.new_view_deadline.is_none() && gone >= self.quorum() {
+            self.suspicion.new_view_deadline = Some(self.now.plus(self.patience()));
         }
     }
 
@@ -139,7 +139,7 @@ impl Replica {
         self.view = view;
         self.is_active = true;
         self.new_view = Some(message);
-        self.new_view_deadline = None;
+        self.suspicion.new_view_deadline = None;
         self.view_changes.retain(|_, (other, _)| other.view > view);
         let started_at = plan.stable.as_ref().map_or(Slot::ZERO, |stable| stable.slot);
         self.first_fresh = first_fresh(&plan);
@@ -149,11 +149,11 @@ impl Replica {
         let last = self.first_fresh.previous();
         self.next = last.max(self.stable_slot()).next();
         self.custody.requeue();
-        self.pace.restart(self.now);
+        self.suspicion.pace.restart(self.now);
         self.start_waiting();
         if self.stable_slot() > started_at {
             // Others count these slots as done only when they see the proof.
-            let certificate = self.stable.clone().expect("a later checkpoint has a certificate");
+            let certificate = self.checkpoints.stable.clone().expect("a later checkpoint has a certificate");
             self.broadcast(&Message::Stable(certificate), None);
         }
         for ((slot, digest), signature) in plan.proposals.into_iter().zip(signatures) {
