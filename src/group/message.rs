@@ -29,7 +29,7 @@ pub(super) enum GroupMessage {
     Take {
         /// Which transfer.
         transfer: u64,
-        /// The parts in which it differs from what the sender has.
+        /// The parts in which it differs from what the sender has, or that cannot be read there.
         parts: PartSet,
     },
     /// A piece of a snapshot.

@@ -1,7 +1,7 @@
 //! A group alone, over a store that a crash left in the middle of something.
 
 use super::message::{Offer, Piece};
-use super::state::install::{Install, Own};
+use super::state::install::{Here, Install};
 use super::*;
 use crate::kv::{PartSet, Parts, Reached, StateRoot};
 use crate::limits::Limits;
@@ -139,9 +139,9 @@ fn taking(root: &StateRoot, earlier: Option<Install>) -> Install {
     let (storage, _) = MemoryDisk::default().open();
     let applied = Reached { epoch: 1, slot: 7, ..Reached::default() };
     let offer = Offer { transfer: 3, applied, hashes: root.hashes(), proof: Bytes::new() };
-    let own = Own { root: StateRoot::empty(parts()), has_pieces: false, unreadable: PartSet::default() };
+    let here = Here { root: StateRoot::empty(parts()), has_pieces: false, unreadable: PartSet::default() };
     let from = (NodeId(2), &offer);
-    Install::offered(&storage, parts(), from, root.clone(), &own, earlier).unwrap().0
+    Install::offered(&storage, parts(), from, root.clone(), &here, earlier).unwrap().0
 }
 
 fn give(install: &mut Install, index: u64, rows: &[Row], is_last: bool) -> bool {

@@ -2,7 +2,7 @@
 
 use super::machine::Machine;
 use super::overlay::Overlay;
-use super::record::{self, Earlier};
+use super::record::{self, Earlier, is_sealed};
 use crate::error::StorageError;
 use crate::limits::OVERLAY_BYTES_STREAMING_MAX;
 use crate::storage::{StateWrite, Storage};
@@ -51,7 +51,8 @@ impl Machine {
         if let Some(root) = &mut self.root {
             // The tree holds what the last checkpoint wrote: nothing else is between it and these rows.
             for (raw, record) in &writes {
-                let old = storage.get(raw)?;
+                // What cannot be read is in no sum: a walk leaves it out, and whoever writes over it unread takes nothing away.
+                let old = storage.get(raw)?.filter(|old| is_sealed(raw, old));
                 root.change(raw, old.as_ref(), record.as_ref());
             }
             root.take_writes(&mut writes);

@@ -2,15 +2,15 @@
 //!
 //! Damage is found by a scrub, by a record that cannot be read, by the roots that other replicas signed, or at the start.
 //! The engine is told, or tells; from then on the group executes and answers nothing and gives its state to nobody
-//! (consensus, `pbft::repair`). What the tree holds is walked, so that only the parts that differ from the proven state are
-//! fetched ([`super::install`]). If the log reaches back to slot 0, the empty state takes its place and nothing is fetched.
+//! (consensus, `pbft::repair`). What the tree holds is walked, so that only the parts that differ from the proven state, or
+//! cannot be read here, are fetched ([`crate::group::state::install`]). If the log reaches back to slot 0, the empty state takes its place and nothing is fetched.
 //!
 //! A mark in the tree keeps the damage known over a crash. If the tree itself cannot be walked, the node is asked for a new
 //! one; every group of the node then repairs its state.
 
 use super::scrub::Walk;
 use crate::error::StorageError;
-use crate::group::state::install::{Install, Own};
+use crate::group::state::install::{Here, Install};
 use crate::group::{Group, Output};
 use crate::kv::{self, Machine, Reached};
 use crate::storage::{CommitId, StateWrite, Storage, keys};
@@ -30,11 +30,16 @@ pub(in crate::group) struct Repair {
 }
 
 impl Repair {
+    /// Whether the tree was walked.
+    pub(in crate::group) fn has_walked(&self) -> bool {
+        self.is_walked && self.walk.is_some()
+    }
+
     /// What the tree holds, once it was walked.
-    pub(in crate::group) fn found(&self) -> Option<Own> {
+    pub(in crate::group) fn found(&self) -> Option<Here> {
         let walk = self.walk.as_ref().filter(|_| self.is_walked)?;
         let (root, has_pieces, unreadable) = (walk.found.clone(), walk.has_pieces, walk.unreadable);
-        Some(Own { root, has_pieces, unreadable })
+        Some(Here { root, has_pieces, unreadable })
     }
 }
 
@@ -55,6 +60,13 @@ impl Group {
     #[must_use]
     pub fn scrubs(&self) -> u64 {
         self.signed.as_ref().map_or(0, |signed| signed.scrub.passes)
+    }
+
+    /// What was walked is not what is there any more: it is walked anew before another state is held to it.
+    pub(in crate::group) fn walk_anew(&mut self) {
+        if let Some(repair) = self.signed.as_mut().and_then(|signed| signed.repair.as_mut()) {
+            (repair.walk, repair.is_walked) = (None, false);
+        }
     }
 
     pub(in crate::group) fn is_repairing(&self) -> bool {
@@ -168,9 +180,8 @@ impl Group {
         }
         self.carry_out(storage)?;
         self.tree.replace(commit);
-        let repair = self.signed.as_mut().and_then(|signed| signed.repair.as_mut());
-        let repair = repair.expect("the state was just lost");
-        (repair.walk, repair.is_walked) = (None, false);
+        assert!(self.is_repairing(), "the state was just lost");
+        self.walk_anew();
         Ok(vec![damage_mark(self.tenure().group()), kv::tenure_row(self.tenure())])
     }
 

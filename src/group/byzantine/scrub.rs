@@ -1,5 +1,5 @@
 //! Looking for damage before somebody needs what is damaged: rows are read, part by part, and held against the hash that
-//! the root of the state is made of.
+//! the root of the state is made of. A row that cannot be read, or belongs nowhere, is damage by itself: no sum says anything of it.
 //!
 //! The tree must stand still meanwhile, as for a snapshot: a part is walked while no checkpoint is being written to it, and
 //! those that come wait. If too many do, the walk is given up and begun again later: it is in no hurry.
@@ -21,18 +21,22 @@ const PARTS_ABOUT: u8 = 66;
 /// A walk over the rows of some parts, as they lie in the tree.
 #[derive(Debug)]
 pub(in crate::group) struct Walk {
-    rest: VecDeque<(Bytes, Bytes)>,
+    /// Ranges of keys, and the part that each is of.
+    rest: VecDeque<(u8, Bytes, Bytes)>,
     /// What the parts that were walked come to.
     pub(in crate::group) found: StateRoot,
     /// Whether a value of several records was among them.
     pub(in crate::group) has_pieces: bool,
-    /// Parts with a row that cannot be read. Their sums say nothing of it, and agree with the right ones where it should not be there.
+    /// Parts with a row that cannot be read, or whose key is none. Their sums say nothing of it, and agree with the right ones where it
+    /// should not be there.
     pub(in crate::group) unreadable: PartSet,
 }
 
 impl Walk {
     pub(in crate::group) fn over(some: PartSet, parts: Parts) -> Self {
-        let rest = parts.bounds_of(some).into();
+        let known = some.iter().filter(|part| *part < parts.count());
+        let ranges = |part| parts.bounds(part).into_iter().map(move |(from, to)| (part, from, to));
+        let rest = known.flat_map(ranges).collect();
         Self { rest, found: StateRoot::empty(parts), has_pieces: false, unreadable: PartSet::default() }
     }
 
@@ -40,7 +44,7 @@ impl Walk {
     pub(in crate::group) fn step(&mut self, storage: &dyn Storage) -> Result<bool, StorageError> {
         let mut bytes = 0;
         while bytes < STEP_BYTES
-            && let Some((from, to)) = self.rest.front_mut()
+            && let Some((part, from, to)) = self.rest.front_mut()
         {
             let rows = storage.scan(from, to, STEP_BYTES - bytes)?;
             let Some((last, _)) = rows.last() else {
@@ -50,12 +54,11 @@ impl Walk {
             *from = Bytes::from([last.as_ref(), &[0]].concat());
             for (raw, record) in &rows {
                 bytes += raw.len() + record.len();
-                self.has_pieces |= raw.first() == Some(&b'c');
-                // What has a wrong checksum is missing: the sum of its part may say nothing of it.
-                if kv::is_sealed(raw, record) {
+                if kv::is_sealed(raw, record) && self.found.parts().part_of(raw) == Some(*part) {
+                    self.has_pieces |= raw.first() == Some(&b'c');
                     self.found.change(raw, None, Some(record));
-                } else if let Some(part) = self.found.parts().part_of(raw) {
-                    self.unreadable.insert(part);
+                } else {
+                    self.unreadable.insert(*part);
                 }
             }
         }

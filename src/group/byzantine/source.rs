@@ -1,7 +1,7 @@
 //! Byzantine mode: from whom a whole state is taken, and for how long.
 //!
 //! A replica that no log reaches asks one replica after the other. Each offers the sums of the parts of its state, which a
-//! stable checkpoint proves; the parts that differ are gathered aside, and each is held against its sum. Whoever gives
+//! stable checkpoint proves; the parts that differ, or cannot be read here, are gathered aside, and each is held against its sum. Whoever gives
 //! what is not in the offer, or gives too slowly, is left for another, who goes on with the parts that held.
 //!
 //! Invariants:
@@ -11,7 +11,7 @@
 
 use crate::error::StorageError;
 use crate::group::message::{GroupMessage, Offer, encode};
-use crate::group::state::install::{Install, Own};
+use crate::group::state::install::{Here, Install};
 use crate::group::{Group, Output};
 use crate::kv::{PartSet, StateRoot};
 use crate::limits::{SOURCE_BYTES_PER_SECOND, SOURCE_PATIENCE_MILLIS};
@@ -131,7 +131,7 @@ impl Group {
         true
     }
 
-    /// Another replica has a state to give: the parts that differ from what is here are taken, if it is proved to be right.
+    /// Another replica has a state to give: the parts that differ from what is here, or cannot be read, are taken, if it is proved to be right.
     pub(in crate::group) fn on_offer(
         &mut self,
         storage: &dyn Storage,
@@ -153,8 +153,7 @@ impl Group {
         // One at a time, and one offer of each: to begin anew costs more than to offer.
         let is_given = self.taking.install.as_ref().is_some_and(|install| install.source().is_some());
         let is_news = self.is_repairing() || offer.applied.slot > self.machine.reached().slot;
-        if is_given || self.taking.is_gathered() || !is_news || !self.tree.is_quiet() || self.own().is_none()
-        {
+        if is_given || self.taking.is_gathered() || !is_news || !self.tree.is_quiet() || !self.is_known() {
             return Ok(());
         }
         let replica = self.replica_of(from).expect("messages come from replicas of this group");
@@ -179,14 +178,22 @@ impl Group {
         if self.tree.is_quiet() { self.begin_taking(storage, from, offer, root) } else { Ok(()) }
     }
 
+    /// Whether it is known what is here.
+    fn is_known(&self) -> bool {
+        match self.signed.as_ref().and_then(|signed| signed.repair.as_ref()) {
+            Some(repair) => repair.has_walked(),
+            None => self.machine.root_of_tree().is_some(),
+        }
+    }
+
     /// The state that is here, to which an offered one is held; none yet if the tree is still being walked for that, or written to. The offer
     /// will come again.
-    fn own(&self) -> Option<Own> {
+    fn here(&self) -> Option<Here> {
         match self.signed.as_ref().and_then(|signed| signed.repair.as_ref()) {
             Some(repair) => repair.found(),
             None => {
                 let root = self.machine.root_of_tree()?.clone();
-                Some(Own {
+                Some(Here {
                     root,
                     has_pieces: self.machine.reached().has_pieces,
                     unreadable: PartSet::default(),
@@ -203,9 +210,9 @@ impl Group {
         root: StateRoot,
     ) -> Result<(), StorageError> {
         let parts = self.machine.parts();
-        let Some(own) = self.own() else { return Ok(()) };
+        let Some(here) = self.here() else { return Ok(()) };
         let earlier = self.taking.install.take();
-        let (install, clearing) = Install::offered(storage, parts, (from, offer), root, &own, earlier)?;
+        let (install, clearing) = Install::offered(storage, parts, (from, offer), root, &here, earlier)?;
         let parts = install.asked();
         self.taking.install = Some(install);
         self.tree.write_before(clearing);

@@ -15,7 +15,7 @@
 //! answers nothing.
 //!
 //! In crash mode the leader is believed and everything is replaced. In Byzantine mode nobody is: an [`Offer`] names the
-//! hashes of all parts, which a stable checkpoint proves; only the parts that differ from what is here are taken, and each is
+//! hashes of all parts, which a stable checkpoint proves; only the parts that differ from what is here, or cannot be read, are taken, and each is
 //! held against its hash as soon as its last row is there. Rows come in strictly ascending order: a row that came twice would
 //! count twice in the hash and once in the state. Parts that held stay when another replica must go on.
 
@@ -57,7 +57,7 @@ pub(in crate::group) struct Install {
 
 /// Byzantine mode: the state that is here, to which an offered one is held.
 #[derive(Clone, Debug)]
-pub(in crate::group) struct Own {
+pub(in crate::group) struct Here {
     pub(in crate::group) root: StateRoot,
     /// Whether values of several records may be in it.
     pub(in crate::group) has_pieces: bool,
@@ -178,18 +178,18 @@ impl Install {
         Ok((install, writes))
     }
 
-    /// Begins to gather those parts of an offered state that differ from what is here, `own`, or cannot be read here. What an earlier attempt
+    /// Begins to gather those parts of an offered state that differ from what is here, or cannot be read here. What an earlier attempt
     /// gathered and is in the offered state too, stays.
     pub(in crate::group) fn offered(
         storage: &dyn Storage,
         of: Parts,
         (from, offer): (NodeId, &Offer),
         root: StateRoot,
-        own: &Own,
+        here: &Here,
         earlier: Option<Self>,
     ) -> Result<(Self, Vec<Vec<StateWrite>>), StorageError> {
-        let differing = root.differing(&own.root);
-        let parts = PartSet::of(|part| differing.contains(*part) || own.unreadable.contains(*part));
+        let differing = root.differing(&here.root);
+        let parts = PartSet::of(|part| differing.contains(*part) || here.unreadable.contains(*part));
         let earlier = earlier.and_then(|install| install.proven);
         let is_kept = |earlier: &Proven, part| {
             parts.contains(part) && earlier.held.contains(part) && earlier.root.agrees(&root, part)
@@ -200,7 +200,7 @@ impl Install {
         let staged =
             bounds.map(|(from, to)| (keys::staged(of.group(), &from), keys::staged(of.group(), &to)));
         let writes = removals(storage, staged)?;
-        let has_pieces = own.has_pieces || earlier.is_some_and(|earlier| earlier.has_pieces);
+        let has_pieces = here.has_pieces || earlier.is_some_and(|earlier| earlier.has_pieces);
         let (applied, gathered) = (offer.applied.clone(), StateRoot::empty(of));
         let proven = Proven { applied, root, gathered, held, earlier: held, at: None, has_pieces };
         let install =

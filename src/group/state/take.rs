@@ -172,7 +172,11 @@ impl Group {
         self.taking.install = None;
         self.machine = match self.load_installed(storage) {
             Ok(machine) => machine,
-            Err(error) => return self.on_damage(storage, error),
+            Err(error) => {
+                // What went bad meanwhile may be in a part that was held to be right.
+                self.walk_anew();
+                return self.on_damage(storage, error);
+            }
         };
         assert_eq!(self.machine.reached(), &applied, "the snapshot is in place");
         self.tree.durable_slot = applied.slot;

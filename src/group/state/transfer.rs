@@ -8,7 +8,7 @@
 
 use crate::error::StorageError;
 use crate::group::message::{GroupMessage, Piece, RowHasher, encode};
-use crate::kv::{PartSet, Parts, Reached};
+use crate::kv::{self, PartSet, Parts, Reached};
 use crate::limits::{
     OVERLAY_BYTES_STREAMING_MAX, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_PATIENCE_MILLIS, SNAPSHOT_WINDOW,
     SOURCE_BYTES_PER_SECOND, SOURCE_PATIENCE_MILLIS,
@@ -133,6 +133,10 @@ impl Transfer {
     fn read_rows(&mut self, storage: &dyn Storage) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
         while let Some((from, to)) = self.ranges.front_mut() {
             let rows = storage.scan(from, to, SNAPSHOT_CHUNK_BYTES)?;
+            if let Some((raw, _)) = rows.iter().find(|(raw, record)| !kv::is_sealed(raw, record)) {
+                let what = format!("record {}", raw.escape_ascii());
+                return Err(StorageError::corrupt(what, "its checksum is wrong"));
+            }
             if let Some((last, _)) = rows.last() {
                 *from = Bytes::from([last.as_ref(), &[0]].concat());
                 return Ok(rows);
@@ -193,7 +197,8 @@ mod tests {
     fn a_receiver_has_time_in_proportion_to_what_it_has_stored() {
         let disk = MemoryDisk::default();
         for index in 0..1_000 {
-            disk.tamper(&keys::data(Position(index), b"k"), Some(Bytes::from(vec![0; 5_000])));
+            let raw = keys::data(Position(index), b"k");
+            disk.tamper(&raw, Some(kv::seal(&raw, &[0; 5_000])));
         }
         let (storage, _) = disk.open();
         let parts = Parts::from(&found_without_keys(1, 3, 3)[0]);

@@ -136,6 +136,33 @@ fn what_should_not_be_there_and_cannot_be_read_is_gone_after_one_repair() {
     world.calm_and_judge();
 }
 
+/// The same where nobody scrubs, in the other kinds of rows, and one whose key is none.
+#[test]
+fn what_belongs_nowhere_is_gone_after_a_repair_whatever_kind_of_row_it_is() {
+    let session = keys::session_bounds(GROUP).0;
+    let stray = |end: &[u8]| Bytes::from([&session[..], end].concat());
+    for (seed, raw) in [
+        (30, keys::data(Position(0x7000_0000_0000_0000), b"stray")),
+        (31, stray(&[9; 24])),
+        (32, stray(&[9; 7])),
+    ] {
+        let mut world = world(seed, 0);
+        world.retire_clients();
+        world.run(1_000);
+        world.crash(DAMAGED, 0);
+        world.nodes[DAMAGED].disk.tamper(&raw, Some(kv::seal(&raw, b"of nobody")));
+        // Whoever reads it, finds it; where nothing does, something else begins the repair.
+        world.nodes[DAMAGED].disk.tamper(&keys::applied(GROUP), Some(Bytes::from_static(b"nonsense")));
+        world.start(DAMAGED);
+        wait_for_repair(&mut world);
+        assert_eq!(world.nodes[DAMAGED].disk.rows(&raw), [], "seed {seed}");
+        world.resume_clients();
+        world.run(2_000);
+        assert_eq!(repairs(&world), 1, "seed {seed}: once");
+        world.calm_and_judge();
+    }
+}
+
 #[test]
 fn a_changed_session_is_refuted_by_the_roots_of_the_others() {
     let mut world = world(13, 0);
