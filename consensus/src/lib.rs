@@ -1,8 +1,9 @@
 //! Ordering protocols of Tetrachord as pure state machines.
 //!
 //! A group of replicas agrees on one sequence of commands. This crate holds the protocols that do it and nothing
-//! else: no clock, no disk, no network, no threads, no randomness of its own. [`engine`] is the face: events in,
-//! effects out. [`paxos`] is Multi-Paxos for crash faults, [`pbft`] is PBFT with signed messages for replicas that lie.
+//! else: no clock, no disk, no network, no threads, no randomness of its own. [`engine`] is the face that
+//! both share: events in, effects out. [`paxos`] is Multi-Paxos for crash faults, [`pbft`] is PBFT with signed messages for replicas that lie;
+//! each adds what clients ask of it.
 //!
 //! Read in this order: [`types`], [`quorum`], [`config`], [`engine`], then the essays of [`paxos`] and [`pbft`].
 //!

@@ -40,7 +40,6 @@ fn handed_out_from() -> u16 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "test code")]
 mod tests {
     use super::*;
 

@@ -60,7 +60,6 @@ pub fn check(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "test code")]
 mod tests {
     use super::*;
     use crate::kv::{Envelope, Write};

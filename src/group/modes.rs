@@ -1,4 +1,4 @@
-//! What differs between the two modes, besides what only one of them has: every difference in one place, with its reason.
+//! What differs between the two modes in a group that runs, besides what only one of them has: each difference by a name, with its reason.
 //!
 //! In crash mode replicas stop, but do not lie: what the leader says is so. In Byzantine mode some lie, so nothing counts that is not
 //! proved, and nobody is waited for who may be slow on purpose.

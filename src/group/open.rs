@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! * whoever has applied something has promised something: without a record of that, this replica must not vote;
-//! * a state that another is being put in the place of is neither: what is there of it is not looked at;
+//! * while another state is being put in place, what is stored is neither the old one nor the new: it is not looked at;
 //! * in Byzantine mode a state that cannot be read is repaired, not refused: others can prove theirs.
 
 use super::byzantine::{Byzantine, Signed};

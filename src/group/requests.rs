@@ -17,7 +17,7 @@ use tetrachord_consensus::{Proposal, ReplicaId};
 impl Group {
     /// Takes a request to be ordered, with what it asks and its bytes.
     pub fn write(&mut self, account: Account, ticket: Ticket, command: &Command, bytes: Bytes) {
-        if !self.is_leading() {
+        if !self.is_leading() || self.is_byzantine() {
             self.answer(ticket, Outcome::NotLeader);
         } else if let Some(reply) = self.refusal_to_open(command) {
             let slot = self.machine.reached().slot;
@@ -38,7 +38,7 @@ impl Group {
 
     /// Takes a linearizable read. Those that arrive together are confirmed together, by [`Self::flush`].
     pub fn read(&mut self, ticket: Ticket, key: Bytes) {
-        if self.is_leading() {
+        if self.is_leading() && !self.is_byzantine() {
             self.pipeline.push_read(ticket, key);
         } else {
             self.answer(ticket, Outcome::NotLeader);

@@ -106,7 +106,7 @@ impl Replica {
         }
     }
 
-    /// A replica has gathered a piece, or refuses what it cannot append yet.
+    /// A replica says how much it has gathered: because a piece came, because it cannot append yet what came, or in answer to a heartbeat.
     pub(super) fn on_need_sync(&mut self, from: ReplicaId, view: LogView) {
         let ballot = self.promised();
         if view.accepted >= ballot || !view.is_sound() {
