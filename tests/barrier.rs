@@ -1,5 +1,5 @@
 //! The system calls of a running node: what an answer rests on is synced. That nothing is sent before is shown by the
-//! watcher of `src/node/tests.rs`.
+//! watchers of the simulator.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
 mod common;

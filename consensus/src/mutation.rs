@@ -134,6 +134,12 @@ pub enum Mutation {
     /// Around the engines: nobody remembers that a request was cancelled.
     #[cfg(feature = "mutants")]
     ForgetCancels,
+    /// Around the engines: sessions are kept in memory only.
+    #[cfg(feature = "mutants")]
+    ForgetSessions,
+    /// Nodes around PBFT: the root of a state does not cover what clients were answered.
+    #[cfg(feature = "mutants")]
+    LeaveOutSessions,
     /// Around the engines: of the log as much is kept for whoever lags or is given a state as for anybody.
     #[cfg(feature = "mutants")]
     PinNothing,
@@ -204,7 +210,7 @@ impl Mutation {
 
     /// Every defect of what a node does around its engines.
     #[cfg(feature = "mutants")]
-    pub const NODE: [Self; 7] = [
+    pub const NODE: [Self; 8] = [
         Self::ReplaceWithoutAll,
         Self::VoteUnknown,
         Self::NoteAnew,
@@ -212,6 +218,7 @@ impl Mutation {
         Self::HearAtOnce,
         Self::IgnoreShares,
         Self::ForgetCancels,
+        Self::ForgetSessions,
     ];
 
     /// Every defect of a client in crash mode.
@@ -276,6 +283,24 @@ impl Mutation {
         false
     }
 
+    /// Whether a restart finds no sessions.
+    #[must_use]
+    pub fn forgets_sessions(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::ForgetSessions;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
+    /// Whether a state's root does not cover its sessions.
+    #[must_use]
+    pub fn leaves_out_sessions(self) -> bool {
+        #[cfg(feature = "mutants")]
+        return self == Self::LeaveOutSessions;
+        #[cfg(not(feature = "mutants"))]
+        false
+    }
+
     /// Whether a node replaces its log without the records of an engine that has stopped.
     #[must_use]
     pub fn replaces_without_all(self) -> bool {
@@ -323,7 +348,8 @@ impl Mutation {
 
     /// Every defect of what is around PBFT in a node: the cores alone cannot show them.
     #[cfg(feature = "mutants")]
-    pub const BYZANTINE_NODES: [Self; 3] = [Self::AnySignOfLife, Self::IgnoreShares, Self::OneLine];
+    pub const BYZANTINE_NODES: [Self; 4] =
+        [Self::AnySignOfLife, Self::IgnoreShares, Self::LeaveOutSessions, Self::OneLine];
 
     /// Whether signatures are checked in one line for all.
     #[must_use]

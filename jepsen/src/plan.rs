@@ -43,6 +43,9 @@ const DEADLINE_MILLIS: u64 = 6_000;
 /// So are those that have little patience: much of what they ask is under way when they cancel it.
 const HASTY_MILLIS: u64 = 2_500;
 
+/// States are read through this often, in milliseconds.
+const SCRUB_MILLIS: u64 = 3_000;
+
 /// A run, as its seed draws it.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -102,6 +105,8 @@ pub struct Plan {
     pub window: Window,
     /// Byzantine mode: what waits for so long costs a primary its view, in milliseconds.
     pub request_millis: u64,
+    /// Byzantine mode: between two scrubs of a state, in milliseconds; 0 for none.
+    pub scrub_millis: u64,
     /// Requests in one burst of a client that means no good.
     pub flood_requests: u32,
     /// Byzantine mode: the only lie that liars tell, if they do not tell one after the other.
@@ -180,6 +185,7 @@ impl Plan {
                 Window::default(),
             ][random.index(3)],
             request_millis: [400, 400, 1_000][random.index(3)],
+            scrub_millis: SCRUB_MILLIS,
             flood_requests: 20,
             lie: (random.below(4) == 0).then(|| Lie::ALL[random.index(Lie::ALL.len())]),
             shows_all: false,

@@ -117,13 +117,24 @@ pub(super) fn decode(body: &[u8]) -> Option<GroupMessage> {
         .map(|(message, _)| message)
 }
 
-/// The engine's message in a group message, for watchers that hold it against the disk, or against earlier ones; None if it is not
-/// the engine that speaks.
+/// What watchers make of a message between two replicas of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Overheard {
+    /// The engine speaks: its message, to be held against the disk, or against earlier ones.
+    Engine(Bytes),
+    /// So many parts of a state are asked for.
+    TakesParts(usize),
+    /// Anything else about states, or nonsense.
+    Other,
+}
+
+/// Listens to a message between two replicas of a group.
 #[must_use]
-pub fn engine_message(body: &[u8]) -> Option<Bytes> {
-    match decode(body)? {
-        GroupMessage::Engine(message) => Some(message),
-        _ => None,
+pub fn overhear(body: &[u8]) -> Overheard {
+    match decode(body) {
+        Some(GroupMessage::Engine(message)) => Overheard::Engine(message),
+        Some(GroupMessage::Take { parts, .. }) => Overheard::TakesParts(parts.iter().count()),
+        _ => Overheard::Other,
     }
 }
 
@@ -131,13 +142,4 @@ pub fn engine_message(body: &[u8]) -> Option<Bytes> {
 #[must_use]
 pub fn as_engine(message: Bytes) -> Bytes {
     encode(&GroupMessage::Engine(message))
-}
-
-/// How many parts of a state a message asks for, for watchers.
-#[cfg(test)]
-pub(crate) fn parts_taken(body: &[u8]) -> usize {
-    match decode(body) {
-        Some(GroupMessage::Take { parts, .. }) => parts.iter().count(),
-        _ => 0,
-    }
 }

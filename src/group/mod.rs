@@ -41,10 +41,8 @@ use crate::ring::{NodeId, Tenure};
 use crate::storage::{CommitId, Storage};
 use crate::ticket::Ticket;
 use bytes::Bytes;
-#[cfg(test)]
-pub(crate) use message::parts_taken;
 use message::{GroupMessage, decode, encode};
-pub use message::{as_engine, engine_message};
+pub use message::{Overheard, as_engine, overhear};
 use pipeline::Pipeline;
 use seat::{Due, Seat};
 use state::{Giving, Pressure, Retention, Taking, Tree};
@@ -223,8 +221,8 @@ impl Group {
     }
 
     /// Byzantine mode: slots that are decided and wait for room to be executed, for watchers.
-    #[cfg(test)]
-    pub(crate) fn decided_and_waiting(&self) -> usize {
+    #[must_use]
+    pub fn decided_and_waiting(&self) -> usize {
         self.signed.as_ref().map_or(0, |signed| signed.held.len())
     }
 
@@ -301,12 +299,6 @@ impl Group {
         self.pipeline.applied(slot);
         self.share_digest(slot.0);
         Ok(())
-    }
-
-    /// The broken variant that keeps sessions in memory only.
-    #[cfg(test)]
-    pub(crate) fn forget_sessions(&mut self) {
-        self.machine.forget_sessions();
     }
 }
 

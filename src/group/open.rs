@@ -46,8 +46,13 @@ impl Settings {
     /// What the state machine holds clients to.
     fn rules(&self) -> kv::Rules {
         let mutation = self.options.mutation;
-        let (ignores_shares, forgets_cancels) = (mutation.ignores_shares(), mutation.forgets_cancels());
-        kv::Rules { limits: self.limits, ignores_shares, forgets_cancels }
+        kv::Rules {
+            limits: self.limits,
+            ignores_shares: mutation.ignores_shares(),
+            forgets_cancels: mutation.forgets_cancels(),
+            forgets_sessions: mutation.forgets_sessions(),
+            leaves_out_sessions: mutation.leaves_out_sessions(),
+        }
     }
 }
 

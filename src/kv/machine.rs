@@ -24,11 +24,21 @@ pub struct Rules {
     pub ignores_shares: bool,
     /// The broken variant in which nobody remembers that a request was cancelled.
     pub forgets_cancels: bool,
+    /// The broken variant that keeps sessions in memory only.
+    pub forgets_sessions: bool,
+    /// The broken variant whose root does not cover what clients were answered.
+    pub leaves_out_sessions: bool,
 }
 
 impl From<Limits> for Rules {
     fn from(limits: Limits) -> Self {
-        Self { limits, ignores_shares: false, forgets_cancels: false }
+        Self {
+            limits,
+            ignores_shares: false,
+            forgets_cancels: false,
+            forgets_sessions: false,
+            leaves_out_sessions: false,
+        }
     }
 }
 
@@ -62,8 +72,13 @@ impl Machine {
         rules: impl Into<Rules>,
     ) -> Result<Self, StorageError> {
         let (reached, rules) = (Reached::load(storage, &tenure)?, rules.into());
-        let sessions = Sessions::load(storage, tenure.group())?.under(rules);
-        Ok(Self { reached, sessions, ..Self::empty(tenure, rules) })
+        let group = tenure.group();
+        let empty = Self::empty(tenure, rules);
+        if rules.forgets_sessions {
+            return Ok(Self { reached, ..empty });
+        }
+        let sessions = Sessions::load(storage, group)?.under(rules);
+        Ok(Self { reached, sessions, ..empty })
     }
 
     /// A state that nothing was applied to, whatever is stored.
@@ -105,7 +120,7 @@ impl Machine {
     /// How the state is cut to be hashed.
     #[must_use]
     pub fn parts(&self) -> Parts {
-        Parts::from(&*self.tenure)
+        Parts::from(&*self.tenure).without_sessions(self.rules.leaves_out_sessions)
     }
 
     /// How far the state has come.
@@ -136,11 +151,5 @@ impl Machine {
     #[must_use]
     pub fn refusal_to_open(&self, client: &Client, time: u64) -> Option<Reply> {
         self.sessions.refusal_to_open(client, self.session_time_at(time))
-    }
-
-    /// Forgets all sessions: the broken variant that keeps them in memory only.
-    #[cfg(test)]
-    pub(crate) fn forget_sessions(&mut self) {
-        self.sessions.forget_all();
     }
 }

@@ -67,14 +67,10 @@ pub use reached::Reached;
 #[cfg(feature = "server")]
 pub use read::Found;
 #[cfg(feature = "server")]
-pub use record::{Record, is_sealed};
-#[cfg(test)]
-pub(crate) use record::{seal, unseal};
+pub use record::{Record, is_sealed, seal, unseal};
 pub use reply::{Failure, Reply};
 #[cfg(feature = "server")]
 pub use shares::Held;
-#[cfg(test)]
-pub(crate) use state_root::LEAVES_OUT_SESSIONS;
 #[cfg(feature = "server")]
 pub use state_root::StateRoot;
 #[cfg(feature = "server")]

@@ -68,15 +68,27 @@ pub struct Parts {
     range: RingInterval,
     grid: u8,
     cells: u8,
+    leaves_out_sessions: bool,
 }
 
 impl From<&Tenure> for Parts {
     fn from(tenure: &Tenure) -> Self {
-        Self { group: tenure.group(), range: tenure.range, grid: tenure.grid, cells: tenure.cells() }
+        let (range, grid, cells) = (tenure.range, tenure.grid, tenure.cells());
+        Self { group: tenure.group(), range, grid, cells, leaves_out_sessions: false }
     }
 }
 
 impl Parts {
+    /// The same parts, whose hashes do not cover sessions: a broken variant, if that is true.
+    pub(super) fn without_sessions(self, leaves_out_sessions: bool) -> Self {
+        Self { leaves_out_sessions, ..self }
+    }
+
+    /// Whether a part's rows count in its hash; all do, but in a broken variant.
+    pub(super) fn is_hashed(&self, part: u8) -> bool {
+        !(self.leaves_out_sessions && part == self.sessions())
+    }
+
     /// The group.
     #[must_use]
     pub fn group(&self) -> GroupId {

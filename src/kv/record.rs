@@ -56,7 +56,8 @@ fn pieces(key: &[u8], length: usize) -> u16 {
 pub(super) const CHECKSUM_BYTES: usize = 4;
 
 /// Puts the checksum of key and body in front of the body.
-pub(crate) fn seal(raw_key: &[u8], body: &[u8]) -> Bytes {
+#[must_use]
+pub fn seal(raw_key: &[u8], body: &[u8]) -> Bytes {
     let mut record = BytesMut::with_capacity(CHECKSUM_BYTES + body.len());
     record.put_u32(checksum(raw_key, body));
     record.put_slice(body);
@@ -64,7 +65,7 @@ pub(crate) fn seal(raw_key: &[u8], body: &[u8]) -> Bytes {
 }
 
 /// Takes the checksum off again, if it is right.
-pub(crate) fn unseal(raw_key: &[u8], mut record: Bytes) -> Result<Bytes, StorageError> {
+pub fn unseal(raw_key: &[u8], mut record: Bytes) -> Result<Bytes, StorageError> {
     let damaged =
         || StorageError::corrupt(format!("record {}", raw_key.escape_ascii()), "its checksum is wrong");
     let crc = record.try_get_u32().map_err(|_| damaged())?;

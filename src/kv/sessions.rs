@@ -331,12 +331,6 @@ impl Sessions {
     pub(super) fn shares(&self) -> &Shares {
         &self.shares
     }
-
-    /// Forgets all sessions, for the broken variant that forgets them at a restart.
-    #[cfg(test)]
-    pub(super) fn forget_all(&mut self) {
-        *self = Self::default();
-    }
 }
 
 #[cfg(test)]

@@ -268,10 +268,4 @@ impl NodeCore {
     pub fn groups(&self) -> impl Iterator<Item = &Group> {
         self.groups.values()
     }
-
-    /// The node's groups, for watchers.
-    #[cfg(test)]
-    pub(crate) fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
-        self.groups.values_mut()
-    }
 }

@@ -1,12 +1,7 @@
-//! Whole nodes in one thread: the very core of production over a network that loses and disks that forget.
-
-mod liars;
-mod repair;
-mod sim;
+//! One core alone, told by a test what clients and other nodes would tell it. Whole clusters are simulated by `tetrachord-jepsen`.
 
 use super::core::{NodeCore, NodeEffect, NodeEvent, NodeSettings};
 use crate::group::Settings;
-use crate::kv::{Envelope, Operation, RequestId, SessionId};
 use crate::limits::Limits;
 use crate::ring::{Atlas, GroupId, NodeId, Position, Tenure, found_without_keys};
 use crate::shares::ClientId;
@@ -18,197 +13,6 @@ use crate::wire::{
     RetryReason,
 };
 use bytes::Bytes;
-use sim::{Defect, Plan, Sim};
-
-#[test]
-fn three_nodes_elect_a_leader_and_answer() {
-    let mut sim = Sim::new(Plan { nodes: 3, groups: 2, ..Plan::default() }, 1);
-    sim.run(2_000);
-    sim.work(3, 4);
-    sim.run(3_000);
-    sim.judge();
-    assert!(sim.answered() > 50, "{} answers", sim.answered());
-}
-
-#[test]
-fn no_message_leaves_before_the_record_it_rests_on_is_durable() {
-    // Disks are slow and lose what was not flushed; the watcher in `sim` reads every promise and acknowledgement that
-    // leaves a node and looks it up in what that node's disk durably holds.
-    for seed in 0..10 {
-        let mut sim =
-            Sim::new(Plan { nodes: 3, slow_disk_percent: 70, crash_per_mille: 4, ..Plan::default() }, seed);
-        sim.run(2_000);
-        sim.work(4, 4);
-        sim.run(4_000);
-        assert!(
-            sim.promises_checked > 0 && sim.acknowledgements_checked > 10,
-            "seed {seed}: nothing was watched"
-        );
-        sim.calm();
-        sim.judge();
-    }
-}
-
-#[test]
-fn random_faults_leave_every_history_linearizable() {
-    let mut totals = (0, 0, 0, 0);
-    let seeds = std::env::var("NODE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
-    for seed in 0..seeds {
-        let plan = Plan::draw(seed);
-        println!("seed {seed}: {plan:?}");
-        let mut sim = Sim::new(plan, seed);
-        sim.run(1_500);
-        sim.work(4, 4);
-        sim.run(8_000);
-        sim.calm();
-        sim.judge();
-        totals.0 += sim.answered();
-        totals.1 += sim.crashes;
-        totals.2 += sim.installed;
-        totals.3 += sim.compactions;
-    }
-    println!(
-        "{} answers, {} crashes, {} snapshots installed, {} logs rewritten",
-        totals.0, totals.1, totals.2, totals.3
-    );
-    assert!(
-        totals.0 > 5_000 && totals.1 > 40 && totals.2 > 2 && totals.3 > 20,
-        "too little was reached: {totals:?}"
-    );
-}
-
-#[test]
-fn a_leader_whose_disk_is_almost_full_gives_the_leadership_away() {
-    let mut sim = Sim::new(Plan { nodes: 3, ..Plan::default() }, 1);
-    sim.run(2_000);
-    let leader = sim.leader().unwrap();
-    sim.fill_disk(leader);
-    sim.run(1_000);
-    assert!(sim.leader().is_some_and(|new| new != leader), "{:?}", sim.leader());
-    sim.work(3, 4);
-    sim.run(3_000);
-    sim.judge();
-    assert!(sim.answered() > 50, "{} answers", sim.answered());
-}
-
-#[test]
-fn where_all_disks_are_almost_full_leadership_does_not_go_in_circles() {
-    let mut sim = Sim::new(Plan { nodes: 3, ..Plan::default() }, 1);
-    sim.run(2_000);
-    let mut leaders = Vec::new();
-    for _ in 0..50 {
-        (1..=3).for_each(|node| sim.fill_disk(NodeId(node)));
-        sim.run(100);
-        leaders.extend(sim.leader());
-    }
-    leaders.dedup();
-    assert!((2..=4).contains(&leaders.len()), "{leaders:?}");
-}
-
-/// What is overwritten takes no room in the state that waits for the tree; the log behind it does.
-#[test]
-fn the_log_of_one_key_that_is_written_over_and_over_stays_small_in_memory() {
-    let overlay_bytes_max = 20_000;
-    let mut sim = Sim::new(Plan { nodes: 3, overlay_bytes_max, ..Plan::default() }, 1);
-    sim.run(2_000);
-    sim.work(8, 1);
-    let mut most = 0;
-    for _ in 0..400 {
-        sim.run(10);
-        most = most.max(sim.log_bytes());
-    }
-    assert!(sim.answered() > 500, "{} answers", sim.answered());
-    // What is kept for others, four times the limit, and what comes while the tree is brought up to date.
-    assert!(most > 80_000 && most < 200_000, "{most} bytes");
-}
-
-#[test]
-fn a_replica_that_missed_a_truncated_log_comes_back_by_snapshot() {
-    let mut sim = Sim::new(Plan { nodes: 3, log_bytes_max: 20_000, ..Plan::default() }, 5);
-    sim.run(2_000);
-    sim.work(4, 4);
-    sim.stop_node(NodeId(3));
-    sim.run(6_000);
-    assert!(sim.compactions > 0, "the log was never rewritten");
-    sim.start_node(NodeId(3));
-    sim.run(3_000);
-    assert!(sim.installed > 0, "no snapshot was installed");
-    sim.calm();
-    sim.judge();
-}
-
-#[test]
-fn a_crash_at_every_flush_of_an_installation_is_survived() {
-    // The receiver of a snapshot is stopped after each of its first flushes in turn.
-    for flushes in 1..25 {
-        let mut sim = Sim::new(Plan { nodes: 3, log_bytes_max: 20_000, ..Plan::default() }, 5);
-        sim.run(2_000);
-        sim.work(4, 4);
-        sim.stop_node(NodeId(3));
-        sim.run(5_000);
-        sim.start_node(NodeId(3));
-        sim.stop_after_flushes(NodeId(3), flushes);
-        sim.run(2_000);
-        sim.start_node(NodeId(3));
-        sim.calm();
-        sim.judge();
-    }
-}
-
-/// The first of so many seeds that notices a defect in such weather.
-fn noticed_by(plan: &Plan, defect: Defect, seeds: u64) -> Option<u64> {
-    std::panic::set_hook(Box::new(|_| {}));
-    let noticed = (0..seeds).find(|seed| {
-        let plan = Plan { defect: Some(defect), ..plan.clone() };
-        let run = std::panic::catch_unwind(|| {
-            let mut sim = Sim::new(plan, *seed);
-            sim.run(1_500);
-            sim.work(6, 2);
-            sim.run(8_000);
-            sim.calm();
-            sim.judge();
-        });
-        run.is_err()
-    });
-    let _ = std::panic::take_hook();
-    println!("{defect:?}: noticed by seed {noticed:?}");
-    noticed
-}
-
-#[test]
-fn sessions_that_are_forgotten_at_a_restart_are_noticed() {
-    let plan = Plan { crash_per_mille: 8, drop_percent: 10, ..Plan::default() };
-    assert!(noticed_by(&plan, Defect::ForgetSessions, 60).is_some());
-    assert!(noticed_by(&plan, Defect::None, 3).is_none(), "the weather alone is survived");
-}
-
-#[test]
-fn reads_without_a_read_index_are_noticed() {
-    // A leader whose process stands still for a while is deposed without noticing.
-    let plan = Plan { pause_per_mille: 8, ..Plan::default() };
-    let defect = Defect::Engine(tetrachord_consensus::Mutation::ReadWithoutIndex);
-    assert!(noticed_by(&plan, defect, 60).is_some());
-    assert!(noticed_by(&plan, Defect::None, 3).is_none(), "the weather alone is survived");
-}
-
-#[test]
-fn acknowledgements_before_the_barrier_are_noticed() {
-    let defect = Defect::Engine(tetrachord_consensus::Mutation::AckBeforeBarrier);
-    assert!(noticed_by(&Plan { slow_disk_percent: 50, ..Plan::default() }, defect, 10).is_some());
-}
-
-#[test]
-fn hostile_frames_are_answered_or_ignored_and_never_stop_a_node() {
-    let mut sim = Sim::new(Plan { nodes: 3, ..Plan::default() }, 9);
-    sim.run(2_000);
-    let request = RequestId { session: SessionId(7), number: 0 };
-    let golden = Envelope::new(request, 0, &Operation::Open).of(CLIENT).encode();
-    sim.bombard(&golden, 3_000);
-    sim.work(2, 2);
-    sim.run(2_000);
-    sim.judge();
-    assert!(sim.answered() > 20);
-}
 
 /// A node whose peers say nothing by themselves.
 struct Alone {
@@ -302,8 +106,6 @@ fn one_of_four(disk: &MemoryDisk) -> Alone {
     Alone::start(NodeId(4), found_without_keys(4, 4, 3), disk)
 }
 
-const CLIENT: crate::kv::Client = [7; 32];
-
 const BUSY: Answer = Answer::Retry { reason: RetryReason::Busy, leader: None, maybe_applied: false };
 
 #[test]
@@ -371,17 +173,6 @@ fn an_eventual_read_needs_no_leader() {
     assert!(matches!(answer, Some(Answer::Retry { reason: RetryReason::Behind, .. })), "{answer:?}");
     let answer = answer_in(node.ask(read(Consistency::Linearizable)));
     assert!(matches!(answer, Some(Answer::Retry { reason: RetryReason::NoLeader, .. })), "{answer:?}");
-}
-
-#[test]
-fn whoever_passed_a_request_on_says_who_leads() {
-    let mut sim = Sim::new(Plan { nodes: 3, ..Plan::default() }, 1);
-    sim.run(2_000);
-    // One client at each node.
-    sim.work(3, 4);
-    sim.run(3_000);
-    assert!(sim.answered() > 50, "{} answers", sim.answered());
-    assert_eq!(sim.named.iter().copied().collect::<Vec<_>>(), [sim.leader().unwrap()]);
 }
 
 /// One client asks without end; another's request, and what replicas say, waits for little of it.

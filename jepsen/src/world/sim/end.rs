@@ -139,7 +139,7 @@ impl World {
         self.clients.iter().all(Client::is_idle) && applied.values().all(|slots| slots.len() == 1)
     }
 
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         let describe = |node: &Node| match &node.core {
             Some(core) => {
                 format!("lies={} {:?}\n", node.lies, core.status().groups)

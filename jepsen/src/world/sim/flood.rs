@@ -20,7 +20,7 @@ const BURSTS: u32 = 20;
 
 impl World {
     /// Its place is behind those of all other clients, the greedy one too.
-    fn place_of_flooder(&self) -> usize {
+    pub(super) fn place_of_flooder(&self) -> usize {
         self.plan.clients + 1
     }
 

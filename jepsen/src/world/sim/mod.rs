@@ -21,7 +21,7 @@ mod node;
 mod said;
 mod stale;
 #[cfg(test)]
-mod tests;
+mod stories;
 mod trace;
 
 use crate::nemesis::Nemesis;
@@ -40,7 +40,7 @@ use said::{Said, Statement};
 pub use stale::PASSED_ON;
 use stale::Stale;
 use std::collections::BTreeMap;
-use tetrachord::group::engine_message;
+use tetrachord::group::{Overheard, overhear};
 use tetrachord::node::checks::Line;
 use tetrachord::node::core::{NodeEffect, NodeEvent};
 use tetrachord::ring::{GroupId, NodeId, Tenure, TenureId};
@@ -244,16 +244,19 @@ impl World {
     }
 
     fn run_until(&mut self, end: u64) {
-        while self.violation.is_none()
-            && let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= end)
-        {
-            let ((moment, _), event) = entry.remove_entry();
-            self.now = moment;
-            self.events += 1;
-            self.trace.event(moment, &event);
-            self.take(event);
-        }
+        while self.violation.is_none() && self.take_next(end) {}
         self.now = self.now.max(end);
+    }
+
+    /// Takes the next event, if there is one that is not later than that.
+    fn take_next(&mut self, end: u64) -> bool {
+        let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= end) else { return false };
+        let ((moment, _), event) = entry.remove_entry();
+        self.now = moment;
+        self.events += 1;
+        self.trace.event(moment, &event);
+        self.take(event);
+        true
     }
 
     fn take(&mut self, event: Event) {
@@ -428,7 +431,14 @@ impl World {
         if is_empty || !self.durable.is_admitted(index) {
             return Some(format!("n{} speaks in {group} with a store that nobody knows", index + 1));
         }
-        let message = engine_message(body)?;
+        let message = match overhear(body) {
+            Overheard::Engine(message) => message,
+            Overheard::TakesParts(parts) => {
+                self.nodes[index].parts_taken += parts;
+                return None;
+            }
+            Overheard::Other => return None,
+        };
         if self.plan.mode == Mode::Crash {
             let message = codec::decode(&message).ok()?;
             return self.durable.check_message(index, group, &message);

@@ -30,7 +30,7 @@ pub(super) struct Node {
     pub(super) checks: Checks<(TenureId, Box<Unverified>)>,
     pub(super) is_checking: bool,
     is_syncing: bool,
-    is_writing: bool,
+    pub(super) is_writing: bool,
     /// The commit whose rows of a whole state are counted already in the time that its tree takes.
     counted: Option<CommitId>,
     pub(super) is_paused: bool,
@@ -49,6 +49,8 @@ pub(super) struct Node {
     pub(super) is_apart: bool,
     /// Whether it was just told what cannot be, so that it may stop.
     pub(super) is_told_nonsense: bool,
+    /// Parts of its groups' states that it asked others for, while it was honest.
+    pub(super) parts_taken: usize,
     /// Whether its disk is almost full.
     pub(super) is_short: bool,
     /// Its disk takes nothing until then.
@@ -112,6 +114,7 @@ impl Node {
             copy: None,
             is_apart: false,
             is_told_nonsense: false,
+            parts_taken: 0,
             is_short: false,
             hung_until: 0,
             is_hang_felt: false,
@@ -169,7 +172,7 @@ impl World {
             clients: (0..plan.clients + 2).map(|at| public(CLIENT_SECRETS + at)).collect(),
             request_millis: plan.request_millis,
             window: plan.window,
-            scrub_millis: 3_000,
+            scrub_millis: plan.scrub_millis,
             chaos: self.nodes[index].lies.then_some(plan.seed ^ index as u64),
         });
         NodeSettings {

@@ -2,7 +2,7 @@
 
 use super::Event;
 use super::network::Parcel;
-use tetrachord::group::engine_message;
+use tetrachord::group::{Overheard, overhear};
 use tetrachord::ring::GroupId;
 use tetrachord::wire::{self, AnswerFrame, PeerMessage};
 use tetrachord_consensus::{codec, paxos, pbft};
@@ -100,7 +100,11 @@ fn describe_peer(body: &[u8]) -> String {
 }
 
 fn describe_said(group: GroupId, body: &[u8]) -> String {
-    let Some(message) = engine_message(body) else { return format!("{group} state") };
+    let message = match overhear(body) {
+        Overheard::Engine(message) => message,
+        Overheard::TakesParts(parts) => return format!("{group} asks for {parts} parts of a state"),
+        Overheard::Other => return format!("{group} state"),
+    };
     // A message of one protocol may be readable as one of the other; which one is spoken is the same in all of a run.
     match (codec::decode::<paxos::Message>(&message), codec::decode::<pbft::Message>(&message)) {
         (Ok(message), Err(_)) => format!("{group} {message:?}"),
