@@ -11,7 +11,7 @@ use crate::shares::Account;
 use crate::storage::Storage;
 use crate::ticket::Ticket;
 use bytes::Bytes;
-use tetrachord_consensus::paxos::Own;
+use tetrachord_consensus::paxos::{Own, Replica};
 use tetrachord_consensus::{Proposal, ReplicaId};
 
 impl Group {
@@ -63,13 +63,33 @@ impl Group {
 
     /// Proposes and confirms what has gathered. Called when everything that arrived together has been taken in.
     pub fn flush(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        self.release_held_back(storage)?;
         self.confirm_reads(storage)?;
         self.propose(storage)?;
         self.end_turn(storage)?;
-        if self.is_checkpoint_urgent() && self.wants_checkpoint() {
+        if self.is_checkpoint_due() {
             self.checkpoint(storage)?;
         }
         Ok(())
+    }
+
+    /// Whether [`Self::flush`] would go on with something: what stood in its way may be gone since it was called.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        self.may_release() || self.may_propose() || self.is_checkpoint_due()
+    }
+
+    /// Whether the next batch may be proposed now.
+    fn may_propose(&self) -> bool {
+        let has_room = |paxos: &Replica| paxos.undecided() < BATCHES_IN_FLIGHT_MAX;
+        self.pipeline.may_propose()
+            && self.is_leading()
+            && !self.is_backed_up(2)
+            && self.seat.as_paxos().is_some_and(has_room)
+    }
+
+    fn is_checkpoint_due(&self) -> bool {
+        self.is_checkpoint_urgent() && self.wants_checkpoint()
     }
 
     fn confirm_reads(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
@@ -84,11 +104,8 @@ impl Group {
     }
 
     fn propose(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        while self.pipeline.may_propose() && self.is_leading() && !self.is_backed_up(2) {
-            let Some(paxos) = self.seat.paxos().filter(|paxos| paxos.undecided() < BATCHES_IN_FLIGHT_MAX)
-            else {
-                break;
-            };
+        while self.may_propose() {
+            let Some(paxos) = self.seat.paxos() else { break };
             let Some(batch) = self.pipeline.next_batch() else { break };
             match paxos.propose(Proposal::Batch(batch)) {
                 Ok(slot) => self.pipeline.proposed(slot),

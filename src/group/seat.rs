@@ -66,6 +66,14 @@ impl Seat {
         }
     }
 
+    /// The same, to look at.
+    pub(super) fn as_paxos(&self) -> Option<&paxos::Replica> {
+        match &self.order {
+            Order::Paxos(replica) => Some(replica),
+            Order::Pbft(_) => None,
+        }
+    }
+
     /// The engine of Byzantine mode, if it is one.
     pub(super) fn pbft(&mut self) -> Option<&mut pbft::Replica> {
         match &mut self.order {

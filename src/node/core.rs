@@ -15,6 +15,7 @@
 
 mod answers;
 mod commits;
+mod groups;
 mod life;
 mod log_rewrite;
 mod peers;
@@ -30,6 +31,7 @@ use crate::group::{Group, OpenError, Output};
 use crate::ring::{Atlas, GroupId, NodeId, TenureId};
 use crate::storage::{Commit, CommitId, Recovery, Storage};
 use crate::wire::{self, GroupBody, Opening, PeerMessage};
+use groups::Groups;
 use life::Life;
 use log_rewrite::{LogRewrite, Stage};
 use requests::Door;
@@ -46,7 +48,7 @@ pub struct NodeCore {
     atlas: Atlas,
     storage: Box<dyn Storage + Send>,
     roster: Roster,
-    groups: BTreeMap<GroupId, Group>,
+    groups: Groups,
     /// Requests of clients, and who waits for what.
     door: Door,
     leaders: BTreeMap<GroupId, Option<NodeId>>,
@@ -77,7 +79,7 @@ impl NodeCore {
         let mut records = tenures::records(std::mem::take(&mut recovery.log))?;
         let own = records.remove(&OWN).unwrap_or_default();
         let roster = roster::open(&settings, storage.as_ref(), &recovery, &own)?;
-        let mut groups = BTreeMap::new();
+        let mut groups = Groups::default();
         let opened = tenures::open(&settings, storage.as_ref(), &records)?;
         for tenure in opened.tenures {
             let (id, records) = (tenure.id, records.remove(&tenure.id).unwrap_or_default());
@@ -85,7 +87,7 @@ impl NodeCore {
             let mut group_settings = settings.group.clone();
             group_settings.options.seed = seed;
             let group = Group::open(storage.as_ref(), tenure, settings.node, &group_settings, &records)?;
-            groups.insert(id.group, group);
+            groups.insert(group);
         }
         let (rewrite, mutation) =
             (LogRewrite::above(settings.log_bytes_max), settings.group.options.mutation);
@@ -138,10 +140,10 @@ impl NodeCore {
                 self.door.gateway.close(connection);
                 self.door.watchers.close(connection);
             }
-            NodeEvent::Lie(lie) => self.groups.values_mut().for_each(|group| group.tell(lie)),
+            NodeEvent::Lie(lie) => self.groups.touch_all().for_each(|group| group.tell(lie)),
             NodeEvent::Verified { tenure, result } => {
                 self.note_verdict(&result);
-                let group = self.groups.get_mut(&tenure.group);
+                let group = self.groups.touch(tenure.group);
                 // What was right in one epoch of a group says nothing in another.
                 if let Some(group) = group.filter(|group| group.tenure().id == tenure) {
                     group.verified(self.storage.as_ref(), result)?;
@@ -150,7 +152,8 @@ impl NodeCore {
             NodeEvent::Durable(commit) => self.on_durable(commit)?,
             NodeEvent::Written(commit) => {
                 self.founding = self.founding.filter(|founding| *founding > commit);
-                for group in self.groups.values_mut() {
+                for name in self.groups.written(commit) {
+                    let group = self.groups.touch(name).expect("a group that writes is here");
                     group.written(self.storage.as_ref(), commit)?;
                 }
             }
@@ -165,7 +168,7 @@ impl NodeCore {
     }
 
     fn hand_over(&mut self) -> Result<(), StorageError> {
-        self.groups.values_mut().try_for_each(|group| group.hand_over(self.storage.as_ref()))
+        self.groups.touch_all().try_for_each(|group| group.hand_over(self.storage.as_ref()))
     }
 
     /// Orders and logs what has gathered since the last call, and hands out what must be done.
@@ -179,8 +182,8 @@ impl NodeCore {
     fn try_flush(&mut self) -> Result<(), StorageError> {
         self.take_turns()?;
         if self.roster.may_vote() {
-            for group in self.groups.values_mut() {
-                group.flush(self.storage.as_ref())?;
+            for at in 0..self.groups.touched() {
+                self.groups.nth_touched(at).flush(self.storage.as_ref())?;
             }
             if self.founding.is_none() {
                 self.compact_if_ready()?;
@@ -192,6 +195,9 @@ impl NodeCore {
             self.collect();
         }
         self.submit(false);
+        if self.founding.is_none() {
+            self.groups.settle();
+        }
         Ok(())
     }
 
@@ -200,7 +206,7 @@ impl NodeCore {
         self.life.started.get_or_insert(now);
         self.roster.tick(now, self.storage.log_end());
         if self.roster.may_vote() {
-            for group in self.groups.values_mut() {
+            for group in self.groups.touch_all() {
                 group.tick(self.storage.as_ref(), now, wall)?;
             }
             self.share_pins();
@@ -222,11 +228,11 @@ impl NodeCore {
             });
         }
         let mut frames = Frames::default();
-        let names: Vec<TenureId> = self.groups.values().map(|group| group.tenure().id).collect();
-        for tenure in names {
+        for at in 0..self.groups.touched() {
+            let group = self.groups.nth_touched(at);
+            let tenure = group.tenure().id;
             let name = tenure.group;
-            let outputs = self.groups.get_mut(&name).map(Group::take_outputs).unwrap_or_default();
-            for output in outputs {
+            for output in group.take_outputs() {
                 match output {
                     Output::Send { to, is_bulk, body } => {
                         let class = if is_bulk { Class::Bulk } else { Class::Consensus };
@@ -255,7 +261,7 @@ impl NodeCore {
     #[must_use]
     pub fn verifiers(&self) -> BTreeMap<TenureId, Verifier> {
         let verifier = |group: &Group| Some((group.tenure().id, group.verifier()?));
-        self.groups.values().filter_map(verifier).collect()
+        self.groups.iter().filter_map(verifier).collect()
     }
 
     /// Whether the log is rewritten as soon as the trees hold enough, for watchers.
@@ -266,6 +272,6 @@ impl NodeCore {
 
     /// The node's replicas, for watchers.
     pub fn groups(&self) -> impl Iterator<Item = &Group> {
-        self.groups.values()
+        self.groups.iter()
     }
 }

@@ -68,10 +68,15 @@ impl Group {
     }
 
     pub(in crate::group) fn release_held_back(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
-        match self.pressure.held_back {
-            Some(commit) if !self.holds_back() => self.durable(storage, commit),
-            _ => Ok(()),
+        match self.pressure.held_back.filter(|_| self.may_release()) {
+            Some(commit) => self.durable(storage, commit),
+            None => Ok(()),
         }
+    }
+
+    /// Whether the engine may be told what it was not told because too much waited.
+    pub(in crate::group) fn may_release(&self) -> bool {
+        self.pressure.held_back.is_some() && !self.holds_back()
     }
 
     /// Lets another lead if the group waits for this replica's tree alone, as far as one can tell from here.

@@ -11,7 +11,7 @@ use crate::wire::{self, Answer, Consistency, PeerMessage, RetryReason, Served};
 impl NodeCore {
     /// What a group says of a request, as it is told to whoever asked.
     pub(super) fn answer_of(&self, group: GroupId, outcome: Outcome) -> Answer {
-        let leader = self.groups.get(&group).and_then(Group::leader);
+        let leader = self.groups.get(group).and_then(Group::leader);
         let retry = |reason, maybe_applied| Answer::Retry { reason, leader, maybe_applied };
         match outcome {
             Outcome::Applied { reply, slot } => Answer::Reply { reply, slot, leader },

@@ -21,18 +21,25 @@ impl NodeCore {
         let own = self.roster.take_records(id, should_replace_log);
         commit.promises = !own.is_empty();
         commit.log.extend(own.into_iter().map(|body| LogRecord { tenure: OWN, kind: NOTE, body }));
-        for group in self.groups.values_mut() {
-            let taken = group.take_records();
+        if should_replace_log {
+            // Whatever is not in it is gone.
+            self.groups.touch_all().for_each(drop);
+        }
+        for at in 0..self.groups.touched() {
+            let group = self.groups.nth_touched(at);
+            let tenure = group.tenure().id;
+            let (taken, writes) = (group.take_records(), group.take_writes(id));
             is_whole &= taken.as_ref().is_some_and(|taken| taken.is_whole);
+            let (is_logging, is_writing) = (taken.is_some(), !writes.is_empty());
             if let Some(taken) = taken {
                 self.roster.on_logged();
-                let tenure = group.tenure().id;
                 let record = |body| LogRecord { tenure, kind: tenures::ENGINE, body };
                 commit.log.extend(taken.records.into_iter().map(record));
                 commit.promises |= taken.promises;
                 group.submitted(id);
             }
-            commit.state.extend(group.take_writes(id));
+            commit.state.extend(writes);
+            self.groups.note(id, tenure.group, is_logging, is_writing);
         }
         let is_careless = self.settings.group.options.mutation.replaces_without_all();
         commit.replaces_log = should_replace_log && (is_whole || is_careless);
@@ -46,7 +53,8 @@ impl NodeCore {
 
     pub(super) fn on_durable(&mut self, commit: CommitId) -> Result<(), StorageError> {
         self.roster.durable(commit);
-        for group in self.groups.values_mut() {
+        for name in self.groups.logged(commit) {
+            let group = self.groups.touch(name).expect("a group that logs is here");
             group.durable(self.storage.as_ref(), commit)?;
         }
         if matches!(self.rewrite.stage, Stage::Submitted(submitted) if submitted <= commit) {
@@ -71,8 +79,12 @@ impl NodeCore {
         self.submit(false);
         let id = CommitId(self.last_commit.0 + 1);
         let mut marks = Vec::new();
-        for group in self.groups.values_mut() {
+        self.groups.touch_all().for_each(drop);
+        for at in 0..self.groups.touched() {
+            let group = self.groups.nth_touched(at);
+            let name = group.tenure().group();
             marks.extend(group.tree_lost(self.storage.as_ref(), id, reason)?);
+            self.groups.note(id, name, false, true);
         }
         self.last_commit = id;
         self.storage.submit(Commit { id, state: vec![marks], replaces_tree: true, ..Commit::default() });

@@ -5,7 +5,6 @@ use crate::error::StorageError;
 use crate::group::Group;
 use crate::node::face::Room;
 use crate::node::status;
-use crate::ring::GroupId;
 use crate::wire::{NodeStatus, ProcessStats};
 use tetrachord_consensus::{Ticks, Timestamp};
 
@@ -43,7 +42,7 @@ impl NodeCore {
     /// not too often.
     pub(super) fn yield_to_those_with_room(&mut self) -> Result<(), StorageError> {
         let has_just = self.life.yielded_at.is_some_and(|at| self.now.since(at) < YIELD_TICKS);
-        let leads = self.groups.values().any(Group::is_leading);
+        let leads = self.groups.iter().any(Group::is_leading);
         if self.life.room == Room::Enough || has_just || !leads {
             return Ok(());
         }
@@ -54,7 +53,7 @@ impl NodeCore {
     /// What the node knows of itself.
     #[must_use]
     pub fn status(&self) -> NodeStatus {
-        let told = |(name, group): (&GroupId, &Group)| status::group_status(*name, group);
+        let told = |group: &Group| status::group_status(group.tenure().group(), group);
         NodeStatus {
             node: self.settings.node,
             incarnation: self.life.incarnation,

@@ -61,15 +61,18 @@ impl NodeCore {
         if bytes != self.rewrite.grown.0 {
             self.rewrite.grown = (bytes, self.now);
         }
-        let kept: usize = self.groups.values().map(Group::retain_bytes).sum();
-        self.now.since(self.rewrite.grown.1) >= LOG_IDLE_MILLIS && bytes > 2 * kept as u64 + LOG_IDLE_BYTES
+        if self.now.since(self.rewrite.grown.1) < LOG_IDLE_MILLIS {
+            return false;
+        }
+        let kept: usize = self.groups.iter().map(Group::retain_bytes).sum();
+        bytes > 2 * kept as u64 + LOG_IDLE_BYTES
     }
 
     /// The groups in which somebody lags share what a node keeps for such replicas. Those that need little leave it to the others.
     pub(super) fn share_pins(&mut self) {
-        let needs: Vec<usize> = self.groups.values().map(Group::lacked_bytes).collect();
+        let needs: Vec<usize> = self.groups.iter().map(Group::lacked_bytes).collect();
         let shares = shares(self.settings.group.pinned_bytes, &needs);
-        for (group, share) in self.groups.values_mut().zip(shares) {
+        for (group, share) in self.groups.touch_all().zip(shares) {
             group.set_pinned_bytes_max(share);
         }
     }
@@ -81,22 +84,22 @@ impl NodeCore {
         match self.rewrite.stage {
             Stage::Idle if self.storage.log_bytes() > self.rewrite.above_bytes || is_idle => {
                 self.rewrite.stage = Stage::Hastened(self.now);
-                for group in self.groups.values_mut() {
+                for group in self.groups.touch_all() {
                     group.hasten_checkpoint(self.storage.as_ref())?;
                 }
             }
             // A node that has just started knows of nothing that it may drop, however long its log is.
-            Stage::Hastened(_) if !self.groups.values().any(Group::has_gained) => {
-                for group in self.groups.values_mut() {
+            Stage::Hastened(_) if !self.groups.iter().any(Group::has_gained) => {
+                for group in self.groups.touch_all() {
                     group.hasten_checkpoint(self.storage.as_ref())?;
                 }
             }
             Stage::Hastened(since) => {
-                let is_ready = self.groups.values().all(Group::is_checkpointed);
+                let is_ready = self.groups.iter().all(Group::is_checkpointed);
                 if is_ready || self.now.since(since) >= PATIENCE_MILLIS {
                     // What was logged before must be in an earlier commit: this one stands for all of it.
                     self.submit(false);
-                    for group in self.groups.values_mut() {
+                    for group in self.groups.touch_all() {
                         group.compact(self.storage.as_ref())?;
                     }
                     self.submit(true);

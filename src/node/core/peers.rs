@@ -63,7 +63,7 @@ impl NodeCore {
 
     /// A replica speaks to one of the same group. What was said in another epoch of it means nothing here.
     fn on_said(&mut self, from: NodeId, said: &GroupBody) -> Result<(), StorageError> {
-        let group = self.groups.get_mut(&said.tenure.group);
+        let group = self.groups.touch(said.tenure.group);
         match group.filter(|group| group.tenure().id == said.tenure) {
             Some(group) => group.receive(self.storage.as_ref(), from, &said.body),
             None => Ok(()),
@@ -93,11 +93,8 @@ impl NodeCore {
     /// applied.
     fn give_up_forwards(&mut self, is_hopeless: impl Fn(&Forward) -> bool) {
         for forward in self.door.forwards.take_hopeless(is_hopeless) {
-            let leader = self
-                .groups
-                .get(&forward.owner)
-                .and_then(Group::leader)
-                .filter(|leader| *leader != forward.to);
+            let leader =
+                self.groups.get(forward.owner).and_then(Group::leader).filter(|leader| *leader != forward.to);
             let reason = if leader.is_some() { RetryReason::NotLeader } else { RetryReason::NoLeader };
             self.finish(forward.ticket, Answer::Retry { reason, leader, maybe_applied: true });
         }
@@ -105,34 +102,32 @@ impl NodeCore {
 
     /// A group has another leader, or none: what was passed on to the old one may never be answered.
     pub(super) fn watch_leaders(&mut self) {
-        let now: BTreeMap<GroupId, Option<NodeId>> =
-            self.groups.iter().map(|(name, group)| (*name, group.leader())).collect();
-        if now != self.leaders {
-            self.tell_leaders(&now);
+        let mut changed = BTreeMap::new();
+        for at in 0..self.groups.touched() {
+            let group = self.groups.nth_touched(at);
+            let (name, leader) = (group.tenure().group(), group.leader());
+            let before = self.leaders.insert(name, leader).flatten();
+            if before != leader {
+                self.tell_leader(name, before, leader);
+                changed.insert(name, leader);
+            }
+        }
+        if !changed.is_empty() {
             self.give_up_forwards(|forward| {
-                now.get(&forward.owner).is_some_and(|leader| *leader != Some(forward.to))
+                changed.get(&forward.owner).is_some_and(|leader| *leader != Some(forward.to))
             });
-            self.leaders = now;
         }
     }
 
     /// Elections and view changes are what an operator looks for first.
-    fn tell_leaders(&self, now: &BTreeMap<GroupId, Option<NodeId>>) {
+    fn tell_leader(&self, group: GroupId, before: Option<NodeId>, leader: Option<NodeId>) {
         let node = self.settings.node;
-        for (group, leader) in now {
-            let before = self.leaders.get(group).copied().flatten();
-            if before == *leader {
-                continue;
-            }
-            let attempt = self.groups.get(group).map(|group| group.engine().ballot).unwrap_or_default();
-            match (before, leader) {
-                (_, Some(leader)) if *leader == node => {
-                    tracing::info!(%group, %attempt, "this node leads");
-                }
-                (_, Some(leader)) => tracing::info!(%group, %leader, %attempt, "a leader was found"),
-                (Some(before), None) => tracing::info!(%group, %before, %attempt, "the leader was lost"),
-                (None, None) => {}
-            }
+        let attempt = self.groups.get(group).map(|group| group.engine().ballot).unwrap_or_default();
+        match (before, leader) {
+            (_, Some(leader)) if leader == node => tracing::info!(%group, %attempt, "this node leads"),
+            (_, Some(leader)) => tracing::info!(%group, %leader, %attempt, "a leader was found"),
+            (Some(before), None) => tracing::info!(%group, %before, %attempt, "the leader was lost"),
+            (None, None) => {}
         }
     }
 }

@@ -201,7 +201,7 @@ impl NodeCore {
     /// What the router knows of this node.
     fn view(&self) -> View<'_, impl Fn(GroupId) -> Option<Replica>> {
         let may_vote = self.roster.may_vote();
-        let replica = move |group| Some(Replica { leader: self.groups.get(&group)?.leader(), may_vote });
+        let replica = move |group| Some(Replica { leader: self.groups.get(group)?.leader(), may_vote });
         View { me: self.settings.node, atlas: &self.atlas, replica }
     }
 
@@ -240,7 +240,7 @@ impl NodeCore {
             return Ok(());
         }
         let storage = self.storage.as_ref();
-        let group = self.groups.get_mut(&owner).expect("the caller has found the group here");
+        let group = self.groups.touch(owner).expect("the caller has found the group here");
         match (request, command) {
             (Request::Command { envelope: bytes, .. }, Some(command)) => {
                 group.write(account, ticket, &command, bytes);

@@ -1,6 +1,7 @@
 //! What a node has checked for whom: where a check waits, and what becomes of whoever brought what does not hold.
 
 use super::NodeCore;
+use crate::group::Group;
 use crate::node::askers::Denied;
 use crate::node::checks::Line;
 use crate::node::face::NodeEffect;
@@ -47,7 +48,8 @@ impl NodeCore {
             let account = self.door.askers.account(Ticket(id.0));
             return Line::Bundles(account.unwrap_or(Account::Node(self.settings.node)));
         }
-        let members = &self.groups[&group].tenure().members;
+        let tenure = self.groups.get(group).map(Group::tenure).expect("a check is for a group that is here");
+        let members = &tenure.members;
         let member = job.replica().and_then(|replica| members.get(usize::from(replica.0)));
         let node = member.expect("a message comes from a replica of the group").node;
         if job.is_bundle() { Line::Bundles(Account::Node(node)) } else { Line::Replica(node) }
