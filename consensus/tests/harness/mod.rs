@@ -13,7 +13,7 @@ pub(crate) mod schedule;
 use bytes::Bytes;
 pub(crate) use random::Random;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use tetrachord_consensus::paxos::{Ballot, Effect, Message, Own, ProposeError, Recovered, Replica};
+use tetrachord_consensus::paxos::{Ballot, Effect, Message, Own, ProposeError, Reason, Recovered, Replica};
 use tetrachord_consensus::{
     Decided, Engine, Epoch, Event, GroupConfig, LogBase, Options, PersistToken, Proposal, Quorums, ReadId,
     ReplicaId, Retain, Slot, Ticks, Timestamp, codec,
@@ -303,7 +303,9 @@ impl Cluster {
         if self.cut.contains(&(envelope.from.0, envelope.to.0)) {
             return;
         }
-        self.note(|| format!("{} -> {} {}", envelope.from, envelope.to, describe(&envelope.message)));
+        if self.is_up(usize::from(envelope.to.0)) {
+            self.note(|| format!("{} -> {} {}", envelope.from, envelope.to, describe(&envelope.message)));
+        }
         self.step(
             usize::from(envelope.to.0),
             Event::Receive { from: envelope.from, message: envelope.message },
@@ -427,7 +429,8 @@ impl Cluster {
         }
     }
 
-    /// One replica leads a ballot, and a quorum has durably promised it.
+    /// One replica leads a ballot, and a quorum has durably promised it. Of one that needs no other's promise nobody hears before
+    /// its own is durable.
     fn watch_leader(&mut self, index: usize) {
         let replica = self.replica(index);
         let (promised, me) = (replica.promised(), replica.id());
@@ -437,7 +440,7 @@ impl Cluster {
             self.violations.push(Violation(format!("two leaders in ballot {ballot}")));
         }
         let promises = self.nodes.iter().filter(|node| node.durable.promised >= promised).count();
-        if is_new && promises < self.config.quorums.phase1() {
+        if is_new && promises < self.config.quorums.phase1() && self.config.quorums.phase1() > 1 {
             self.violations.push(Violation(format!("r{index} leads in {ballot} with {promises} promises")));
         }
     }
@@ -565,6 +568,9 @@ fn describe_message(message: &Message) -> String {
             format!("Accept {ballot} behind {} {entries:?} decided {decided}", previous.slot)
         }
         Message::Accepted { ballot, durable } => format!("Accepted {ballot} durable {durable}"),
+        Message::Reject { ballot, reason: Reason::NeedSync { view } } => {
+            format!("Reject {ballot} NeedSync behind {}", view.gathered.unwrap_or(view.last).slot)
+        }
         Message::Reject { ballot, reason } => format!("Reject {ballot} {reason:?}"),
         Message::Heartbeat { ballot, round, decided, quorate } => {
             format!(
@@ -573,8 +579,9 @@ fn describe_message(message: &Message) -> String {
             )
         }
         Message::HeartbeatReply { ballot, round, view, durable, .. } => {
+            let gathered = view.gathered.map_or(String::new(), |end| format!(" gathered {}", end.slot));
             format!(
-                "HeartbeatReply {ballot} round {round} accepted {} last {} durable {durable}",
+                "HeartbeatReply {ballot} round {round} accepted {} last {}{gathered} durable {durable}",
                 view.accepted, view.last.slot
             )
         }

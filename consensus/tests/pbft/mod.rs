@@ -106,6 +106,8 @@ pub(crate) struct Group {
     pub(crate) options: Options,
     pub(crate) domain: Domain,
     pub(crate) now: u64,
+    /// How far each clock is from the right time, in milliseconds.
+    pub(crate) clocks: Vec<i64>,
     /// What is decided for each slot, and its time.
     pub(crate) decided: BTreeMap<Slot, LogBase>,
     pub(crate) said: BTreeMap<Place, Digest>,
@@ -179,6 +181,7 @@ impl Group {
             options,
             domain,
             now: 1,
+            clocks: vec![0; ids.len()],
             decided: BTreeMap::new(),
             said: BTreeMap::new(),
             issued: BTreeSet::new(),
@@ -250,7 +253,8 @@ impl Group {
     }
 
     pub(crate) fn tick(&mut self, index: usize) {
-        let wall = Timestamp(1_000_000_000 + self.now * 1000);
+        let right = 1_000_000_000 + self.now * 1000;
+        let wall = Timestamp(right.saturating_add_signed(self.clocks[index] * 1000));
         self.step(index, Event::Tick { now: Ticks(self.now), wall });
     }
 
@@ -450,7 +454,10 @@ impl Group {
             Effect::Apply(decided) => self.apply(index, decided),
             Effect::Own(Own::Verify(unverified)) => self.nodes[index].checks.push_back(*unverified),
             Effect::Own(Own::Submitted { result, .. }) => {
-                self.nodes[index].refused += usize::from(result.is_err())
+                self.nodes[index].refused += usize::from(result.is_err());
+                if let Err(refusal) = result {
+                    self.note(|| format!("r{index} refuses a request: {refusal}"));
+                }
             }
             Effect::Own(Own::Checkpoint { slot }) => {
                 let root = self.root(index, slot);
@@ -476,6 +483,7 @@ impl Group {
     }
 
     fn on_fatal(&mut self, index: usize, reason: String) {
+        self.note(|| format!("r{index} stops: {reason}"));
         let node = &mut self.nodes[index];
         if node.is_honest() && !node.is_other_build {
             self.violations.push(Violation(format!("r{index} stopped: {reason}")));

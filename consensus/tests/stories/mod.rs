@@ -33,7 +33,12 @@ fn play<S: Story>(script: &str) -> String {
         told.push('\n');
         match &mut story {
             None => story = Some(S::begin(&command.split_whitespace().collect::<Vec<_>>())),
-            Some(story) => told.push_str(&story.act(command)),
+            Some(story) => {
+                println!("> {command}");
+                let followed = story.act(command);
+                print!("{followed}");
+                told.push_str(&followed);
+            }
         }
     }
     told
@@ -47,6 +52,8 @@ pub(crate) fn replay_all<S: Story>(folder: &str, at_least: usize) {
     assert!(files.len() >= at_least, "{} scripts", files.len());
     let mut changed = Vec::new();
     for file in files {
+        // Where a story ends that cannot go on.
+        println!("{}", file.display());
         let before = std::fs::read_to_string(&file).unwrap();
         let after = play::<S>(&before);
         if before == after {
@@ -66,6 +73,85 @@ pub(crate) fn replay_all<S: Story>(folder: &str, at_least: usize) {
         ));
     }
     assert!(changed.is_empty(), "stories changed; UPDATE=1 rewrites them:\n{}", changed.join("\n"));
+}
+
+/// Which lines are told: `quiet` none, `loud` all, `show WORD ...` those in which one of these words stands.
+#[derive(Default)]
+pub(crate) struct Shown {
+    is_quiet: bool,
+    words: Vec<String>,
+}
+
+impl Shown {
+    /// Whether the command was about this.
+    pub(crate) fn obeys(&mut self, command: &[&str]) -> bool {
+        let (is_quiet, words): (bool, &[&str]) = match command {
+            ["quiet"] => (true, &[]),
+            ["loud"] => (false, &[]),
+            ["show", words @ ..] => (false, words),
+            _ => return false,
+        };
+        *self = Self { is_quiet, words: words.iter().map(ToString::to_string).collect() };
+        true
+    }
+
+    /// What is told of these lines.
+    pub(crate) fn tell(&self, lines: Vec<String>) -> String {
+        let holds = |line: &str, word: &str| line.split([' ', ',', '[', ']']).any(|part| part == word);
+        let is_told =
+            |line: &String| self.words.is_empty() || self.words.iter().any(|word| holds(line, word));
+        lines.into_iter().filter(|line| !self.is_quiet && is_told(line)).map(|line| line + "\n").collect()
+    }
+}
+
+/// Messages under way, which a script may lose, keep back, or have twice.
+pub(crate) struct Traffic<E> {
+    between: fn(&E) -> (usize, usize),
+    late: Vec<E>,
+}
+
+impl<E: Clone> Traffic<E> {
+    /// Nothing is kept back yet. `between` says from whom to whom a message goes.
+    pub(crate) fn new(between: fn(&E) -> (usize, usize)) -> Self {
+        Self { between, late: Vec::new() }
+    }
+
+    /// Where the oldest message between the two is.
+    fn oldest(&self, messages: &[E], from: &str, to: &str) -> usize {
+        let found = messages.iter().position(|message| (self.between)(message) == (index(from), index(to)));
+        found.unwrap_or_else(|| panic!("nothing is under way from {from} to {to}"))
+    }
+
+    /// Where the message is that a command wants to be delivered now.
+    pub(crate) fn delivers(&mut self, command: &[&str], network: &mut Vec<E>) -> Option<usize> {
+        match command {
+            ["deliver", from, to] => Some(self.oldest(network, from, to)),
+            ["last", from, to] => {
+                let pair = (index(from), index(to));
+                Some(network.iter().rposition(|message| (self.between)(message) == pair).unwrap())
+            }
+            ["late", from, to] => {
+                network.insert(0, self.late.remove(self.oldest(&self.late, from, to)));
+                Some(0)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the command was about messages that are not delivered now.
+    pub(crate) fn obeys(&mut self, command: &[&str], network: &mut Vec<E>) -> bool {
+        match command {
+            ["drop", from, to] => {
+                let pair = (index(from), index(to));
+                network.retain(|message| (self.between)(message) != pair);
+            }
+            ["lose", from, to] => drop(network.remove(self.oldest(network, from, to))),
+            ["delay", from, to] => self.late.push(network.remove(self.oldest(network, from, to))),
+            ["copy", from, to] => self.late.push(network[self.oldest(network, from, to)].clone()),
+            _ => return false,
+        }
+        true
+    }
 }
 
 /// The number of a replica that a script names as `r2`.
