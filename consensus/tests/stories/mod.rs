@@ -97,7 +97,7 @@ impl Shown {
 
     /// What is told of these lines.
     pub(crate) fn tell(&self, lines: Vec<String>) -> String {
-        let holds = |line: &str, word: &str| line.split([' ', ',', '[', ']']).any(|part| part == word);
+        let holds = |line: &str, word: &str| line.split([' ', ',', ':', '[', ']']).any(|part| part == word);
         let is_told =
             |line: &String| self.words.is_empty() || self.words.iter().any(|word| holds(line, word));
         lines.into_iter().filter(|line| !self.is_quiet && is_told(line)).map(|line| line + "\n").collect()
