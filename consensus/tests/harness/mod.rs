@@ -381,6 +381,9 @@ impl Cluster {
     /// The state machine of one replica is on its way to another, as in a snapshot transfer.
     fn transfer(&mut self, from: usize, to: usize) {
         let state = self.nodes[from].applied.clone();
+        if self.is_slow {
+            self.note(|| format!("r{from} begins to give r{to} its state"));
+        }
         self.transfers.push(Transfer { from, to, state });
         if !self.is_slow {
             self.finish_transfer(self.transfers.len() - 1);
