@@ -225,5 +225,5 @@ fn operations(decided: &Decided) -> String {
 
 #[test]
 fn every_script_tells_the_same_story_as_before() {
-    stories::replay_all::<Told>("pbft", 56);
+    stories::replay_all::<Told>("pbft", 61);
 }
