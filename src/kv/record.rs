@@ -64,7 +64,7 @@ pub fn seal(raw_key: &[u8], body: &[u8]) -> Bytes {
     record.freeze()
 }
 
-/// Takes the checksum off again, if it is right.
+/// Takes the checksum off again. An error says that the record is damaged: its checksum is wrong, or missing.
 pub fn unseal(raw_key: &[u8], mut record: Bytes) -> Result<Bytes, StorageError> {
     let damaged =
         || StorageError::corrupt(format!("record {}", raw_key.escape_ascii()), "its checksum is wrong");

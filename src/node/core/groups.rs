@@ -1,7 +1,8 @@
 //! The groups of a node, and those among them that something has happened to.
 //!
-//! A node may have a thousand groups of which most have nothing to do. Whatever happens to a group happens through [`Groups::touch`], and what
+//! A node may have a thousand groups of which most have nothing to do. Whatever happens to a group, or to all, touches it, and what
 //! follows at the end of a turn, to propose, to log, to send, is done for those alone. A commit is reported to those that it has something of.
+//! A tick happens to all.
 
 use crate::group::Group;
 use crate::ring::GroupId;
@@ -126,5 +127,24 @@ impl Groups {
     /// The writes of a commit and of all before it are durable: whose they are.
     pub(super) fn written(&mut self, commit: CommitId) -> BTreeSet<GroupId> {
         self.writing.take(commit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_is_of_those_that_gave_something_and_stands_for_all_before() {
+        let mut under_way = UnderWay::default();
+        for (commit, group) in [(1, 1), (1, 2), (2, 2), (4, 3)] {
+            under_way.add(CommitId(commit), GroupId(group));
+        }
+        let mut take =
+            |commit| under_way.take(CommitId(commit)).into_iter().map(|group| group.0).collect::<Vec<_>>();
+        assert_eq!(take(1), [1, 2]);
+        assert_eq!(take(1), [], "once");
+        assert_eq!(take(3), [2], "those of a commit that was not told of by itself");
+        assert_eq!((take(3), take(5)), (vec![], vec![3]));
     }
 }
