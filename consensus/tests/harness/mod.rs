@@ -287,7 +287,7 @@ impl Cluster {
         node.gated = wait;
         let ready: Vec<(Envelope, PersistToken)> = ready;
         for (envelope, _) in ready {
-            self.network.push(envelope);
+            self.leave(index, envelope);
         }
         self.step(index, Event::Persisted { token });
         true
@@ -432,8 +432,8 @@ impl Cluster {
         }
     }
 
-    /// One replica leads a ballot, and a quorum has durably promised it. Of one that needs no other's promise nobody hears before
-    /// its own is durable.
+    /// One replica leads a ballot, and a quorum has durably promised it. One that needs no other's promise leads before its own is durable:
+    /// [`Self::leave`] sees to it that nobody hears of that.
     fn watch_leader(&mut self, index: usize) {
         let replica = self.replica(index);
         let (promised, me) = (replica.promised(), replica.id());
@@ -446,6 +446,23 @@ impl Cluster {
         if is_new && promises < self.config.quorums.phase1() && self.config.quorums.phase1() > 1 {
             self.violations.push(Violation(format!("r{index} leads in {ballot} with {promises} promises")));
         }
+    }
+
+    /// A message leaves. What only a leader says, a quorum has durably promised to listen to.
+    fn leave(&mut self, index: usize, envelope: Envelope) {
+        if let Ok(
+            Message::Accept { ballot, .. }
+            | Message::AcceptSync { ballot, .. }
+            | Message::Heartbeat { ballot, .. },
+        ) = codec::decode(&envelope.message)
+        {
+            let promises = self.nodes.iter().filter(|node| node.durable.promised >= ballot).count();
+            if promises < self.config.quorums.phase1() {
+                let text = format!("r{index} speaks as leader in {ballot}, which {promises} have promised");
+                self.violations.push(Violation(text));
+            }
+        }
+        self.network.push(envelope);
     }
 
     /// What is decided is durable at a quorum; where the leader says so, in its ballot or a later one.
@@ -469,7 +486,7 @@ impl Cluster {
                 let envelope = Envelope { from: ReplicaId(index as u8), to, message };
                 match after.filter(|token| *token > self.nodes[index].durable_token) {
                     Some(token) => self.nodes[index].gated.push((envelope, token)),
-                    None => self.network.push(envelope),
+                    None => self.leave(index, envelope),
                 }
             }
             Effect::Apply(decided) => self.apply(index, decided),

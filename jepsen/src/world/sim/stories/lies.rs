@@ -1,6 +1,6 @@
 //! Byzantine mode: nodes that lie, and what honest ones make of it.
 
-use super::{answered, end, replica, rest, run, runs_until, status};
+use super::{answered, end, replica, run, runs_until, status};
 use crate::nemesis::Nemesis;
 use crate::plan::{Mode, Plan};
 use crate::world::sim::{Event, PASSED_ON, World};
@@ -68,9 +68,8 @@ fn large_writes_stop_no_checkpoint_and_cost_no_view() {
 /// A node is away until no log reaches it any more.
 fn be_away(world: &mut World, index: usize) {
     world.crash(index, 0);
-    let (first, last) = (index == 0, status(world, usize::from(index == 0)).last);
-    let others: Vec<usize> =
-        (usize::from(first)..4).filter(|other| *other != index && !world.nodes[*other].lies).collect();
+    let others: Vec<usize> = (0..4).filter(|other| *other != index && !world.nodes[*other].lies).collect();
+    let last = status(world, others[0]).last;
     runs_until(world, 30_000, |world| others.iter().all(|other| status(world, *other).base > last + 64));
 }
 
@@ -141,5 +140,5 @@ fn a_node_that_passes_executed_requests_on_takes_no_view() {
     let passed_on = world.reached.get(PASSED_ON).copied().unwrap_or(0);
     assert!(passed_on > 100 && answered(&world) > 100, "{passed_on} were passed on");
     assert_eq!(view(&world), before, "an honest primary lost its view");
-    rest(&mut world);
+    end(&mut world);
 }
